@@ -1,0 +1,3 @@
+//! What a run should cost, from shapes alone. No fitted number lives here.
+
+pub mod ledger;

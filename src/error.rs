@@ -1,0 +1,190 @@
+//! The one error type. Variants hold values; the sentence is made in `Display`, the mend in `hint`.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::units::Bytes;
+
+/// What went wrong, with the values a person needs to mend it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder could not be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file or folder could not be written.
+    #[error("cannot write `{}`", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file does not say what its format demands.
+    #[error("`{}`{}: {message}", path.display(), line.map(|l| format!(", line {l}")).unwrap_or_default())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, counted from 1, when known.
+        line: Option<usize>,
+        /// What is wrong there.
+        message: String,
+        /// What was meant, when it can be guessed.
+        hint: Option<String>,
+    },
+    /// A value that parsed but cannot be used.
+    #[error("`{field}` is {got}, but must be {must}")]
+    Invalid {
+        /// Field or flag.
+        field: String,
+        /// What was given.
+        got: String,
+        /// What it must be.
+        must: String,
+    },
+    /// An architecture that Headroom has no model of.
+    #[error("unknown architecture `{model_type}`{}", reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
+    UnknownArchitecture {
+        /// `model_type` of the config.json.
+        model_type: String,
+        /// Why it is refused, where it is known and refused.
+        reason: Option<String>,
+        /// What is supported.
+        supported: &'static str,
+    },
+    /// A model name that is neither in the catalogue nor a folder.
+    #[error("unknown model `{name}`")]
+    UnknownModel {
+        /// As given.
+        name: String,
+        /// Names that look like it.
+        close: Vec<String>,
+    },
+    /// The weights of a model that is known by name are not on this machine.
+    #[error("the weights of `{name}` are not on this machine")]
+    NoWeights {
+        /// As given.
+        name: String,
+    },
+    /// A machine that is not in the chip table.
+    #[error("unknown machine `{name}`")]
+    UnknownMachine {
+        /// As given.
+        name: String,
+        /// What is known.
+        known: String,
+    },
+    /// A tensor is absent or has another shape, or a weights file is damaged.
+    #[error("weights in `{}`: {reason}", path.display())]
+    Weights {
+        /// Folder or file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Data that cannot be trained on.
+    #[error("data in `{}`: {reason}", path.display())]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The tokenizer does not fit the model, or cannot be used.
+    #[error("tokenizer of `{model}`: {reason}")]
+    Tokenizer {
+        /// The model.
+        model: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An adapter, checkpoint or run folder that does not belong to this run.
+    #[error("`{}` does not fit: {reason}", path.display())]
+    Mismatch {
+        /// The folder or file.
+        path: PathBuf,
+        /// Every difference found.
+        reason: String,
+    },
+    /// The training diverged.
+    #[error("the {what} of step {step} is {value}; the run was stopped before the optimizer could use it")]
+    NotFinite {
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// Optimizer step, counted from 1.
+        step: usize,
+        /// The value.
+        value: f64,
+    },
+    /// A child process or an engine failed in a way that is no answer.
+    #[error("{engine}: {reason}")]
+    Engine {
+        /// Which.
+        engine: String,
+        /// Why.
+        reason: String,
+    },
+    /// Refused, because it would not fit.
+    #[error("{what} needs {needs}, but {limit} is available")]
+    DoesNotFit {
+        /// What was to be run.
+        what: String,
+        /// Upper bound of what it takes.
+        needs: Bytes,
+        /// The limit that binds.
+        limit: Bytes,
+    },
+    /// A tensor operation failed: a broken invariant of ours, or the device.
+    #[error("tensor operation")]
+    Tensor(#[from] candle_core::Error),
+    /// A value could not be written as JSON or TOML: a broken invariant of ours.
+    #[error("cannot serialise {what}: {reason}")]
+    Serialise {
+        /// What.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("check the spelling; a relative path in a run file is relative to that file".into())
+            }
+            Self::Parse { hint, .. } => hint.clone(),
+            Self::UnknownArchitecture { supported, .. } => Some(format!("supported: {supported}")),
+            Self::UnknownModel { close, .. } if !close.is_empty() => Some(format!("did you mean {}?", close.join(", "))),
+            Self::UnknownModel { .. } => {
+                Some("give a folder with config.json, *.safetensors and tokenizer.json, or a name from `headroom doctor --models`".into())
+            }
+            Self::NoWeights { name } => Some(format!("fetch them with `hf download {name}`, or give a folder with `--model DIR`")),
+            Self::UnknownMachine { known, .. } => Some(format!("known: {known}; or give --ram alone")),
+            Self::NotFinite { .. } => Some("lower `learning_rate`, or set `max_grad_norm`; the last checkpoint is intact".into()),
+            Self::DoesNotFit { .. } => Some("`headroom plan` finds what does; `--force` runs it all the same".into()),
+            _ => None,
+        }
+    }
+
+    /// The exit code: 1 where the answer is "no", 2 where there is no answer.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::DoesNotFit { .. } => 1,
+            _ => 2,
+        }
+    }
+
+    /// An [`Error::Invalid`] in one line.
+    pub fn invalid(field: impl Into<String>, got: impl ToString, must: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), got: got.to_string(), must: must.into() }
+    }
+}

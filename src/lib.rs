@@ -1,0 +1,8 @@
+//! Headroom: what is the best LoRA run this Mac can finish, and will it really fit?
+
+pub mod cost;
+pub mod error;
+pub mod predict;
+pub mod spec;
+pub mod trainer;
+pub mod units;

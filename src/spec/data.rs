@@ -1,0 +1,96 @@
+//! What the data decides: how long its examples are.
+
+use serde::{Deserialize, Serialize};
+
+/// Token lengths of a data set's examples, before any cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenLengths {
+    /// Ascending.
+    lengths: Vec<u32>,
+}
+
+impl TokenLengths {
+    /// From lengths in any order.
+    pub fn new(mut lengths: Vec<u32>) -> Self {
+        lengths.sort_unstable();
+        Self { lengths }
+    }
+
+    /// Number of examples.
+    pub fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// No examples.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    /// Ascending lengths.
+    pub fn sorted(&self) -> &[u32] {
+        &self.lengths
+    }
+
+    /// The longest example, 0 if there is none.
+    pub fn max(&self) -> usize {
+        self.lengths.last().map_or(0, |&n| n as usize)
+    }
+
+    /// Mean length once examples are cut to `cap` tokens.
+    pub fn mean_cut(&self, cap: usize) -> f64 {
+        let sum: u64 = self.lengths.iter().map(|&n| u64::from(n).min(cap as u64)).sum();
+        sum as f64 / self.len().max(1) as f64
+    }
+
+    /// The shortest length that leaves at least `fraction` of the examples uncut.
+    pub fn uncut(&self, fraction: f64) -> usize {
+        let rank = (fraction * self.len() as f64).ceil() as usize;
+        self.lengths.get(rank.clamp(1, self.len().max(1)) - 1).map_or(0, |&n| n as usize)
+    }
+
+    /// Mean length of a padded batch of `batch_size` when examples are drawn at random and cut to `cap`:
+    /// the expected maximum of `batch_size` draws without replacement.
+    pub fn mean_padded(&self, batch_size: usize, cap: usize) -> f64 {
+        let n = self.len();
+        let b = batch_size.min(n);
+        if b == 0 {
+            return 0.0;
+        }
+        // P(the maximum is the i-th smallest) = C(i-1, b-1) / C(n, b), walked down from the largest.
+        let mut probability = b as f64 / n as f64;
+        let mut mean = 0.0;
+        for i in (b..=n).rev() {
+            mean += probability * (self.lengths[i - 1] as usize).min(cap) as f64;
+            if i > b {
+                probability *= (i - b) as f64 / (i - 1) as f64;
+            }
+        }
+        mean
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cut_and_quantile() {
+        let lengths = TokenLengths::new(vec![30, 10, 20, 40]);
+        assert_eq!(lengths.sorted(), [10, 20, 30, 40]);
+        assert_eq!(lengths.uncut(0.75), 30);
+        assert_eq!(lengths.uncut(0.99), 40);
+        assert_eq!(lengths.mean_cut(25), (10 + 20 + 25 + 25) as f64 / 4.0);
+        assert_eq!(TokenLengths::new(vec![]).uncut(0.99), 0);
+    }
+
+    #[test]
+    fn padded_mean_is_the_mean_over_all_batches() {
+        let lengths = TokenLengths::new(vec![1, 2, 4, 9]);
+        // Pairs: maxima 2 4 9 4 9 9.
+        assert!((lengths.mean_padded(2, 100) - 37.0 / 6.0).abs() < 1e-12);
+        assert!((lengths.mean_padded(2, 5) - (2 + 4 + 5 + 4 + 5 + 5) as f64 / 6.0).abs() < 1e-12);
+        assert!((lengths.mean_padded(1, 100) - 4.0).abs() < 1e-12);
+        assert!((lengths.mean_padded(4, 100) - 9.0).abs() < 1e-12);
+        assert!((lengths.mean_padded(9, 100) - 9.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,227 @@
+//! The tensors of a checkpoint by Hugging Face's names, and the projections LoRA can sit on.
+//!
+//! One list serves the cost model (which counts it) and the trainer (which loads it).
+
+use crate::error::{Error, Result};
+use crate::spec::model::{ModelSpec, ModelType};
+
+/// One stored tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Name in the checkpoint, as transformers writes it.
+    pub name: String,
+    /// Shape as stored.
+    pub shape: Vec<usize>,
+}
+
+/// What a projection does in its block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Role {
+    Q,
+    K,
+    V,
+    /// q, k and v in one.
+    Qkv,
+    O,
+    Gate,
+    Up,
+    /// gate and up in one.
+    GateUp,
+    Down,
+}
+
+/// A linear layer of a block: `y = x W^T + b`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Projection {
+    /// Its place in the block.
+    pub role: Role,
+    /// Path inside the block, such as `self_attn.q_proj`.
+    pub path: &'static str,
+    /// Width of `x`.
+    pub in_features: usize,
+    /// Width of `y`.
+    pub out_features: usize,
+    /// Whether it has a bias.
+    pub bias: bool,
+}
+
+impl Projection {
+    /// The last part of the path, by which `target_modules` names it.
+    pub fn name(&self) -> &'static str {
+        self.path.rsplit('.').next().unwrap_or(self.path)
+    }
+
+    /// Parameters of its weight and bias.
+    pub fn params(&self) -> u64 {
+        (self.in_features * self.out_features + if self.bias { self.out_features } else { 0 }) as u64
+    }
+
+    /// Parameters of a LoRA of this rank on it: A (rank x in) and B (out x rank).
+    pub fn lora_params(&self, rank: usize) -> u64 {
+        (rank * (self.in_features + self.out_features)) as u64
+    }
+}
+
+/// Names of a block's norms; each is a `weight`, and a `bias` where the norm has one.
+#[derive(Clone, Copy, Debug)]
+pub struct NormNames {
+    /// Before attention.
+    pub input: &'static str,
+    /// After attention, inside the residual (Gemma).
+    pub post_attention: Option<&'static str>,
+    /// Before the MLP.
+    pub pre_mlp: &'static str,
+    /// After the MLP, inside the residual (Gemma).
+    pub post_mlp: Option<&'static str>,
+}
+
+impl ModelSpec {
+    /// What every name of the model starts with, as transformers writes it: `model` or `transformer`.
+    pub fn base_prefix(&self) -> &'static str {
+        if self.model_type == ModelType::Gpt2 { "transformer" } else { "model" }
+    }
+
+    /// Path of block `i`.
+    pub fn block_path(&self, i: usize) -> String {
+        if self.model_type == ModelType::Gpt2 { format!("transformer.h.{i}") } else { format!("model.layers.{i}") }
+    }
+
+    /// Name of the token embedding.
+    pub fn embedding_name(&self) -> &'static str {
+        if self.model_type == ModelType::Gpt2 { "transformer.wte.weight" } else { "model.embed_tokens.weight" }
+    }
+
+    /// Name of the last norm, without `.weight`.
+    pub fn final_norm_name(&self) -> &'static str {
+        if self.model_type == ModelType::Gpt2 { "transformer.ln_f" } else { "model.norm" }
+    }
+
+    /// Names of the norms of a block.
+    pub fn norm_names(&self) -> NormNames {
+        match self.model_type {
+            ModelType::Gpt2 => NormNames { input: "ln_1", post_attention: None, pre_mlp: "ln_2", post_mlp: None },
+            _ if self.post_norms => NormNames {
+                input: "input_layernorm",
+                post_attention: Some("post_attention_layernorm"),
+                pre_mlp: "pre_feedforward_layernorm",
+                post_mlp: Some("post_feedforward_layernorm"),
+            },
+            _ => NormNames {
+                input: "input_layernorm",
+                post_attention: None,
+                pre_mlp: "post_attention_layernorm",
+                post_mlp: None,
+            },
+        }
+    }
+
+    /// Weights are stored `[in, out]` (GPT-2's Conv1D) and not `[out, in]`.
+    pub fn conv1d(&self) -> bool {
+        self.model_type == ModelType::Gpt2
+    }
+
+    /// The linear layers of a block, in the order they run.
+    pub fn projections(&self) -> Vec<Projection> {
+        let (h, f, q, kv) = (self.hidden_size, self.intermediate_size, self.q_size(), self.kv_size());
+        let (a, m) = (&self.attention, &self.mlp);
+        let make =
+            |role, path, in_features, out_features, bias| Projection { role, path, in_features, out_features, bias };
+        let gpt2 = self.model_type == ModelType::Gpt2;
+        let mut list = Vec::with_capacity(7);
+        if a.fused_qkv {
+            list.push(make(
+                Role::Qkv,
+                if gpt2 { "attn.c_attn" } else { "self_attn.qkv_proj" },
+                h,
+                q + 2 * kv,
+                a.qkv_bias,
+            ));
+        } else {
+            list.push(make(Role::Q, "self_attn.q_proj", h, q, a.qkv_bias));
+            list.push(make(Role::K, "self_attn.k_proj", h, kv, a.qkv_bias));
+            list.push(make(Role::V, "self_attn.v_proj", h, kv, a.qkv_bias));
+        }
+        list.push(make(Role::O, if gpt2 { "attn.c_proj" } else { "self_attn.o_proj" }, q, h, a.o_bias));
+        if m.gated && m.fused {
+            list.push(make(Role::GateUp, "mlp.gate_up_proj", h, 2 * f, m.bias));
+            list.push(make(Role::Down, "mlp.down_proj", f, h, m.bias));
+        } else if m.gated {
+            list.push(make(Role::Gate, "mlp.gate_proj", h, f, m.bias));
+            list.push(make(Role::Up, "mlp.up_proj", h, f, m.bias));
+            list.push(make(Role::Down, "mlp.down_proj", f, h, m.bias));
+        } else {
+            list.push(make(Role::Up, "mlp.c_fc", h, f, m.bias));
+            list.push(make(Role::Down, "mlp.c_proj", f, h, m.bias));
+        }
+        list
+    }
+
+    /// The projections that `target_modules` names, in running order; every name must hit something.
+    pub fn targets(&self, target_modules: &[String]) -> Result<Vec<Projection>> {
+        let all = self.projections();
+        if target_modules.iter().any(|t| t == "all-linear") {
+            return Ok(all);
+        }
+        let hit = |p: &Projection, t: &str| p.name() == t || p.path == t;
+        if let Some(lost) = target_modules.iter().find(|t| !all.iter().any(|p| hit(p, t))) {
+            let names: Vec<&str> = all.iter().map(Projection::name).collect();
+            return Err(Error::invalid(
+                "target_modules",
+                format!("`{lost}`"),
+                format!("\"all-linear\" or some of {}", names.join(", ")),
+            ));
+        }
+        Ok(all.into_iter().filter(|p| target_modules.iter().any(|t| hit(p, t))).collect())
+    }
+
+    /// Every stored tensor, each once (a tied head is the embedding).
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let mut list = Vec::new();
+        let mut push = |name: String, shape: Vec<usize>| list.push(TensorSpec { name, shape });
+        push(self.embedding_name().into(), vec![self.vocab_size, self.hidden_size]);
+        if self.model_type == ModelType::Gpt2 {
+            push("transformer.wpe.weight".into(), vec![self.max_position_embeddings, self.hidden_size]);
+        }
+        for i in 0..self.num_hidden_layers {
+            for (name, shape) in self.block_tensors() {
+                push(format!("{}.{name}", self.block_path(i)), shape);
+            }
+        }
+        for (suffix, shape) in self.norm_tensors(self.hidden_size) {
+            push(format!("{}.{suffix}", self.final_norm_name()), shape);
+        }
+        if !self.tie_word_embeddings {
+            push("lm_head.weight".into(), vec![self.vocab_size, self.hidden_size]);
+        }
+        list
+    }
+
+    /// The tensors of one block, by their path in it.
+    pub fn block_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let mut list = Vec::new();
+        let names = self.norm_names();
+        for norm in [Some(names.input), names.post_attention, Some(names.pre_mlp), names.post_mlp].into_iter().flatten()
+        {
+            list.extend(self.norm_tensors(self.hidden_size).map(|(s, shape)| (format!("{norm}.{s}"), shape)));
+        }
+        if self.attention.qk_norm {
+            list.push(("self_attn.q_norm.weight".into(), vec![self.attention.head_dim]));
+            list.push(("self_attn.k_norm.weight".into(), vec![self.attention.head_dim]));
+        }
+        for p in self.projections() {
+            let shape =
+                if self.conv1d() { vec![p.in_features, p.out_features] } else { vec![p.out_features, p.in_features] };
+            list.push((format!("{}.weight", p.path), shape));
+            if p.bias {
+                list.push((format!("{}.bias", p.path), vec![p.out_features]));
+            }
+        }
+        list
+    }
+
+    fn norm_tensors(&self, width: usize) -> impl Iterator<Item = (&'static str, Vec<usize>)> + use<> {
+        let bias = self.norm.layer_norm.then(|| ("bias", vec![width]));
+        std::iter::once(("weight", vec![width])).chain(bias)
+    }
+}
