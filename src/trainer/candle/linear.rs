@@ -1,0 +1,167 @@
+//! A projection: a frozen weight, and the adapter on it, forward and backward.
+//!
+//! The frozen weight gets no gradient; it only carries the gradient through.
+
+use candle_core::{DType, Device, Result, Tensor};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::ops;
+
+/// A frozen weight in its storage format.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    /// Stored `[in, out]` (GPT-2) and not `[out, in]`.
+    transposed: bool,
+}
+
+impl Frozen {
+    /// `weight [out, in]`, or `[in, out]` if `transposed`; `bias [out]`.
+    pub fn new(weight: Tensor, bias: Option<Tensor>, transposed: bool) -> Result<Self> {
+        let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
+        Ok(Self { weight, bias, transposed })
+    }
+
+    /// In f32, `[out, in]` as a view; a copy only where the storage format is another.
+    fn matrix(&self) -> Result<Tensor> {
+        let w = self.weight.to_dtype(DType::F32)?;
+        if self.transposed { w.t() } else { Ok(w) }
+    }
+
+    /// `x W' + b`, `[rows, out]`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = x.matmul(&self.matrix()?.t()?)?;
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+
+    /// `g W`, the gradient with respect to `x`.
+    pub fn backward(&self, g: &Tensor) -> Result<Tensor> {
+        g.matmul(&self.matrix()?)
+    }
+
+    /// Selected rows of `[out, in]`, in f32: the embedding's lookup.
+    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        self.weight.index_select(ids, 0)?.to_dtype(DType::F32)
+    }
+}
+
+/// The trainable pair of one projection: the update is `scale * B A`.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// `[rank, in]`
+    pub a: Tensor,
+    /// `[out, rank]`
+    pub b: Tensor,
+}
+
+/// What stays the same for all adapters of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraSettings {
+    /// alpha / rank
+    pub scale: f64,
+    /// Probability that an input is dropped.
+    pub dropout: f64,
+}
+
+/// Which numbers a dropout draws: the same in the forward pass and when it is made again in backward.
+#[derive(Clone, Copy, Debug)]
+pub struct DropoutKey {
+    /// Of the run.
+    pub seed: u64,
+    /// Micro-batch, counted over the whole run.
+    pub micro_step: u64,
+    /// Projection, counted over the whole model.
+    pub site: u64,
+}
+
+impl DropoutKey {
+    /// Factors for `[rows, width]`: 0, or 1 / (1 - p). Row r is drawn from the stream of its own position, so that
+    /// working in chunks draws the same numbers.
+    fn mask(self, p: f64, first_row: usize, (rows, width): (usize, usize), device: &Device) -> Result<Tensor> {
+        let keep = (1.0 / (1.0 - p)) as f32;
+        let mut data = Vec::with_capacity(rows * width);
+        for row in first_row..first_row + rows {
+            let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ self.micro_step.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            rng.set_stream(self.site << 32 | row as u64);
+            data.extend((0..width).map(|_| if rng.random::<f64>() < p { 0.0 } else { keep }));
+        }
+        Tensor::from_vec(data, (rows, width), device)
+    }
+}
+
+/// A projection of a block, ready to run.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// The base.
+    pub frozen: Frozen,
+    /// The adapter, where this projection has one.
+    pub adapter: Option<Adapter>,
+    /// Scale and dropout.
+    pub lora: LoraSettings,
+}
+
+/// Where in the run a projection is being used.
+#[derive(Clone, Copy, Debug)]
+pub struct Use {
+    /// Draws the dropout; `None` outside of training.
+    pub dropout: Option<DropoutKey>,
+    /// Row of the micro-batch that the input starts at.
+    pub first_row: usize,
+}
+
+/// Gradients of an adapter.
+#[derive(Debug)]
+pub struct AdapterGrad {
+    /// `[rank, in]`
+    pub a: Tensor,
+    /// `[out, rank]`
+    pub b: Tensor,
+}
+
+impl Linear {
+    fn dropped(&self, x: &Tensor, at: Use) -> Result<Tensor> {
+        match at.dropout {
+            Some(key) if self.lora.dropout > 0.0 => {
+                x * key.mask(self.lora.dropout, at.first_row, x.dims2()?, x.device())?
+            }
+            _ => Ok(x.clone()),
+        }
+    }
+
+    /// `x W' + b + scale (drop(x) A') B'`
+    pub fn forward(&self, x: &Tensor, at: Use) -> Result<Tensor> {
+        let y = self.frozen.forward(x)?;
+        let Some(Adapter { a, b }) = &self.adapter else { return Ok(y) };
+        let hidden = (self.dropped(x, at)?.matmul(&a.t()?)? * self.lora.scale)?;
+        ops::add(&y, &hidden.matmul(&b.t()?)?)
+    }
+
+    /// Gradients with respect to `x` (unless `need_dx` is false) and to the adapter, from the output's gradient `g`.
+    pub fn backward(
+        &self,
+        x: &Tensor,
+        g: &Tensor,
+        at: Use,
+        need_dx: bool,
+    ) -> Result<(Option<Tensor>, Option<AdapterGrad>)> {
+        let mut dx = if need_dx { Some(self.frozen.backward(g)?) } else { None };
+        let Some(Adapter { a, b }) = &self.adapter else { return Ok((dx, None)) };
+        let x = self.dropped(x, at)?;
+        let hidden = (x.matmul(&a.t()?)? * self.lora.scale)?;
+        let d_hidden = (g.matmul(b)? * self.lora.scale)?;
+        let grad = AdapterGrad { a: d_hidden.t()?.matmul(&x)?, b: g.t()?.matmul(&hidden)? };
+        if let Some(base) = dx {
+            let mut through = d_hidden.matmul(a)?;
+            if let (Some(key), true) = (at.dropout, self.lora.dropout > 0.0) {
+                through = (through * key.mask(self.lora.dropout, at.first_row, x.dims2()?, x.device())?)?;
+            }
+            dx = Some(ops::add(&base, &through)?);
+        }
+        Ok((dx, Some(grad)))
+    }
+}
