@@ -2,8 +2,9 @@
 
 use candle_core::{Result, Tensor};
 
+use super::block::Grads;
 use super::linear::{Adapter, AdapterGrad};
-use super::model::{Decoder, Grads};
+use super::model::Decoder;
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
@@ -85,14 +86,4 @@ pub fn clip(grads: Grads, norm: f64, max_norm: f64) -> Result<Grads> {
     }
     let scale = |g: AdapterGrad| Ok(AdapterGrad { a: (g.a * factor)?, b: (g.b * factor)? });
     grads.into_iter().map(|g| g.map(scale).transpose()).collect()
-}
-
-/// Adds the gradients of a micro-batch to those gathered before.
-pub fn accumulate(sum: Option<Grads>, more: Grads) -> Result<Grads> {
-    let Some(sum) = sum else { return Ok(more) };
-    let add = |pair: (Option<AdapterGrad>, Option<AdapterGrad>)| match pair {
-        (Some(x), Some(y)) => Ok(Some(AdapterGrad { a: (x.a + y.a)?, b: (x.b + y.b)? })),
-        (x, y) => Ok(x.or(y)),
-    };
-    sum.into_iter().zip(more).map(add).collect()
 }

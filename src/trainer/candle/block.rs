@@ -73,8 +73,8 @@ struct AttentionTape {
     out: Tensor,
 }
 
-/// Adapter gradients of a block, by the projection's index in [`Block::linears`].
-pub type BlockGrads = Vec<(usize, AdapterGrad)>;
+/// Adapter gradients gathered so far, one place per projection of the model, in running order.
+pub type Grads = Vec<Option<AdapterGrad>>;
 
 impl Block {
     fn find(&self, role: Role) -> Option<usize> {
@@ -93,14 +93,8 @@ impl Block {
 
     fn back(&self, role: Role, x: &Tensor, g: &Tensor, to: &mut Back<'_>) -> Result<Option<Tensor>> {
         let i = self.find(role).ok_or_else(|| candle_core::Error::Msg(format!("block has no {role:?}")))?;
-        let (dx, grad) = self.linears[i].1.backward(x, g, self.site(i, to.rows, to.first_row), to.need_dx)?;
-        if let Some(grad) = grad {
-            match to.grads.iter_mut().find(|(j, _)| *j == i) {
-                Some((_, sum)) => *sum = AdapterGrad { a: (&sum.a + grad.a)?, b: (&sum.b + grad.b)? },
-                None => to.grads.push((i, grad)),
-            }
-        }
-        Ok(dx)
+        let at = self.site(i, to.rows, to.first_row);
+        self.linears[i].1.backward(x, g, at, (to.need_dx, &mut to.grads[i]))
     }
 
     /// The block's output.
@@ -113,7 +107,7 @@ impl Block {
     pub fn forward_keep(&self, x: &Tensor, rows: &Rows) -> Result<(Tensor, Tape)> {
         let (attention, mid) = self.attend(x, rows)?;
         let (gate_up, hidden) = self.mlp_hidden(&self.mlp_norm.forward(&mid)?, rows, 0)?;
-        let y = ops::add(&mid, &self.mlp_out(&hidden, rows, 0)?)?;
+        let y = ops::add(self.mlp_out(&hidden, rows, 0)?, &mid)?;
         Ok((y, Tape { x: x.clone(), attention, mid, mlp: Some(gate_up) }))
     }
 
@@ -123,15 +117,21 @@ impl Block {
         Ok(Tape { x: x.clone(), attention, mid, mlp: None })
     }
 
-    /// Gradient with respect to the block's input (`None` unless `need_dx`) and to its adapters.
-    pub fn backward(&self, tape: Tape, g: Tensor, rows: &Rows, need_dx: bool) -> Result<(Option<Tensor>, BlockGrads)> {
-        let mut grads = Vec::new();
+    /// Gradient with respect to the block's input (`None` unless `need_dx`); those of its adapters are added to
+    /// `grads`, the places of this block's projections.
+    pub fn backward(
+        &self,
+        tape: Tape,
+        g: Tensor,
+        rows: &Rows,
+        (need_dx, grads): (bool, &mut [Option<AdapterGrad>]),
+    ) -> Result<Option<Tensor>> {
         let Tape { x, attention, mid, mlp } = tape;
-        let g = self.mlp_backward(&mid, mlp, g, &mut Back { rows, grads: &mut grads, need_dx: true, first_row: 0 })?;
+        let mut to = Back { rows, grads, need_dx: true, first_row: 0 };
+        let g = self.mlp_backward(&mid, mlp, g, &mut to)?;
         drop(mid);
-        let dx =
-            self.attention_backward(&x, attention, g, &mut Back { rows, grads: &mut grads, need_dx, first_row: 0 })?;
-        Ok((dx, grads))
+        to.need_dx = need_dx;
+        self.attention_backward(&x, attention, g, &mut to)
     }
 
     // --- attention ---
@@ -143,7 +143,7 @@ impl Block {
         if let Some(norm) = &self.post_attention_norm {
             y = norm.forward(&y)?;
         }
-        let mid = ops::add(x, &y)?;
+        let mid = ops::add(y, x)?;
         Ok((tape, mid))
     }
 
@@ -211,7 +211,7 @@ impl Block {
         to.need_dx = need_dx;
         let d_normed = self.qkv_backward(&normed, (dq, dk, dv), to)?;
         match d_normed {
-            Some(d) if need_dx => Ok(Some(ops::add(&g, &self.input_norm.backward(x, &d)?)?)),
+            Some(d) if need_dx => Ok(Some(ops::add(self.input_norm.backward(x, &d)?, &g)?)),
             _ => Ok(None),
         }
     }
@@ -236,7 +236,7 @@ impl Block {
         for (role, d) in [(Role::Q, dq), (Role::K, dk), (Role::V, dv)] {
             let part = self.back(role, normed, &d, to)?;
             sum = match (sum, part) {
-                (Some(sum), Some(part)) => Some(ops::add(&sum, &part)?),
+                (Some(sum), Some(part)) => Some(ops::add(sum, &part)?),
                 (_, part) => part,
             };
         }
@@ -284,7 +284,7 @@ impl Block {
             let part = mid.narrow(0, span.start, span.len())?;
             let (gate_up, hidden) = self.mlp_hidden(&self.mlp_norm.forward(&part)?, rows, span.start)?;
             drop(gate_up);
-            parts.push(ops::add(&part, &self.mlp_out(&hidden, rows, span.start)?)?);
+            parts.push(ops::add(self.mlp_out(&hidden, rows, span.start)?, &part)?);
         }
         join(parts)
     }
@@ -316,7 +316,7 @@ impl Block {
                 None => self.mlp_hidden(&n, to.rows, span.start)?,
             };
             let dn = self.mlp_chunk_backward(&n, (gate, up), hidden, &g, to)?;
-            parts.push(ops::add(&g, &self.mlp_norm.backward(&mid, &dn)?)?);
+            parts.push(ops::add(self.mlp_norm.backward(&mid, &dn)?, &g)?);
         }
         to.first_row = 0;
         join(parts)
@@ -352,14 +352,14 @@ impl Block {
         let through_gate = must(self.back(Role::Gate, n, &dgate, to)?)?;
         drop(dgate);
         let through_up = must(self.back(Role::Up, n, &dup, to)?)?;
-        ops::add(&through_gate, &through_up)
+        ops::add(through_gate, &through_up)
     }
 }
 
 /// What backward carries along.
 struct Back<'a> {
     rows: &'a Rows,
-    grads: &'a mut BlockGrads,
+    grads: &'a mut [Option<AdapterGrad>],
     need_dx: bool,
     first_row: usize,
 }

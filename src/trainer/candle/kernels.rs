@@ -176,13 +176,16 @@ pub fn gated_bwd(act: Activation, gate: &[f32], up: &[f32], g: &[f32]) -> (Vec<f
     (dgate, dup)
 }
 
-/// `a + b`
-pub fn add(a: &[f32], b: &[f32]) -> Vec<f32> {
-    let mut out = vec![0f32; a.len()];
-    out.par_chunks_mut(SPAN).zip(a.par_chunks(SPAN)).zip(b.par_chunks(SPAN)).for_each(|((o, a), b)| {
-        o.iter_mut().zip(a).zip(b).for_each(|((o, &a), &b)| *o = a + b);
-    });
-    out
+/// `a += b`; a shorter `b` is a row that is added to every row.
+pub fn add_into(a: &mut [f32], b: &[f32]) {
+    if b.len() < a.len() {
+        a.par_chunks_mut(b.len() * rows_per_task(b.len())).for_each(|rows| {
+            rows.chunks_mut(b.len()).for_each(|row| row.iter_mut().zip(b).for_each(|(a, &b)| *a += b));
+        });
+    } else {
+        let chunks = a.par_chunks_mut(SPAN).zip(b.par_chunks(SPAN));
+        chunks.for_each(|(a, b)| a.iter_mut().zip(b).for_each(|(a, &b)| *a += b));
+    }
 }
 
 /// Rotates the first `dims` of each head (Hugging Face's half-split form): row `r` stands at `positions[r]`.

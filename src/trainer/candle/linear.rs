@@ -32,16 +32,16 @@ impl Frozen {
 
     /// `x W' + b`, `[rows, out]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.matrix()?.t()?)?;
+        let y = ops::product(x, &self.matrix()?.t()?, 1.0)?;
         match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
+            Some(bias) => ops::add(y, bias),
             None => Ok(y),
         }
     }
 
     /// `g W`, the gradient with respect to `x`.
     pub fn backward(&self, g: &Tensor) -> Result<Tensor> {
-        g.matmul(&self.matrix()?)
+        ops::product(g, &self.matrix()?, 1.0)
     }
 
     /// Selected rows of `[out, in]`, in f32: the embedding's lookup.
@@ -137,31 +137,38 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, at: Use) -> Result<Tensor> {
         let y = self.frozen.forward(x)?;
         let Some(Adapter { a, b }) = &self.adapter else { return Ok(y) };
-        let hidden = (self.dropped(x, at)?.matmul(&a.t()?)? * self.lora.scale)?;
-        ops::add(&y, &hidden.matmul(&b.t()?)?)
+        let hidden = ops::product(&self.dropped(x, at)?, &a.t()?, self.lora.scale)?;
+        ops::add_product(y, &hidden, &b.t()?, 1.0)
     }
 
-    /// Gradients with respect to `x` (unless `need_dx` is false) and to the adapter, from the output's gradient `g`.
+    /// Gradient with respect to `x`, unless `need_dx` is false; that of the adapter is added to `grad`.
     pub fn backward(
         &self,
         x: &Tensor,
         g: &Tensor,
         at: Use,
-        need_dx: bool,
-    ) -> Result<(Option<Tensor>, Option<AdapterGrad>)> {
-        let mut dx = if need_dx { Some(self.frozen.backward(g)?) } else { None };
-        let Some(Adapter { a, b }) = &self.adapter else { return Ok((dx, None)) };
+        (need_dx, grad): (bool, &mut Option<AdapterGrad>),
+    ) -> Result<Option<Tensor>> {
+        let dx = if need_dx { Some(self.frozen.backward(g)?) } else { None };
+        let Some(Adapter { a, b }) = &self.adapter else { return Ok(dx) };
         let x = self.dropped(x, at)?;
-        let hidden = (x.matmul(&a.t()?)? * self.lora.scale)?;
-        let d_hidden = (g.matmul(b)? * self.lora.scale)?;
-        let grad = AdapterGrad { a: d_hidden.t()?.matmul(&x)?, b: g.t()?.matmul(&hidden)? };
-        if let Some(base) = dx {
-            let mut through = d_hidden.matmul(a)?;
-            if let (Some(key), true) = (at.dropout, self.lora.dropout > 0.0) {
-                through = (through * key.mask(self.lora.dropout, at.first_row, x.dims2()?, x.device())?)?;
+        let hidden = ops::product(&x, &a.t()?, self.lora.scale)?;
+        let d_hidden = ops::product(g, b, self.lora.scale)?;
+        let old = match grad.take() {
+            Some(old) => old,
+            None => AdapterGrad { a: a.zeros_like()?, b: b.zeros_like()? },
+        };
+        *grad = Some(AdapterGrad {
+            a: ops::add_product(old.a, &d_hidden.t()?, &x, 1.0)?,
+            b: ops::add_product(old.b, &g.t()?, &hidden, 1.0)?,
+        });
+        let Some(dx) = dx else { return Ok(None) };
+        match at.dropout {
+            Some(key) if self.lora.dropout > 0.0 => {
+                let mask = key.mask(self.lora.dropout, at.first_row, x.dims2()?, x.device())?;
+                Ok(Some(ops::add(dx, &(ops::product(&d_hidden, a, 1.0)? * mask)?)?))
             }
-            dx = Some(ops::add(&base, &through)?);
+            _ => Ok(Some(ops::add_product(dx, &d_hidden, a, 1.0)?)),
         }
-        Ok((dx, Some(grad)))
     }
 }

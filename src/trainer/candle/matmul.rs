@@ -19,6 +19,13 @@ impl<'a> View<'a> {
         view
     }
 
+    /// A matrix with any strides, starting at the slice's beginning.
+    pub fn strided(data: &'a [f32], (rows, cols): (usize, usize), (row_stride, col_stride): (usize, usize)) -> Self {
+        let view = Self { data, rows, cols, row_stride, col_stride };
+        view.check();
+        view
+    }
+
     /// Transposed, without a copy.
     pub fn t(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }

@@ -178,15 +178,12 @@ impl Session {
         let targets: usize = micro_batches.iter().map(|b| b.targets.len()).sum();
         let tokens: usize = micro_batches.iter().map(|b| b.tokens.len()).sum();
         let scale = 1.0 / targets.max(1) as f64;
-        let (mut loss, mut grads) = (0.0, None);
+        let (mut loss, mut grads) = (0.0, self.decoder.no_grads());
         for (i, batch) in micro_batches.iter().enumerate() {
             let micro_step = (step * micro_batches.len() + i) as u64;
-            let (sum, more) = self.decoder.loss_and_grads(batch, scale, (self.run.seed, micro_step))?;
-            loss += sum * scale;
-            grads = Some(adamw::accumulate(grads, more)?);
+            loss += scale * self.decoder.loss_and_grads(batch, scale, (self.run.seed, micro_step), &mut grads)?;
         }
         finite("loss", loss, step)?;
-        let grads = grads.unwrap_or_default();
         let grad_norm = adamw::grad_norm(&grads)?;
         finite("gradient norm", grad_norm, step)?;
         let grads = adamw::clip(grads, grad_norm, self.run.recipe.max_grad_norm)?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::block::{Block, BlockGrads, Rows, Tape};
+use super::block::{Block, Grads, Rows, Tape};
 use super::linear::{Adapter, Frozen};
 use super::ops::{self, NormWeights};
 use super::weights::{Loader, Store};
@@ -82,9 +82,6 @@ pub struct Decoder {
     device: Device,
 }
 
-/// Gradients of a micro-batch: one pair per site, in the order of the sites.
-pub type Grads = Vec<Option<super::linear::AdapterGrad>>;
-
 impl Decoder {
     /// Loads the base and puts `adapters`, one per site, on it.
     pub fn load(store: &Store, spec: &ModelSpec, run: &RunConfig, device: &Device) -> Result<Self> {
@@ -151,7 +148,7 @@ impl Decoder {
         }
         if let Some(table) = &self.positions {
             let at = Tensor::from_slice(&rows.positions, rows.positions.len(), &self.device)?;
-            x = ops::add(&x, &table.rows(&at)?)?;
+            x = ops::add(x, &table.rows(&at)?)?;
         }
         Ok(x)
     }
@@ -185,9 +182,26 @@ impl Decoder {
         Ok(sum)
     }
 
-    /// Sum of the cross-entropies of a micro-batch, and the gradients of `grad_scale` times that sum.
+    /// Places for the gradients of an optimizer step, empty.
+    pub fn no_grads(&self) -> Grads {
+        self.blocks.iter().flat_map(|b| b.linears.iter().map(|_| None)).collect()
+    }
+
+    /// Index of a site among the model's projections, which is its place in [`Grads`].
+    pub fn place(&self, site: usize) -> usize {
+        let at = &self.sites[site];
+        self.blocks[at.layer].first_site as usize + at.linear
+    }
+
+    /// Sum of the cross-entropies of a micro-batch; the gradients of `grad_scale` times that sum are added to `grads`.
     /// `dropout` is the run's seed and the micro-batch's number.
-    pub fn loss_and_grads(&self, batch: &MicroBatch, grad_scale: f64, dropout: (u64, u64)) -> Result<(f64, Grads)> {
+    pub fn loss_and_grads(
+        &self,
+        batch: &MicroBatch,
+        grad_scale: f64,
+        dropout: (u64, u64),
+        grads: &mut Grads,
+    ) -> Result<f64> {
         let rows = batch.rows(Some(dropout));
         let first = self.sites.first().map_or(self.blocks.len(), |s| s.layer);
         let mut x = self.embed(&batch.tokens, &rows)?;
@@ -205,26 +219,17 @@ impl Decoder {
             }
         }
         let (loss, mut g) = self.head_backward(x, batch, grad_scale)?;
-        let mut grads: Grads = self.sites.iter().map(|_| None).collect();
         for (i, kept) in (first..self.blocks.len()).zip(saved).rev() {
+            let block = &self.blocks[i];
             let tape = match kept {
-                Saved::Input(x) => self.blocks[i].recompute(&x, &rows)?,
+                Saved::Input(x) => block.recompute(&x, &rows)?,
                 Saved::Tape(tape) => tape,
             };
-            let (dx, block_grads) = self.blocks[i].backward(tape, g, &rows, i > first)?;
-            self.place(i, block_grads, &mut grads);
-            let Some(dx) = dx else { break };
+            let own = block.first_site as usize..block.first_site as usize + block.linears.len();
+            let Some(dx) = block.backward(tape, g, &rows, (i > first, &mut grads[own]))? else { break };
             g = dx;
         }
-        Ok((loss, grads))
-    }
-
-    fn place(&self, layer: usize, block_grads: BlockGrads, grads: &mut Grads) {
-        for (linear, grad) in block_grads {
-            if let Some(site) = self.sites.iter().position(|s| s.layer == layer && s.linear == linear) {
-                grads[site] = Some(grad);
-            }
-        }
+        Ok(loss)
     }
 
     /// Loss and the gradient with respect to the last block's output, the logits a chunk of targets at a time.
@@ -241,9 +246,13 @@ impl Decoder {
         if parts.is_empty() {
             return Ok((0.0, zeros));
         }
-        let index: Vec<u32> = batch.targets.iter().map(|(row, _)| *row).collect();
-        let index = Tensor::from_slice(&index, index.len(), &self.device)?;
-        Ok((loss, zeros.index_add(&index, &Tensor::cat(&parts, 0)?, 0)?))
+        let mut at = 0;
+        for part in parts {
+            let rows = part.dim(0)?;
+            ops::place_rows(&zeros, &part, &batch.targets[at..at + rows])?;
+            at += rows;
+        }
+        Ok((loss, zeros))
     }
 
     /// Loss of some targets and its gradient with respect to their rows of `x`.

@@ -3,18 +3,19 @@
 //! Each takes contiguous `f32` tensors of `[rows, width]`. On the CPU they run as one fused, threaded
 //! kernel; elsewhere as the same formula composed of candle's ops, which have Metal kernels.
 
-use candle_core::{CpuStorage, D, DType, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, D, DType, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail};
 
 use super::kernels;
+use super::matmul::{Into, View, gemm};
 use crate::spec::model::{Activation, Norm};
 
 /// Calls `f` with the numbers of a contiguous f32 tensor on the CPU.
 pub fn with_slice<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let (storage, layout) = t.storage_and_layout();
-    let (Storage::Cpu(CpuStorage::F32(data)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-        bail!("expected a contiguous f32 tensor on the CPU, got {:?} {:?}", t.dtype(), t.layout())
-    };
-    Ok(f(&data[start..end]))
+    match &*storage {
+        Storage::Cpu(storage) => Ok(f(slice(storage, layout)?)),
+        _ => bail!("expected a tensor on the CPU"),
+    }
 }
 
 fn like(t: &Tensor, data: Vec<f32>) -> Result<Tensor> {
@@ -125,9 +126,113 @@ pub fn gated_bwd(a: Activation, gate: &Tensor, up: &Tensor, g: &Tensor) -> Resul
     Ok((like(gate, dgate)?, like(up, dup)?))
 }
 
-/// `a + b`
-pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if a.device().is_cpu() { map2(a, b, kernels::add) } else { a + b }
+/// `a + b`, where nobody else holds `a`: on the CPU it is done in its memory.
+pub fn add(a: Tensor, b: &Tensor) -> Result<Tensor> {
+    if !a.device().is_cpu() {
+        return a.broadcast_add(b);
+    }
+    a.inplace_op2(b, &AddInto)?;
+    Ok(a)
+}
+
+/// Writes row i of `part` to row `targets[i].0` of `out`, which nobody else holds; the rows are distinct.
+pub fn place_rows(out: &Tensor, part: &Tensor, targets: &[(u32, u32)]) -> Result<()> {
+    // Targets are mostly runs of rows one after the other: each run is one copy.
+    let mut from = 0;
+    while from < targets.len() {
+        let mut to = from + 1;
+        while to < targets.len() && targets[to].0 == targets[to - 1].0 + 1 {
+            to += 1;
+        }
+        out.slice_set(&part.narrow(0, from, to - from)?, 0, targets[from].0 as usize)?;
+        from = to;
+    }
+    Ok(())
+}
+
+/// Adds the second operand to the first; one row is added to every row.
+struct AddInto;
+
+impl InplaceOp2 for AddInto {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu_fwd(&self, a: &mut CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Result<()> {
+        kernels::add_into(slice_mut(a, la)?, slice(b, lb)?);
+        Ok(())
+    }
+}
+
+/// `scale * a b` of two matrices with any strides.
+pub fn product(a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    if !a.device().is_cpu() {
+        let y = a.matmul(b)?;
+        return if scale == 1.0 { Ok(y) } else { y * scale };
+    }
+    let out = Tensor::zeros((a.dim(0)?, b.dim(1)?), DType::F32, a.device())?;
+    out.inplace_op3(a, b, &Product { scale, into: Into::Overwrite })?;
+    Ok(out)
+}
+
+/// `out + scale * a b`, where nobody else holds `out`: on the CPU it is done in its memory.
+pub fn add_product(out: Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+    if !out.device().is_cpu() {
+        return &out + (a.contiguous()?.matmul(b)? * scale)?;
+    }
+    out.inplace_op3(a, b, &Product { scale, into: Into::Accumulate })?;
+    Ok(out)
+}
+
+struct Product {
+    scale: f64,
+    into: Into,
+}
+
+impl InplaceOp3 for Product {
+    fn name(&self) -> &'static str {
+        "product"
+    }
+
+    fn cpu_fwd(
+        &self,
+        out: &mut CpuStorage,
+        lo: &Layout,
+        a: &CpuStorage,
+        la: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<()> {
+        gemm(slice_mut(out, lo)?, view(a, la)?, view(b, lb)?, self.scale as f32, self.into, true);
+        Ok(())
+    }
+}
+
+fn numbers(storage: &CpuStorage) -> Result<&[f32]> {
+    match storage {
+        CpuStorage::F32(data) => Ok(data),
+        _ => bail!("expected f32 numbers"),
+    }
+}
+
+fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&numbers(storage)?[start..end]),
+        None => bail!("expected a contiguous tensor, got {layout:?}"),
+    }
+}
+
+fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(data), Some((start, end))) => Ok(&mut data[start..end]),
+        _ => bail!("expected contiguous f32 numbers, got {layout:?}"),
+    }
+}
+
+fn view<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<View<'a>> {
+    let &[row_stride, col_stride] = layout.stride() else { bail!("expected a matrix, got {layout:?}") };
+    let data = &numbers(storage)?[layout.start_offset()..];
+    Ok(View::strided(data, layout.shape().dims2()?, (row_stride, col_stride)))
 }
 
 fn composed_act(a: Activation, x: &Tensor) -> Result<Tensor> {
@@ -239,11 +344,8 @@ impl candle_core::InplaceOp1 for CrossEntropy<'_> {
         "cross-entropy"
     }
 
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &candle_core::Layout) -> Result<()> {
-        let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-            bail!("cross-entropy needs contiguous f32 logits")
-        };
-        let loss = kernels::cross_entropy(&mut data[start..end], self.targets, self.softcap, self.scale);
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let loss = kernels::cross_entropy(slice_mut(storage, layout)?, self.targets, self.softcap, self.scale);
         *self.loss.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = loss;
         Ok(())
     }
