@@ -40,9 +40,10 @@ impl AdamW {
     }
 
     /// One update of every adapter that has a gradient.
-    pub fn step(&mut self, decoder: &mut Decoder, grads: Grads, learning_rate: f64) -> Result<()> {
+    pub fn step(&mut self, decoder: &mut Decoder, mut grads: Grads, learning_rate: f64) -> Result<()> {
         self.steps += 1;
-        for (site, grad) in grads.into_iter().enumerate() {
+        for site in 0..decoder.sites.len() {
+            let grad = grads[decoder.place(site)].take();
             let (Some(AdapterGrad { a: ga, b: gb }), Some(old)) = (grad, decoder.adapter(site).cloned()) else {
                 continue;
             };

@@ -279,14 +279,15 @@ impl Block {
 
     /// `mid + mlp(mid)`, a chunk of rows at a time.
     fn mlp_forward(&self, mid: Tensor, rows: &Rows) -> Result<Tensor> {
-        let mut parts = Vec::new();
+        let out = mid.zeros_like()?;
         for span in self.spans(mid.dim(0)?) {
             let part = mid.narrow(0, span.start, span.len())?;
             let (gate_up, hidden) = self.mlp_hidden(&self.mlp_norm.forward(&part)?, rows, span.start)?;
             drop(gate_up);
-            parts.push(ops::add(self.mlp_out(&hidden, rows, span.start)?, &part)?);
+            let y = ops::add(self.mlp_out(&hidden, rows, span.start)?, &part)?;
+            out.slice_set(&y, 0, span.start)?;
         }
-        join(parts)
+        Ok(out)
     }
 
     fn mlp_backward(
@@ -296,7 +297,7 @@ impl Block {
         g: Tensor,
         to: &mut Back<'_>,
     ) -> Result<Tensor> {
-        let mut parts = Vec::new();
+        let out = mid.zeros_like()?;
         for span in self.spans(mid.dim(0)?) {
             to.first_row = span.start;
             let cut = |t: &Tensor| t.narrow(0, span.start, span.len());
@@ -316,10 +317,11 @@ impl Block {
                 None => self.mlp_hidden(&n, to.rows, span.start)?,
             };
             let dn = self.mlp_chunk_backward(&n, (gate, up), hidden, &g, to)?;
-            parts.push(ops::add(self.mlp_norm.backward(&mid, &dn)?, &g)?);
+            let dx = ops::add(self.mlp_norm.backward(&mid, &dn)?, &g)?;
+            out.slice_set(&dx, 0, span.start)?;
         }
         to.first_row = 0;
-        join(parts)
+        Ok(out)
     }
 
     /// Gradient with respect to the normed input of one chunk.
@@ -362,17 +364,6 @@ struct Back<'a> {
     grads: &'a mut [Option<AdapterGrad>],
     need_dx: bool,
     first_row: usize,
-}
-
-fn join(mut parts: Vec<Tensor>) -> Result<Tensor> {
-    match parts.pop() {
-        Some(only) if parts.is_empty() => Ok(only),
-        Some(last) => {
-            parts.push(last);
-            Tensor::cat(&parts, 0)
-        }
-        None => candle_core::bail!("a micro-batch without rows"),
-    }
 }
 
 fn must(dx: Option<Tensor>) -> Result<Tensor> {

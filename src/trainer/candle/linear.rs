@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::ops;
+use super::ops::{self, Panels};
 
 /// A frozen weight in its storage format.
 #[derive(Clone, Debug)]
@@ -24,15 +24,14 @@ impl Frozen {
         Ok(Self { weight, bias, transposed })
     }
 
-    /// In f32, `[out, in]` as a view; a copy only where the storage format is another.
-    fn matrix(&self) -> Result<Tensor> {
-        let w = self.weight.to_dtype(DType::F32)?;
-        if self.transposed { w.t() } else { Ok(w) }
-    }
-
     /// `x W' + b`, `[rows, out]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = ops::product(x, &self.matrix()?.t()?, 1.0)?;
+        let y = match (self.weight.dtype(), self.transposed) {
+            (DType::F32, false) => ops::product(x, &self.weight.t()?, 1.0)?,
+            (DType::F32, true) => ops::product(x, &self.weight, 1.0)?,
+            (_, false) => ops::product_by_panels(x, Panels::new(&self.weight)?)?,
+            (_, true) => ops::sum_over_panels(x, Panels::new(&self.weight)?)?,
+        };
         match &self.bias {
             Some(bias) => ops::add(y, bias),
             None => Ok(y),
@@ -41,7 +40,12 @@ impl Frozen {
 
     /// `g W`, the gradient with respect to `x`.
     pub fn backward(&self, g: &Tensor) -> Result<Tensor> {
-        ops::product(g, &self.matrix()?, 1.0)
+        match (self.weight.dtype(), self.transposed) {
+            (DType::F32, false) => ops::product(g, &self.weight, 1.0),
+            (DType::F32, true) => ops::product(g, &self.weight.t()?, 1.0),
+            (_, false) => ops::sum_over_panels(g, Panels::new(&self.weight)?),
+            (_, true) => ops::product_by_panels(g, Panels::new(&self.weight)?),
+        }
     }
 
     /// Selected rows of `[out, in]`, in f32: the embedding's lookup.

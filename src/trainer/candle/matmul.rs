@@ -50,8 +50,24 @@ pub enum Into {
 
 /// `out (+)= scale * a b`, with `out` contiguous and row-major.
 pub fn gemm(out: &mut [f32], a: View<'_>, b: View<'_>, scale: f32, into: Into, threaded: bool) {
+    gemm_strided(out, b.cols, (a, b), scale, into, threaded);
+}
+
+/// [`gemm`] into a matrix whose rows are `row_stride` apart.
+pub fn gemm_strided(
+    out: &mut [f32],
+    row_stride: usize,
+    (a, b): (View<'_>, View<'_>),
+    scale: f32,
+    into: Into,
+    threaded: bool,
+) {
     assert_eq!(a.cols, b.rows, "inner dimensions differ");
-    assert!(out.len() >= a.rows * b.cols, "output too small");
+    assert!(row_stride >= b.cols, "rows of the output overlap");
+    if a.rows == 0 || b.cols == 0 {
+        return;
+    }
+    assert!(out.len() >= (a.rows - 1) * row_stride + b.cols, "output too small");
     let parallelism = if threaded { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
     let accumulate = into == Into::Accumulate;
     // SAFETY: both views were checked against their slices when made, `out` holds rows x cols numbers and is
@@ -63,7 +79,7 @@ pub fn gemm(out: &mut [f32], a: View<'_>, b: View<'_>, scale: f32, into: Into, t
             a.cols,
             out.as_mut_ptr(),
             1,
-            b.cols as isize,
+            row_stride as isize,
             accumulate,
             a.data.as_ptr(),
             a.col_stride as isize,

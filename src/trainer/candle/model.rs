@@ -235,24 +235,13 @@ impl Decoder {
     /// Loss and the gradient with respect to the last block's output, the logits a chunk of targets at a time.
     fn head_backward(&self, x: Tensor, batch: &MicroBatch, scale: f64) -> Result<(f64, Tensor)> {
         let mut loss = 0.0;
-        let mut parts = Vec::new();
+        let g = x.zeros_like()?;
         for targets in batch.targets.chunks(self.loss_chunk) {
             let (part, dx) = self.loss_of(&x, targets, scale)?;
             loss += part;
-            parts.push(dx);
+            ops::place_rows(&g, &dx, targets)?;
         }
-        let zeros = x.zeros_like()?;
-        drop(x);
-        if parts.is_empty() {
-            return Ok((0.0, zeros));
-        }
-        let mut at = 0;
-        for part in parts {
-            let rows = part.dim(0)?;
-            ops::place_rows(&zeros, &part, &batch.targets[at..at + rows])?;
-            at += rows;
-        }
-        Ok((loss, zeros))
+        Ok((loss, g))
     }
 
     /// Loss of some targets and its gradient with respect to their rows of `x`.
