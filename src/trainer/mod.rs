@@ -3,6 +3,8 @@
 //! Calibrating, sweeping and launching differ only in when they stop, so there is one method with a
 //! callback, and the caller decides by returning [`Flow::Stop`].
 
+pub mod scripted;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
