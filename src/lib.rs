@@ -2,6 +2,7 @@
 
 pub mod cost;
 pub mod error;
+pub mod measure;
 pub mod predict;
 pub mod spec;
 pub mod store;

@@ -8,6 +8,7 @@ pub mod candle;
 pub mod generate;
 pub mod memory;
 pub mod rows;
+pub mod scripted;
 pub mod source;
 pub mod text;
 
