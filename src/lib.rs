@@ -4,5 +4,6 @@ pub mod cost;
 pub mod error;
 pub mod predict;
 pub mod spec;
+pub mod stats;
 pub mod trainer;
 pub mod units;
