@@ -5,6 +5,7 @@ pub mod error;
 pub mod measure;
 pub mod predict;
 pub mod spec;
+pub mod stats;
 pub mod store;
 pub mod trainer;
 pub mod units;

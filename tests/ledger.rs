@@ -6,6 +6,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use headroom::cost::candle::{Micro, ledger};
+use headroom::spec::machine::Accelerator;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::RunConfig;
 use headroom::trainer::batches::pack;
@@ -137,7 +138,8 @@ fn measure(case: u64) -> (f64, f64, String) {
     step(&mut decoder, &mut optimizer);
     let counted = memory::peak().saturating_sub(before).saturating_sub(packing);
     let rows = batch.examples.iter().map(std::ops::Range::len).collect();
-    let micro = Micro { examples: rows, targets: batch.targets.len(), threads: rayon::current_num_threads() };
+    let threads = rayon::current_num_threads();
+    let micro = Micro { examples: rows, targets: batch.targets.len(), accelerator: Accelerator::Cpu, threads };
     let predicted = ledger(&spec, &run, &micro).unwrap();
     let phase = predicted.tallest().map(|p| p.name.clone()).unwrap_or_default();
     (predicted.peak().as_f64(), counted.as_f64(), format!("case {case} {family} {phase} {:?}", run.execution))

@@ -7,6 +7,7 @@
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::timeline::{Live, Timeline};
 use crate::error::Result;
+use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::{RunConfig, Weights};
 use crate::spec::tensors::{Projection, Role};
@@ -29,6 +30,10 @@ const PRODUCT: &str = "matrix product's own";
 /// The `gemm` crate packs the rows of the left matrix this deep at a time (`gemm_common::cache::kernel_params`).
 const PACKED_DEPTH: u64 = 512;
 
+/// Score-sized temporaries of candle's ops on Metal beside those of the CPU kernels: scaled, masked, shifted and
+/// exponentiated scores live at one time. Read off `attention::Shape::probabilities_composed`; unproven on a Mac.
+const COMPOSED_SCORES: u64 = 3;
+
 /// A micro-batch by its sizes.
 #[derive(Clone, Debug)]
 pub struct Micro {
@@ -36,15 +41,18 @@ pub struct Micro {
     pub examples: Vec<usize>,
     /// Rows that are learned from.
     pub targets: usize,
-    /// Threads that attention runs on.
+    /// What does the arithmetic: on Metal the fused CPU kernels give way to candle's ops, with their temporaries.
+    pub accelerator: Accelerator,
+    /// Threads that attention runs on, on a CPU.
     pub threads: usize,
 }
 
 impl Micro {
     /// `batch_size` examples of `tokens` tokens each, all of them learned.
-    pub fn full(batch_size: usize, tokens: usize, threads: usize) -> Self {
+    pub fn full(batch_size: usize, tokens: usize, machine: &Machine) -> Self {
         let rows = tokens.saturating_sub(1).max(1);
-        Self { examples: vec![rows; batch_size], targets: rows * batch_size, threads }
+        let (accelerator, threads) = (machine.accelerator, machine.cores);
+        Self { examples: vec![rows; batch_size], targets: rows * batch_size, accelerator, threads }
     }
 
     fn rows(&self) -> u64 {
@@ -229,6 +237,9 @@ impl Engine<'_> {
 
     /// What a product over `rows` rows and `depth` inner elements packs for itself while it runs.
     fn product(&mut self, rows: u64, depth: u64) {
+        if self.micro.accelerator == Accelerator::Metal {
+            return;
+        }
         let passes = depth.div_ceil(PACKED_DEPTH).max(1);
         self.t.brief(PRODUCT, depth.div_ceil(passes) * rows * F32);
     }
@@ -313,6 +324,7 @@ impl Engine<'_> {
     }
 
     /// The chunks that the threads work on at one time, the largest first: scores, and a chunk's output.
+    /// On Metal all heads of one chunk at a time, in the temporaries of candle's ops.
     fn scores(&self, buffers: u64) -> u64 {
         let chunk = self.run.execution.attention_chunk;
         let window = self.spec.attention.windows.iter().map(|w| w.unwrap_or(usize::MAX)).max().unwrap_or(usize::MAX);
@@ -327,6 +339,10 @@ impl Engine<'_> {
             }
         }
         tasks.sort_unstable_by(|a, b| b.cmp(a));
+        if self.micro.accelerator == Accelerator::Metal {
+            let heads = self.spec.attention.num_attention_heads as u64;
+            return tasks.first().map_or(0, |t| t * heads * COMPOSED_SCORES);
+        }
         // Backward hands out heads, not chunks: every thread can stand at the largest chunk at once.
         if buffers == 1 {
             tasks.iter().take(self.micro.threads).sum()
