@@ -176,3 +176,7 @@ impl Linear {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "linear_tests.rs"]
+mod tests;

@@ -207,6 +207,8 @@ pub struct Panels<'a> {
     pub columns: usize,
     /// Columns of the weight.
     pub width: usize,
+    /// Rows of a panel.
+    pub rows: usize,
     next: usize,
 }
 
@@ -223,7 +225,7 @@ impl<'a> Panels<'a> {
     /// Over a matrix.
     pub fn new(weight: &'a Tensor) -> Result<Self> {
         let (columns, width) = weight.dims2()?;
-        Ok(Self { weight, columns, width, next: 0 })
+        Ok(Self { weight, columns, width, rows: panel_rows(width), next: 0 })
     }
 }
 
@@ -232,7 +234,7 @@ impl Iterator for Panels<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let first = self.next;
-        let rows = panel_rows(self.width).min(self.columns - first);
+        let rows = self.rows.min(self.columns - first);
         self.next += rows;
         let panel = || Ok((first, self.weight.narrow(0, first, rows)?.to_dtype(DType::F32)?));
         (rows > 0).then(panel)
