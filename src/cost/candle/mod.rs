@@ -93,11 +93,6 @@ struct Tape {
     mlp: Option<[Option<Live>; 2]>,
 }
 
-/// Bytes of one parameter of a matrix.
-fn weight_bytes(weights: Weights) -> f64 {
-    weights.bits() / 8.0
-}
-
 impl Engine<'_> {
     fn h(&self) -> u64 {
         self.spec.hidden_size as u64 * F32
@@ -131,13 +126,13 @@ impl Engine<'_> {
     // --- what stays ---
 
     fn resident(&mut self) {
-        let per = weight_bytes(self.run.execution.weights);
-        let (mut matrices, mut vectors) = (0f64, 0u64);
-        for tensor in self.spec.tensors() {
-            let numbers = tensor.shape.iter().product::<usize>() as u64;
-            if tensor.shape.len() == 2 { matrices += numbers as f64 * per } else { vectors += numbers * F32 }
-        }
-        self.t.resident("base weights", matrices as u64 + vectors);
+        let weights = self.run.execution.weights;
+        let of = |shape: &[usize]| match shape {
+            [rows, columns] => weights.matrix_bytes(*rows, *columns),
+            _ => shape.iter().product::<usize>() as u64 * F32,
+        };
+        let base = self.spec.tensors().iter().map(|t| of(&t.shape)).sum();
+        self.t.resident("base weights", base);
         let adapters = self.adapter_params() * F32;
         self.t.resident("adapters", adapters);
         self.t.resident("optimizer state", 2 * adapters);
@@ -191,16 +186,11 @@ impl Engine<'_> {
 
     fn embed(&mut self, n: u64) -> Live {
         // The looked-up rows in their own format, then in f32, then scaled or moved.
-        let per = weight_bytes(self.run.execution.weights);
-        let looked_up = (n * self.spec.hidden_size as u64) as f64 * per;
-        let x = if self.run.execution.weights == Weights::F32 {
-            self.t.alloc(STATE, n * self.h())
-        } else {
-            let raw = self.t.alloc(STATE, looked_up as u64);
-            let x = self.t.alloc(STATE, n * self.h());
-            self.t.free(raw);
-            x
-        };
+        let weights = self.run.execution.weights;
+        let raw = (weights != Weights::F32)
+            .then(|| self.t.alloc(STATE, weights.matrix_bytes(n as usize, self.spec.hidden_size)));
+        let x = self.t.alloc(STATE, n * self.h());
+        raw.into_iter().for_each(|raw| self.t.free(raw));
         if self.spec.embedding_scale != 1.0 || self.spec.positions == Positions::Learned {
             self.t.brief(STATE, n * self.h());
         }

@@ -20,7 +20,7 @@ fn linear(transposed: bool) -> Linear {
     let weight = if transposed { random((IN, OUT), 1) } else { random((OUT, IN), 1) };
     let bias = random((1, OUT), 2).squeeze(0).unwrap();
     Linear {
-        frozen: Frozen::new(weight, Some(bias), transposed).unwrap(),
+        frozen: Frozen::new(Stored::Dense(weight), Some(bias), transposed).unwrap(),
         adapter: Some(Adapter { a: random((3, IN), 3), b: random((OUT, 3), 4) }),
         lora: LoraSettings { scale: 1.7, dropout: 0.4 },
     }
