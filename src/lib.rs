@@ -2,6 +2,7 @@
 
 pub mod cost;
 pub mod error;
+pub mod plan;
 pub mod predict;
 pub mod spec;
 pub mod stats;
