@@ -102,6 +102,22 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A table was written with other columns.
+    #[error("`{}` was written with schema `{found}`, which this version cannot add to ({difference})", path.display())]
+    Schema {
+        /// The table.
+        path: PathBuf,
+        /// The version it says it has.
+        found: String,
+        /// Columns that differ.
+        difference: String,
+    },
+    /// A run folder is in use.
+    #[error("`{}` already holds a run", path.display())]
+    RunExists {
+        /// The folder.
+        path: PathBuf,
+    },
     /// An adapter, checkpoint or run folder that does not belong to this run.
     #[error("`{}` does not fit: {reason}", path.display())]
     Mismatch {
@@ -180,6 +196,8 @@ impl Error {
             Self::NoWeights { name } => Some(format!("fetch them with `hf download {name}`, or give a folder with `--model DIR`")),
             Self::UnknownMachine { known, .. } => Some(format!("known: {known}; or give --ram alone")),
             Self::NotFinite { .. } => Some("lower `learning_rate`, or set `max_grad_norm`; the last checkpoint is intact".into()),
+            Self::Schema { .. } => Some("move it aside; a new one is begun, and nothing in the old one is lost".into()),
+            Self::RunExists { .. } => Some("go on with it with `--resume`, or give another folder with `--out`".into()),
             Self::DoesNotFit { .. } => Some("`headroom plan` finds what does; `--force` runs it all the same".into()),
             Self::TooSlow { .. } => Some("give it more with `--hours`, or less to do with `--seq`, `--epochs` or `--model`".into()),
             _ => None,

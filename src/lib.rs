@@ -3,8 +3,10 @@
 pub mod cost;
 pub mod error;
 pub mod plan;
+pub mod measure;
 pub mod predict;
 pub mod spec;
 pub mod stats;
+pub mod store;
 pub mod trainer;
 pub mod units;

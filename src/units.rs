@@ -33,6 +33,11 @@ impl Bytes {
         Self(mib * MIB as u64)
     }
 
+    /// Binary kibibytes, as Linux counts the memory of a process.
+    pub fn from_kib(kib: u64) -> Self {
+        Self(kib * KIB as u64)
+    }
+
     /// Decimal gigabytes (1e9 bytes), as mlx-lm prints them.
     pub fn from_decimal_gb(gb: f64) -> Self {
         Self((gb * GIGA).round() as u64)

@@ -48,7 +48,7 @@ impl Truth {
     fn observe(&self, run: &RunConfig, rng: &mut ChaCha8Rng) -> Observation {
         let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
         let cost = step_cost(spec, run, None).unwrap();
-        let ledger = cost::ledger(spec, run, run.recipe.max_seq_length).unwrap();
+        let ledger = cost::ledger(spec, run, &self.machine, run.recipe.max_seq_length).unwrap();
         let point = Point::of(spec, run);
         let mut noisy = |kind: usize, figure: LogNormal| (figure.mean + self.noise[kind] * normal(rng)).exp();
         Observation {
@@ -97,12 +97,12 @@ fn intervals_cover_what_they_say() {
     let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
     let new = run(4, 512, 32);
     let (cost, point) = (step_cost(spec, &new, None).unwrap(), Point::of(spec, &new));
-    let ledger = cost::ledger(spec, &new, 512).unwrap();
     let mut hits = [0; 3];
     let seeds = 200;
     for seed in 0..seeds {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let truth = Truth::new(&mut rng);
+        let ledger = cost::ledger(spec, &new, &truth.machine, 512).unwrap();
         let fitted = truth.fitted(&mut rng, false);
         let seen = truth.observe(&new, &mut rng);
         let cases = [

@@ -1,0 +1,103 @@
+//! The memory of a process group from outside, by the kernel's own account.
+//!
+//! A group and not a process, because an engine may start another (a Python that trains). Linux:
+//! resident memory, mapped files included (`VmRSS`, and `VmHWM` for its highest). macOS: the physical
+//! footprint, which is what Activity Monitor shows and what the system kills by.
+
+use crate::units::Bytes;
+
+/// Memory of a process group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// All its processes together, now.
+    pub now: Bytes,
+    /// The highest that any one process ever had.
+    pub peak: Bytes,
+}
+
+impl Footprint {
+    fn add(self, now: Bytes, peak: Bytes) -> Self {
+        Self { now: self.now + now, peak: self.peak.max(peak) }
+    }
+
+    /// The highest figure that this look proves.
+    pub fn highest(self) -> Bytes {
+        self.now.max(self.peak)
+    }
+}
+
+/// Memory of the processes of group `group`; zero where there are none.
+pub fn of_group(group: u32) -> Footprint {
+    members(group).into_iter().filter_map(of_process).fold(Footprint::default(), |sum, (now, peak)| sum.add(now, peak))
+}
+
+/// Current and highest memory of one process; `None` if it is gone.
+#[cfg(target_os = "macos")]
+pub fn of_process(pid: u32) -> Option<(Bytes, Bytes)> {
+    use libproc::pid_rusage::{RUsageInfoV4, pidrusage};
+    let usage = pidrusage::<RUsageInfoV4>(pid as i32).ok()?;
+    Some((Bytes(usage.ri_phys_footprint), Bytes(usage.ri_lifetime_max_phys_footprint)))
+}
+
+#[cfg(target_os = "macos")]
+fn members(group: u32) -> Vec<u32> {
+    libproc::processes::pids_by_type(libproc::processes::ProcFilter::ByProgramGroup { pgrpid: group })
+        .unwrap_or_default()
+}
+
+/// Current and highest memory of one process; `None` if it is gone.
+#[cfg(not(target_os = "macos"))]
+pub fn of_process(pid: u32) -> Option<(Bytes, Bytes)> {
+    parse_status(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+#[cfg(not(target_os = "macos"))]
+fn parse_status(status: &str) -> Option<(Bytes, Bytes)> {
+    let field = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().strip_suffix("kB")?.trim().parse().ok().map(Bytes::from_kib)
+    };
+    // A process that is gone but not yet waited for has neither line.
+    Some((field("VmRSS:")?, field("VmHWM:")?))
+}
+
+#[cfg(not(target_os = "macos"))]
+fn members(group: u32) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        group_of(&stat) == Some(group)
+    })
+    .collect()
+}
+
+/// The process group in a line of /proc/PID/stat. The name before it may hold spaces and brackets.
+#[cfg(not(target_os = "macos"))]
+fn group_of(stat: &str) -> Option<u32> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(2)?.parse().ok()
+}
+
+#[cfg(all(test, not(target_os = "macos")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recorded_lines_are_read_and_broken_ones_are_not() {
+        let status = "Name:\tx\nVmPeak:\t  9 kB\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        assert_eq!(parse_status(status), Some((Bytes::from_mib(1), Bytes::from_mib(2))));
+        for broken in ["", "VmRSS: 12 kB", "VmRSS:\tx kB\nVmHWM:\t1 kB", "VmRSS:\t1\nVmHWM:\t1 kB"] {
+            assert_eq!(parse_status(broken), None);
+        }
+        assert_eq!(group_of("12 (a) b) S 1 77 77 0 -1"), Some(77));
+        assert_eq!(group_of("12 (a S 1"), None);
+    }
+
+    #[test]
+    fn this_process_has_memory_and_an_absent_one_has_none() {
+        let (now, peak) = of_process(std::process::id()).unwrap();
+        assert!(now > Bytes::from_mib(1) && peak >= now);
+        assert_eq!(of_process(u32::MAX), None);
+        assert_eq!(of_group(u32::MAX), Footprint::default());
+    }
+}

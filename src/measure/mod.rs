@@ -1,0 +1,175 @@
+//! What really happens: jobs run under limits, and the machine they ran on.
+//!
+//! A [`Measurement`] is the joint between measuring and predicting: one flat row of
+//! `results/<machine>/measurements.csv`, with all that is needed to fit to it again years later.
+
+pub mod child;
+pub mod footprint;
+pub mod observe;
+pub mod probe;
+pub mod row;
+pub mod summary;
+
+use serde::{Deserialize, Serialize};
+
+use crate::measure::observe::Observed;
+use crate::measure::probe::MachineState;
+use crate::spec::run::RunConfig;
+use crate::trainer::{Job, Outcome};
+use crate::units::{Bytes, Estimate};
+
+/// Version of the columns; raised whenever they change their meaning.
+pub const SCHEMA: u32 = 1;
+
+/// What was measured of one run, and what had been predicted of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// Version of the columns.
+    pub schema: u32,
+    /// When it began, seconds since 1970.
+    pub unix_time: u64,
+    /// Name of the machine.
+    pub machine: String,
+    /// Its operating system.
+    pub os: String,
+    /// Version of the engine (which one is in the configuration).
+    pub engine_version: String,
+    /// Version of Headroom.
+    pub tool_version: String,
+    /// The whole configuration.
+    pub config: RunConfig,
+    /// Rows were padded to `max_seq_length`.
+    pub pad_to_max: bool,
+    /// What was expected.
+    #[serde(default)]
+    pub predicted: Predicted,
+    /// What was seen.
+    #[serde(default)]
+    pub measured: Measured,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What else the machine had to do when it began.
+    #[serde(default)]
+    pub state: MachineState,
+}
+
+/// What was expected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Predicted {
+    /// Highest allocation of tensors.
+    pub peak_memory_bytes: Option<Estimate<Bytes>>,
+    /// Highest memory of the process.
+    pub footprint_bytes: Option<Estimate<Bytes>>,
+    /// Tokens of the examples per second.
+    pub tokens_per_s: Option<Estimate<f64>>,
+    /// One optimizer step, s.
+    pub step_time_s: Option<Estimate<f64>>,
+}
+
+/// What was seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Highest allocation of tensors.
+    pub peak_memory_bytes: Option<Bytes>,
+    /// Highest memory of the process.
+    pub footprint_bytes: Option<Bytes>,
+    /// From start to the first step, s.
+    pub load_time_s: Option<f64>,
+    /// Median optimizer step, s.
+    pub step_time_s: Option<f64>,
+    /// Robust relative standard deviation of single steps.
+    pub step_time_spread: Option<f64>,
+    /// Median over the steps.
+    pub tokens_per_s: Option<f64>,
+    /// Median tokens of the examples in a step.
+    pub tokens_per_step: Option<f64>,
+    /// Median tokens worked on in a step, padding included.
+    pub padded_tokens_per_step: Option<f64>,
+    /// Steps that count.
+    pub steps: usize,
+    /// Steps that were dropped before them.
+    pub warmup_steps: usize,
+    /// Lines of the engine that were not understood.
+    pub garbage_lines: usize,
+    /// Of the whole trial, s.
+    pub wall_time_s: f64,
+}
+
+impl Measured {
+    /// The figures of a trial.
+    pub fn of(observed: &Observed) -> Self {
+        use crate::trainer::{Step, TrainEvent};
+        let counted = summary::counted(&observed.steps);
+        let middle = |of: fn(&Step) -> f64| summary::median(&counted.iter().map(of).collect::<Vec<_>>());
+        let time = summary::time(&observed.steps);
+        let load_time_s = match &observed.ready {
+            Some(TrainEvent::Ready { load_time, .. }) => Some(load_time.0),
+            _ => None,
+        };
+        Self {
+            // The warm-up counts here: a peak is a peak.
+            peak_memory_bytes: observed.steps.iter().map(|s| s.allocated_peak_bytes).max(),
+            footprint_bytes: (observed.footprint > Bytes(0)).then_some(observed.footprint),
+            load_time_s,
+            step_time_s: time.map(|t| t.median),
+            step_time_spread: time.map(|t| t.spread),
+            tokens_per_s: middle(|s| s.tokens_per_s),
+            tokens_per_step: middle(|s| s.tokens as f64),
+            padded_tokens_per_step: middle(|s| s.padded_tokens as f64),
+            steps: counted.len(),
+            warmup_steps: observed.steps.len() - counted.len(),
+            garbage_lines: observed.garbage,
+            wall_time_s: observed.wall_time.0,
+        }
+    }
+}
+
+/// Who measures, and where: what every measurement of one session has in common.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Place {
+    /// Name of the machine.
+    pub machine: String,
+    /// Its operating system.
+    pub os: String,
+    /// Version of the engine.
+    pub engine_version: String,
+}
+
+impl Measurement {
+    /// One trial, as a row. `state` was asked before it began.
+    pub fn new(place: &Place, job: &Job, observed: &Observed, predicted: Predicted, state: MachineState) -> Self {
+        Self {
+            schema: SCHEMA,
+            unix_time: probe::unix_time().saturating_sub(observed.wall_time.0 as u64),
+            machine: place.machine.clone(),
+            os: place.os.clone(),
+            engine_version: place.engine_version.clone(),
+            tool_version: env!("CARGO_PKG_VERSION").into(),
+            config: job.config.clone(),
+            pad_to_max: job.pad_to_max,
+            predicted,
+            measured: Measured::of(observed),
+            outcome: observed.outcome.clone(),
+            state,
+        }
+    }
+
+    /// Whether this has the speed and memory of `config` on the engine of this version: the same run but for
+    /// what changes neither (steps, rate, seed).
+    pub fn answers(&self, config: &RunConfig, pad_to_max: bool, engine_version: &str) -> bool {
+        let plain = |config: &RunConfig| {
+            let mut c = row::data_as_split(config.clone());
+            let blank = crate::spec::run::Recipe::default();
+            (c.seed, c.recipe.steps, c.recipe.epochs) = (0, None, None);
+            (c.recipe.learning_rate, c.recipe.lr_schedule) = (blank.learning_rate, blank.lr_schedule);
+            (c.recipe.warmup_steps, c.recipe.weight_decay) = (blank.warmup_steps, blank.weight_decay);
+            c
+        };
+        self.engine_version == engine_version && self.pad_to_max == pad_to_max && plain(&self.config) == plain(config)
+    }
+
+    /// It ran long enough to have a speed.
+    pub fn has_speed(&self) -> bool {
+        self.measured.step_time_s.is_some()
+    }
+}

@@ -1,0 +1,239 @@
+//! One job, run in a child process under hard limits, and what was seen of it.
+//!
+//! A child, because memory that a finished run has left behind would count in the next, because a
+//! run that dies must not take us with it, and because a process can be ended and a thread cannot.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::measure::child::{ChildGroup, Heard};
+use crate::measure::summary;
+use crate::trainer::{Job, Outcome, Step, TrainEvent};
+use crate::units::{Bytes, Seconds};
+
+/// Between two looks at the child's memory: short beside the time in which memory fills.
+const LOOK: Duration = Duration::from_millis(25);
+
+/// When to stop a trial.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// The child is ended above this footprint.
+    pub memory: Bytes,
+    /// Wall time of the whole trial. Reached after a measured step it ends the trial, before one it fails it.
+    pub time: Seconds,
+    /// Without a sign of life for this long it hangs.
+    pub silence: Seconds,
+    /// Steps to measure at least, after the warm-up.
+    pub min_steps: usize,
+    /// Steps to measure at most, after the warm-up.
+    pub max_steps: usize,
+    /// Enough is measured when the median step time is known to this relative standard error.
+    pub precision: f64,
+}
+
+/// A line of a trial's stdout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// Something happened.
+    Event(TrainEvent),
+    /// It is over.
+    Outcome(Outcome),
+}
+
+/// What was seen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    /// The [`TrainEvent::Ready`], if it came so far.
+    pub ready: Option<TrainEvent>,
+    /// All steps, the warm-up included.
+    pub steps: Vec<Step>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Highest footprint seen from outside or told from inside.
+    pub footprint: Bytes,
+    /// Lines that were not understood.
+    pub garbage: usize,
+    /// From start to end.
+    pub wall_time: Seconds,
+}
+
+/// Runs `job` in `command`, which reads it as JSON from stdin and writes [`Line`]s to stdout.
+///
+/// One at a time: two trials at once would measure each other. `interrupted` ends the trial early;
+/// what was measured until then is returned.
+pub fn observe(
+    command: &mut Command,
+    job: &Job,
+    limits: &Limits,
+    interrupted: &AtomicBool,
+    on: &mut dyn FnMut(&TrainEvent),
+) -> Result<Observed> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let input = serde_json::to_string(job).map_err(|e| Error::Serialise { what: "job", reason: e.to_string() })?;
+    let engine = job.config.engine.name();
+    let child = ChildGroup::start(command, &input)
+        .map_err(|e| Error::Engine { engine: engine.into(), reason: format!("the trial could not be started: {e}") })?;
+    let mut watch = Watch::new(child, limits);
+    let outcome = loop {
+        if let Some(outcome) = watch.look(interrupted, on) {
+            break outcome;
+        }
+    };
+    watch.child.end();
+    if let (Outcome::Crashed { reason, .. }, None) = (&outcome, &watch.ready) {
+        // It never came to training: there is nothing to learn about the machine, but something to mend.
+        if reason.starts_with("exit code") {
+            return Err(Error::Engine { engine: engine.into(), reason: reason.clone() });
+        }
+    }
+    Ok(watch.finish(outcome))
+}
+
+struct Watch<'a> {
+    child: ChildGroup,
+    limits: &'a Limits,
+    started: Instant,
+    heard: Instant,
+    looked: Option<Instant>,
+    ready: Option<TrainEvent>,
+    steps: Vec<Step>,
+    footprint: Bytes,
+    garbage: usize,
+    told: Option<Outcome>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(child: ChildGroup, limits: &'a Limits) -> Self {
+        let now = Instant::now();
+        Self {
+            child,
+            limits,
+            started: now,
+            heard: now,
+            looked: None,
+            ready: None,
+            steps: Vec::new(),
+            footprint: Bytes(0),
+            garbage: 0,
+            told: None,
+        }
+    }
+
+    /// Hears one line, looks at the memory and the clock, and says whether that was the end.
+    fn look(&mut self, interrupted: &AtomicBool, on: &mut dyn FnMut(&TrainEvent)) -> Option<Outcome> {
+        match self.child.hear(LOOK) {
+            Heard::Line(line) => self.take(&line, on),
+            Heard::Silence => {}
+            Heard::End => return Some(self.ended()),
+        }
+        let at_step = self.steps.len();
+        if self.over_memory() {
+            return Some(Outcome::OutOfMemory { at_step });
+        }
+        if self.told.is_some() {
+            return None; // Only its end is missing.
+        }
+        if interrupted.load(Ordering::Relaxed) || self.enough() {
+            return Some(Outcome::Stopped { at_step });
+        }
+        if self.heard.elapsed().as_secs_f64() > self.limits.silence.0 {
+            return Some(Outcome::TimedOut { at_step });
+        }
+        (self.started.elapsed().as_secs_f64() > self.limits.time.0).then(|| {
+            if at_step > summary::WARMUP_STEPS { Outcome::Stopped { at_step } } else { Outcome::TimedOut { at_step } }
+        })
+    }
+
+    fn take(&mut self, line: &str, on: &mut dyn FnMut(&TrainEvent)) {
+        match serde_json::from_str(line) {
+            Ok(Line::Event(event)) if plausible(&event) => {
+                self.heard = Instant::now();
+                on(&event);
+                match event {
+                    TrainEvent::Step(step) => {
+                        self.footprint = self.footprint.max(step.footprint_bytes);
+                        self.steps.push(step);
+                    }
+                    TrainEvent::Ready { .. } => self.ready = Some(event),
+                    TrainEvent::Validation { .. } | TrainEvent::Saved { .. } => {}
+                }
+            }
+            Ok(Line::Outcome(outcome)) => self.told = Some(outcome),
+            _ if line.trim().is_empty() => {}
+            _ => self.garbage += 1,
+        }
+    }
+
+    fn over_memory(&mut self) -> bool {
+        if self.looked.is_none_or(|at| at.elapsed() >= LOOK) {
+            self.looked = Some(Instant::now());
+            self.footprint = self.footprint.max(self.child.footprint().highest());
+        }
+        self.footprint > self.limits.memory
+    }
+
+    /// Enough steps: as many as asked, or the median known well.
+    fn enough(&self) -> bool {
+        let measured = self.steps.len().saturating_sub(summary::WARMUP_STEPS);
+        measured >= self.limits.max_steps
+            || (measured >= self.limits.min_steps.max(2)
+                && summary::time(&self.steps).is_some_and(|t| t.relative_error <= self.limits.precision))
+    }
+
+    /// The child ended by itself.
+    fn ended(&mut self) -> Outcome {
+        let at_step = self.steps.len();
+        let end = self.child.wait();
+        match (self.told.take(), end) {
+            // Its own word counts: a trial that ran out of memory may say so and leave with an error code.
+            (Some(outcome), _) => outcome,
+            (None, None) => Outcome::Crashed { at_step, reason: "it ended without saying how".into() },
+            (None, Some(end)) => {
+                let words = self.child.last_words();
+                if words.iter().any(|line| speaks_of_memory(line)) {
+                    return Outcome::OutOfMemory { at_step };
+                }
+                let last = words.last().map_or_else(String::new, |line| format!(": {line}"));
+                Outcome::Crashed { at_step, reason: format!("{end}{last}") }
+            }
+        }
+    }
+
+    fn finish(self, outcome: Outcome) -> Observed {
+        Observed {
+            ready: self.ready,
+            steps: self.steps,
+            outcome,
+            footprint: self.footprint,
+            garbage: self.garbage,
+            wall_time: Seconds(self.started.elapsed().as_secs_f64()),
+        }
+    }
+}
+
+/// A step that took no time, or whose figures are no numbers, is garbage however well it parses.
+fn plausible(event: &TrainEvent) -> bool {
+    match event {
+        TrainEvent::Step(s) => s.step_time_s.is_finite() && s.step_time_s > 0.0 && s.tokens_per_s.is_finite(),
+        _ => true,
+    }
+}
+
+/// What a Rust process, Metal and MLX say when an allocation fails.
+fn speaks_of_memory(line: &str) -> bool {
+    (line.contains("memory allocation of") && line.contains("failed"))
+        || line.contains("kIOGPUCommandBufferCallbackErrorOutOfMemory")
+        || line.contains("[metal::malloc]")
+        || line.contains("Insufficient Memory")
+}
+
+#[cfg(test)]
+#[path = "observe_tests.rs"]
+mod tests;

@@ -1,0 +1,84 @@
+//! Asking a Mac.
+
+use std::process::Command;
+
+use objc2_foundation::{NSProcessInfo, NSProcessInfoThermalState};
+
+use super::{MachineState, text};
+use crate::error::Result;
+use crate::spec::machine::{Accelerator, Machine};
+use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
+
+/// First version with residency sets, which candle's Metal device needs; it stops the process on older ones.
+const FIRST_MACOS: u32 = 15;
+
+fn ask(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).output().ok().filter(|o| o.status.success())?;
+    String::from_utf8(output.stdout).ok()
+}
+
+/// Memory pressure, temperature and power mode.
+pub fn state() -> MachineState {
+    let level = ask("sysctl", &["-n", "kern.memorystatus_vm_pressure_level"]);
+    let process = NSProcessInfo::processInfo();
+    let thermal = match process.thermalState() {
+        NSProcessInfoThermalState::Nominal => "nominal",
+        NSProcessInfoThermalState::Fair => "fair",
+        NSProcessInfoThermalState::Serious => "serious",
+        NSProcessInfoThermalState::Critical => "critical",
+        _ => "unknown",
+    };
+    MachineState {
+        pressure: level.and_then(|level| level.trim().parse().ok()),
+        thermal: Some(thermal.into()),
+        low_power: Some(process.isLowPowerModeEnabled()),
+        ..MachineState::default()
+    }
+}
+
+/// This Mac: the table's figures for its chip, corrected by what the system and Metal say.
+pub fn machine(brand: String, memory: Bytes, available: Bytes) -> Result<Machine> {
+    let chip = text::chip_name(&brand);
+    let cores = ask("ioreg", &["-rc", "AGXAccelerator", "-d1"]).and_then(|out| text::gpu_cores(&out));
+    // TODO(merge): `Machine::named(chip, Some(memory), cores).ok()`.
+    let known: Option<Machine> = None;
+    let mut machine = known.unwrap_or_else(|| unknown(chip, cores.unwrap_or(8), memory));
+    machine.available = available;
+    if let Some(working_set) = metal_working_set() {
+        machine.max_buffer = machine.max_buffer.scale(working_set.as_f64() / machine.working_set.as_f64());
+        machine.working_set = working_set;
+    }
+    Ok(machine)
+}
+
+/// A chip newer than the table: rates of a core and shares of the memory as on the newest that is in it (M5).
+fn unknown(chip: &str, cores: usize, memory: Bytes) -> Machine {
+    Machine {
+        name: format!("{chip}, {cores} GPU cores, {:.0} GiB", memory.gib()),
+        chip: chip.into(),
+        cores,
+        accelerator: Accelerator::Metal,
+        memory,
+        working_set: memory.scale(2.0 / 3.0),
+        max_buffer: memory.scale(0.5),
+        available: memory,
+        bandwidth: bandwidth_from_gb_s(14.0 * cores as f64),
+        peak_flops: Flops::from_tera(0.4 * cores as f64),
+        measured_flops: None,
+        matrix_flops: None,
+        fanless: false,
+        power_w: None,
+        source: "not in the table; rates of a GPU core as on an M5".into(),
+    }
+}
+
+/// `recommendedMaxWorkingSetSize`, which follows `iogpu.wired_limit_mb` too.
+fn metal_working_set() -> Option<Bytes> {
+    let version = ask("sw_vers", &["-productVersion"])?;
+    if text::macos_major(&version)? < FIRST_MACOS {
+        return None;
+    }
+    let device = candle_core::Device::new_metal(0).ok()?;
+    let bytes = device.as_metal_device().ok()?.metal_device().recommended_max_working_set_size();
+    (bytes > 0).then_some(Bytes(bytes as u64))
+}

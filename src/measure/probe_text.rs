@@ -1,0 +1,49 @@
+//! What macOS prints, read. Apart from the asking, so that it is tested wherever there are tests.
+
+/// GPU cores in the output of `ioreg -rc AGXAccelerator -d1`.
+pub fn gpu_cores(ioreg: &str) -> Option<usize> {
+    let line = ioreg.lines().find(|line| line.contains("\"gpu-core-count\""))?;
+    let cores = line.rsplit_once('=')?.1.trim().parse().ok()?;
+    (1..=1024).contains(&cores).then_some(cores)
+}
+
+/// Major version in the output of `sw_vers -productVersion`.
+pub fn macos_major(version: &str) -> Option<u32> {
+    version.trim().split('.').next()?.parse().ok()
+}
+
+/// `M2 Pro` of `Apple M2 Pro`.
+pub fn chip_name(brand: &str) -> &str {
+    brand.trim().strip_prefix("Apple ").unwrap_or(brand.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IOREG: &str = r#"+-o AGXAcceleratorG14X  <class AGXAcceleratorG14X, id 0x100000a2b, registered, matched, active, busy 0 (2 ms), retain 87>
+    {
+      "MetalPluginClassName" = "AGXG14XDevice"
+      "GPUConfigurationVariable" = {"num_gps"=4,"gpu_gen"=14,"num_cores"=19,"num_mgpus"=1}
+      "gpu-core-count" = 19
+      "model" = "Apple M2 Pro"
+    }
+"#;
+
+    #[test]
+    fn recorded_text_is_read() {
+        assert_eq!(gpu_cores(IOREG), Some(19));
+        assert_eq!([macos_major("15.6.1\n"), macos_major("26.0")], [Some(15), Some(26)]);
+        assert_eq!([chip_name("Apple M5 Max\n"), chip_name("VirtualApple")], ["M5 Max", "VirtualApple"]);
+    }
+
+    #[test]
+    fn malformed_text_is_nothing() {
+        for text in
+            ["", "\"gpu-core-count\"", "\"gpu-core-count\" = ", "\"gpu-core-count\" = many", "\"gpu-core-count\" = 0"]
+        {
+            assert_eq!(gpu_cores(text), None, "{text}");
+        }
+        assert_eq!([macos_major(""), macos_major("Sequoia")], [None, None]);
+    }
+}

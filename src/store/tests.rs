@@ -1,0 +1,143 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+fn strings(words: &[&str]) -> Vec<String> {
+    words.iter().map(|w| w.to_string()).collect()
+}
+
+#[test]
+fn a_file_is_replaced_whole_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("deep/value.json");
+    save_json(&path, &vec![1, 2]).unwrap();
+    save_json(&path, &vec![3]).unwrap();
+    assert_eq!(load_json::<Vec<i32>>(&path).unwrap(), [3]);
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+}
+
+#[test]
+fn errors_name_the_file_and_the_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("value.json");
+    let error = load_json::<Vec<i32>>(&path).unwrap_err();
+    assert!(error.to_string().contains("value.json"), "{error}");
+    fs::write(&path, "[1,\n x]").unwrap();
+    let error = load_json::<Vec<i32>>(&path).unwrap_err().to_string();
+    assert!(error.contains("value.json") && error.contains("line 2"), "{error}");
+    let log = dir.path().join("log.jsonl");
+    fs::write(&log, "1\n{\n3\n").unwrap();
+    let error = read_json_lines::<i32>(&log).unwrap_err().to_string();
+    assert!(error.contains("log.jsonl`, line 2"), "{error}");
+}
+
+#[test]
+fn a_torn_line_is_dropped_and_mended() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log.jsonl");
+    assert_eq!(read_json_lines::<String>(&path).unwrap(), Vec::<String>::new());
+    append_json(&path, &"one").unwrap();
+    // Torn inside a character, after which the file is not even text.
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.extend("\"zw\u{f6}".as_bytes().split_last().unwrap().1);
+    fs::write(&path, &bytes).unwrap();
+    assert_eq!(read_json_lines::<String>(&path).unwrap(), ["one"]);
+    append_json(&path, &"three").unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "\"one\"\n\"three\"\n");
+}
+
+#[test]
+fn a_torn_line_is_mended_however_long_it_or_the_file_is() {
+    let dir = tempfile::tempdir().unwrap();
+    for (whole, torn) in [(0, 10), (1, 4095), (2, 4096), (3, 20_000)] {
+        let path = dir.path().join(format!("log-{whole}"));
+        fs::write(&path, format!("{}{}", "line\n".repeat(whole), "x".repeat(torn))).unwrap();
+        append_line(&path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}new\n", "line\n".repeat(whole)));
+    }
+}
+
+#[test]
+fn a_table_grows_by_rows_and_survives_a_tear() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("here/measurements.csv");
+    let header = strings(&["schema", "name"]);
+    append_csv(&path, &header, &strings(&["1", "a, \"b\"\nc"])).unwrap();
+    append_csv(&path, &header, &strings(&["1", ""])).unwrap();
+    let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+    file.write_all(b"1,\"half").unwrap();
+    let (columns, rows) = read_csv(&path).unwrap();
+    assert_eq!(columns, header);
+    assert_eq!(rows, [strings(&["1", "a, \"b\" c"]), strings(&["1", ""])]);
+    append_csv(&path, &header, &strings(&["1", "last"])).unwrap();
+    assert_eq!(read_csv(&path).unwrap().1.len(), 3);
+}
+
+#[test]
+fn a_table_of_another_schema_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("measurements.csv");
+    append_csv(&path, &strings(&["schema", "old"]), &strings(&["1", "x"])).unwrap();
+    let before = fs::read(&path).unwrap();
+    let error = append_csv(&path, &strings(&["schema", "new"]), &strings(&["2", "y"])).unwrap_err();
+    let text = error.to_string();
+    for expected in ["measurements.csv", "schema `1`", "only there: old", "only here: new"] {
+        assert!(text.contains(expected), "{text}");
+    }
+    assert!(error.hint().is_some());
+    assert_eq!(fs::read(&path).unwrap(), before);
+    // A torn header is no header: the table starts again.
+    fs::write(&path, "sche").unwrap();
+    append_csv(&path, &strings(&["schema"]), &strings(&["2"])).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "schema\n2\n");
+}
+
+#[test]
+fn names_stay_in_their_folder() {
+    let cases = [
+        ("M2 Pro, 19 GPU cores, 16 GiB", "M2-Pro-19-GPU-cores-16-GiB"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("..", "unnamed"),
+        ("", "unnamed"),
+        ("Qwen/Qwen2.5-0.5B", "Qwen-Qwen2.5-0.5B"),
+        (".hidden\0\n", "hidden"),
+    ];
+    for (name, expected) in cases {
+        assert_eq!(file_name(name), expected);
+    }
+    assert_eq!(file_name(&"x".repeat(500)).len(), 100);
+}
+
+#[test]
+fn a_run_is_never_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run");
+    assert!(RunFolder::open(&path).unwrap_err().to_string().contains("holds no run"));
+    let folder = RunFolder::create(&path).unwrap();
+    RunFolder::create(&path).unwrap();
+    write(&folder.config(), b"x").unwrap();
+    let error = RunFolder::create(&path).unwrap_err();
+    assert!(matches!(error, Error::RunExists { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("--resume"));
+    assert_eq!(RunFolder::open(&path).unwrap().name(), "run");
+    assert_eq!(RunFolder::all_in(dir.path()).unwrap(), [folder]);
+    assert_eq!(RunFolder::all_in(&dir.path().join("absent")).unwrap(), []);
+}
+
+#[test]
+fn a_folder_that_may_not_be_written_to_says_so() {
+    // Root writes wherever it likes, so a file in the place of a folder stands in for the permission there.
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o500)).unwrap();
+    let blocked = dir.path().join("file");
+    if fs::write(&blocked, "x").is_err() {
+        assert!(matches!(write(&blocked, b"y"), Err(Error::Write { .. })));
+        assert!(matches!(append_line(&blocked, "y"), Err(Error::Write { .. })));
+    }
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(&blocked, "x").unwrap();
+    let error = write(&blocked.join("inside"), b"y").unwrap_err();
+    assert!(matches!(&error, Error::Write { .. }), "{error}");
+    assert!(matches!(append_line(&blocked.join("inside"), "y"), Err(Error::Write { .. })));
+    assert!(matches!(RunFolder::create(&blocked.join("run")), Err(Error::Write { .. })));
+}
