@@ -2,8 +2,8 @@
 
 pub mod cost;
 pub mod error;
-pub mod plan;
 pub mod measure;
+pub mod plan;
 pub mod predict;
 pub mod spec;
 pub mod stats;
