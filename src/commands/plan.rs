@@ -3,8 +3,7 @@
 use super::{Answer, Output, common};
 use crate::cli::{GivenArgs, PlanArgs};
 use crate::error::{Error, Result};
-use crate::plan::search::Held;
-use crate::plan::{Ask, Model, plan};
+use crate::plan::{Ask, Held, Model, plan};
 use crate::predict::ASSUMED_EXAMPLES;
 use crate::predict::calibration::Calibration;
 use crate::report::table::{self, Context};

@@ -27,7 +27,10 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
             Some(common::estimated_lengths(run.data.train())?)
         }
         // The worst case can be told without the data.
-        Err(Error::NoWeights { .. } | Error::Read { .. }) => None,
+        Err(Error::NoWeights { .. } | Error::Read { .. }) => {
+            output.note(&format!("`{}` cannot be read: its lengths are assumed", run.data.train().display()));
+            None
+        }
         Err(e) => return Err(e),
     };
     let longest = run.recipe.max_seq_length;
@@ -40,8 +43,8 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     let levers = levers(&request, &assessment, budget)?;
     let found = Candidate { run: run.clone(), assessment };
     output.answer(&found.assessment, |width| {
-        let unread = || format!("{}; `{}` cannot be read", common::assumed(&run, longest), run.data.train().display());
-        let context = Context { width, assumed: counted.is_none().then(unread), launch: Vec::new() };
+        let assumed = counted.is_none().then(|| common::assumed(&run, longest));
+        let context = Context { width, assumed, launch: Vec::new() };
         let mut text = table::prediction(&found, &machine, &levers, &context);
         if args.timeline {
             text += &table::timeline(&found.assessment, width);

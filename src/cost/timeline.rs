@@ -1,14 +1,15 @@
 //! A step played through without a step: what is alive after each allocation and each release.
 
-use std::collections::BTreeMap;
-
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
+
+/// How much is alive by name. A dozen names at most, copied at every new height: a list beats a map.
+type Alive = Vec<(&'static str, u64)>;
 
 /// Memory over time. Things of the same name are counted together.
 #[derive(Debug, Default)]
 pub struct Timeline {
     resident: Vec<Item>,
-    live: BTreeMap<&'static str, u64>,
+    live: Alive,
     total: u64,
     phases: Vec<Highest>,
     largest: Option<Item>,
@@ -18,7 +19,7 @@ pub struct Timeline {
 struct Highest {
     name: &'static str,
     total: u64,
-    live: BTreeMap<&'static str, u64>,
+    live: Alive,
 }
 
 /// Something alive; it must be given back to [`Timeline::free`].
@@ -39,15 +40,14 @@ impl Timeline {
     pub fn phase(&mut self, name: &'static str) {
         match self.phases.iter().position(|p| p.name == name) {
             Some(i) => self.phases[i..].rotate_left(1),
-            None => self.phases.push(Highest { name, total: 0, live: BTreeMap::new() }),
+            None => self.phases.push(Highest { name, total: 0, live: Alive::new() }),
         }
         self.note();
     }
 
     /// An allocation.
     pub fn alloc(&mut self, name: &'static str, bytes: u64) -> Live {
-        *self.live.entry(name).or_default() += bytes;
-        self.total += bytes;
+        self.add(name, bytes);
         if self.largest.as_ref().is_none_or(|l| l.bytes.0 < bytes) {
             self.largest = Some(Item::new(name, bytes));
         }
@@ -58,7 +58,7 @@ impl Timeline {
     /// A release.
     pub fn free(&mut self, live: Live) {
         self.total -= live.bytes;
-        if let Some(sum) = self.live.get_mut(live.name) {
+        if let Some(sum) = self.find(live.name) {
             *sum -= live.bytes;
         }
     }
@@ -67,8 +67,7 @@ impl Timeline {
     pub fn rename(&mut self, live: Live, name: &'static str) -> Live {
         let bytes = live.bytes;
         self.free(live);
-        *self.live.entry(name).or_default() += bytes;
-        self.total += bytes;
+        self.add(name, bytes);
         Live { name, bytes }
     }
 
@@ -76,6 +75,20 @@ impl Timeline {
     pub fn brief(&mut self, name: &'static str, bytes: u64) {
         let live = self.alloc(name, bytes);
         self.free(live);
+    }
+
+    fn find(&mut self, name: &'static str) -> Option<&mut u64> {
+        // Nearly always the same literal, which is told without reading it.
+        let same = |n: &str| std::ptr::eq(n, name) || n == name;
+        self.live.iter_mut().find(|(n, _)| same(n)).map(|(_, sum)| sum)
+    }
+
+    fn add(&mut self, name: &'static str, bytes: u64) {
+        self.total += bytes;
+        match self.find(name) {
+            Some(sum) => *sum += bytes,
+            None => self.live.push((name, bytes)),
+        }
     }
 
     fn note(&mut self) {
@@ -89,8 +102,7 @@ impl Timeline {
 
     /// The tallest moment of each phase.
     pub fn ledger(self) -> MemoryLedger {
-        let items =
-            |live: BTreeMap<&str, u64>| live.iter().filter(|(_, b)| **b > 0).map(|(n, b)| Item::new(n, *b)).collect();
+        let items = |live: Alive| live.iter().filter(|(_, b)| *b > 0).map(|(n, b)| Item::new(n, *b)).collect();
         MemoryLedger {
             resident: self.resident,
             phases: self.phases.into_iter().map(|p| Phase::new(p.name, items(p.live))).collect(),
