@@ -154,6 +154,22 @@ pub enum Error {
         /// The limit that binds.
         limit: Bytes,
     },
+    /// A plan that was asked for and is not to be had on this machine.
+    #[error("{what} does not fit: at its leanest it takes up to {needs}, over the {limit} of {name}")]
+    NothingFits {
+        /// What was to be run.
+        what: String,
+        /// Upper bound of what it takes.
+        needs: Bytes,
+        /// Name of the limit that binds.
+        name: &'static str,
+        /// The limit.
+        limit: Bytes,
+        /// A weight format in which it fits.
+        weights: Option<&'static str>,
+        /// The smallest Mac that holds it as it is.
+        larger: Option<String>,
+    },
     /// Refused, because it would not finish.
     #[error("{what} takes about {needs}, but {limit} are allowed")]
     TooSlow {
@@ -199,6 +215,12 @@ impl Error {
             Self::Schema { .. } => Some("move it aside; a new one is begun, and nothing in the old one is lost".into()),
             Self::RunExists { .. } => Some("go on with it with `--resume`, or give another folder with `--out`".into()),
             Self::DoesNotFit { .. } => Some("`headroom plan` finds what does; `--force` runs it all the same".into()),
+            Self::NothingFits { weights, larger, .. } => {
+                let weights = weights.map(|w| format!("it fits with `--weights {w}`, which rounds the base"));
+                let larger = larger.as_ref().map(|mac| format!("the smallest Mac that holds it as it is: {mac}"));
+                let smaller = Some("`headroom plan` without `--model` finds what fits here".to_owned());
+                Some(weights.into_iter().chain(larger).chain(smaller).collect::<Vec<_>>().join("\nhint: "))
+            }
             Self::TooSlow { .. } => Some("give it more with `--hours`, or less to do with `--seq`, `--epochs` or `--model`".into()),
             _ => None,
         }
@@ -207,7 +229,7 @@ impl Error {
     /// The exit code: 1 where the answer is "no", 2 where there is no answer.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::DoesNotFit { .. } | Self::TooSlow { .. } => 1,
+            Self::DoesNotFit { .. } | Self::NothingFits { .. } | Self::TooSlow { .. } => 1,
             _ => 2,
         }
     }
