@@ -4,6 +4,7 @@ pub mod cost;
 pub mod error;
 pub mod measure;
 pub mod predict;
+pub mod report;
 pub mod spec;
 pub mod store;
 pub mod trainer;
