@@ -148,6 +148,9 @@ impl Quantity {
             Self::Peak | Self::Footprint => Bytes::from_f64(value).to_string(),
             Self::Speed if value >= 99.5 => format!("{value:.0} tok/s"),
             Self::Speed => format!("{value:.1} tok/s"),
+            // Finer than times are shown elsewhere: here they stand beside each other.
+            Self::StepTime | Self::TotalTime if value < 9.95 => format!("{value:.2} s"),
+            Self::StepTime | Self::TotalTime if (119.5..7200.0).contains(&value) => format!("{:.1} min", value / 60.0),
             Self::StepTime | Self::TotalTime => Seconds(value).to_string(),
         }
     }

@@ -193,24 +193,20 @@ fn ledger_words(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> St
     let base: Bytes = resident.iter().map(|i| i.bytes).sum();
     let tallest = phases.iter().max_by_key(|p| p.total());
     let peak = base + tallest.map_or(Bytes(0), Phase::total);
-    let when = tallest.map_or(String::new(), |p| format!(" in `{}`", p.name));
-    let limit = limit.map_or(String::new(), |l| format!("; the tightest limit is {l}"));
-    format!("As predicted: {base} are always there, and the tallest moment is {peak}{when}{limit}.")
+    let when = tallest.map_or(String::new(), |p| format!(" in \u{201c}{}\u{201d}", p.name));
+    let limit = limit.map_or(String::new(), |l| format!(" The tightest limit, {l}, is the line."));
+    format!("As predicted: {base} are always there, and the tallest moment is {peak}{when}.{limit}")
 }
 
 fn legend(resident: &[Item], phases: &[Phase]) -> Vec<Swatch> {
-    let names = plot::named(resident, phases);
-    let tallest = phases.iter().max_by_key(|p| p.total());
-    let all: Vec<&Item> = resident.iter().chain(tallest.into_iter().flat_map(|p| &p.items)).collect();
-    let bytes_of = |name: &str| all.iter().filter(|i| i.name == name).map(|i| i.bytes).sum::<Bytes>();
-    let mut swatches: Vec<_> = names
-        .iter()
-        .enumerate()
-        .map(|(i, name)| Swatch { name: name.clone(), bytes: bytes_of(name).to_string(), colour: format!("s{i}") })
-        .collect();
-    if !all.is_empty() {
-        let rest: Bytes = all.iter().filter(|i| !names.contains(&i.name)).map(|i| i.bytes).sum();
-        swatches.push(Swatch { name: "other".into(), bytes: rest.to_string(), colour: format!("s{}", plot::SERIES) });
+    let named = plot::named(resident, phases);
+    let all = resident.iter().chain(phases.iter().flat_map(|p| &p.items));
+    let others = all.filter(|i| i.bytes > Bytes(0) && !named.iter().any(|n| n.name == i.name)).count();
+    let swatch = |name: &str, bytes: String, i: usize| Swatch { name: name.into(), bytes, colour: format!("s{i}") };
+    let mut swatches: Vec<_> =
+        named.iter().enumerate().map(|(i, item)| swatch(&item.name, item.bytes.to_string(), i)).collect();
+    if others > 0 {
+        swatches.push(swatch("all else", String::new(), plot::SERIES));
     }
     swatches
 }
@@ -236,7 +232,7 @@ fn facts(run: &RunReport) -> Vec<Fact> {
         facts.push(fact("system", r.os.clone()));
         facts.push(fact("engine", format!("{} {}", r.config.engine.name(), r.engine_version)));
         facts.push(fact("headroom", r.tool_version.clone()));
-        facts.push(fact("when it began", state_words(r)));
+        facts.push(fact("state at the start", state_words(r)));
         facts.push(fact("wall time", Seconds(r.measured.wall_time_s).to_string()));
     }
     if let Some(p) = &run.prediction {
@@ -244,6 +240,7 @@ fn facts(run: &RunReport) -> Vec<Fact> {
         let counts = format!("{} of {} ({share:.2} %)", grouped(p.trainable_params), grouped(p.total_params));
         facts.push(fact("trained parameters", counts));
     }
+    facts.retain(|fact| !fact.value.is_empty());
     facts
 }
 
@@ -367,7 +364,7 @@ mod tests {
                 || page.matches("http").count() == page.matches("http://www.w3.org/2000/svg").count()
         );
         assert!(page.contains("It fit and it finished; 4 of 5 measured figures"), "{page}");
-        assert!(page.contains("763 MiB") && page.contains("tallest moment is 656 MiB in `backward`"));
+        assert!(page.contains("763 MiB") && page.contains("tallest moment is 656 MiB in \u{201c}backward\u{201d}"));
         assert_eq!(page.matches("<svg").count(), 4);
         if let Ok(folder) = std::env::var("HEADROOM_TEST_PAGES") {
             std::fs::write(format!("{folder}/one.html"), &page).unwrap();

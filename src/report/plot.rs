@@ -6,7 +6,6 @@
 use std::ops::Range;
 
 use plotters::coord::Shift;
-use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -75,18 +74,6 @@ fn style(size: u32) -> TextStyle<'static> {
     (FONT, size).into_font().color(&TEXT)
 }
 
-/// A chart with a quiet grid, and the axes named.
-fn axes<X, Y>(chart: &mut ChartContext<'_, SVGBackend<'_>, Cartesian2d<X, Y>>, x: &str, y: &str) -> Result<()>
-where
-    X: Ranged + ValueFormatter<<X as Ranged>::ValueType>,
-    Y: Ranged + ValueFormatter<<Y as Ranged>::ValueType>,
-{
-    let mut mesh = chart.configure_mesh();
-    mesh.disable_x_mesh().light_line_style(TRANSPARENT).bold_line_style(GRID).axis_style(GRID);
-    mesh.label_style(style(13)).axis_desc_style(style(13)).x_desc(x).y_desc(y).y_labels(6).x_labels(8);
-    mesh.draw().map_err(failed)
-}
-
 /// Loss over the optimizer steps: each step faint, a running mean over a twentieth of the run on top.
 pub fn loss_curve(losses: &[(usize, f64)]) -> Result<String> {
     let losses: Vec<_> = losses.iter().copied().filter(|(_, loss)| loss.is_finite()).collect();
@@ -100,7 +87,11 @@ pub fn loss_curve(losses: &[(usize, f64)]) -> Result<String> {
             .y_label_area_size(58)
             .build_cartesian_2d(1.0..last, padded(losses.iter().map(|l| l.1)))
             .map_err(failed)?;
-        axes(&mut chart, "optimizer step", "loss")?;
+        let mut mesh = chart.configure_mesh();
+        mesh.disable_x_mesh().light_line_style(TRANSPARENT).bold_line_style(GRID).axis_style(GRID);
+        mesh.label_style(style(13)).axis_desc_style(style(13)).x_desc("optimizer step").y_desc("loss");
+        mesh.y_labels(6).x_labels(8).x_label_formatter(&|step| format!("{step:.0}"));
+        mesh.draw().map_err(failed)?;
         let points = losses.iter().map(|&(step, loss)| (step as f64, loss));
         chart.draw_series(LineSeries::new(points, FAINT.stroke_width(1))).map_err(failed)?;
         let points = smooth.iter().map(|&(step, loss)| (step as f64, loss));
@@ -210,12 +201,18 @@ fn shorten(text: &str, longest: usize) -> String {
     format!("{kept}…")
 }
 
-/// The names that get a colour of their own: the largest of the tallest moment.
-pub fn named(resident: &[Item], phases: &[Phase]) -> Vec<String> {
-    let tallest = phases.iter().max_by_key(|p| p.total());
-    let mut items: Vec<&Item> = resident.iter().chain(tallest.into_iter().flat_map(|p| &p.items)).collect();
-    items.sort_by_key(|i| std::cmp::Reverse(i.bytes));
-    items.iter().filter(|i| i.bytes > Bytes(0)).take(SERIES).map(|i| i.name.clone()).collect()
+/// The things that get a colour of their own: the largest of any phase, with their largest size.
+pub fn named(resident: &[Item], phases: &[Phase]) -> Vec<Item> {
+    let mut largest: Vec<Item> = Vec::new();
+    for item in resident.iter().chain(phases.iter().flat_map(|p| &p.items)).filter(|i| i.bytes > Bytes(0)) {
+        match largest.iter_mut().find(|l| l.name == item.name) {
+            Some(seen) => seen.bytes = seen.bytes.max(item.bytes),
+            None => largest.push(item.clone()),
+        }
+    }
+    largest.sort_by_key(|i| std::cmp::Reverse(i.bytes));
+    largest.truncate(SERIES);
+    largest
 }
 
 /// The phases of a step as stacked bars on a common base of what is always there, and the limit.
@@ -239,7 +236,7 @@ pub fn ledger(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> Resu
             root.draw(&Text::new(phase.name.clone(), (LEFT - 10, y + ROW / 2), label)).map_err(failed)?;
             let mut sum = Bytes(0);
             for item in resident.iter().chain(&phase.items).filter(|item| item.bytes > Bytes(0)) {
-                let colour = series(names.iter().position(|n| *n == item.name).unwrap_or(SERIES));
+                let colour = series(names.iter().position(|n| n.name == item.name).unwrap_or(SERIES));
                 // Ends are rounded and not widths, so that small items do not add up to a wrong bar.
                 let (from, to) = (LEFT + width(sum), LEFT + width(sum + item.bytes));
                 sum += item.bytes;
