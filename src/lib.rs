@@ -6,6 +6,7 @@ pub mod measure;
 pub mod predict;
 pub mod report;
 pub mod spec;
+pub mod stats;
 pub mod store;
 pub mod trainer;
 pub mod units;

@@ -1,5 +1,9 @@
 //! Cost and calibration together: what will happen, with an interval and where it came from.
 
+pub mod calibration;
+pub mod coefficients;
+pub mod coverage;
+
 use serde::{Deserialize, Serialize};
 
 use crate::cost::ledger::MemoryLedger;

@@ -3,6 +3,8 @@
 //! Everything here is validated when it is made and touches no disk: a config.json comes in as a
 //! string, the catalogue and the chip table are compiled in.
 
+pub mod catalogue;
+pub mod chips;
 pub mod data;
 pub mod machine;
 pub mod model;

@@ -261,6 +261,8 @@ impl ModelSpec {
 struct Config<'a> {
     model_type: &'a str,
     map: &'a Map<String, Value>,
+    /// The whole file, where `map` is its `text_config`: some keys are written only there.
+    outer: &'a Map<String, Value>,
 }
 
 impl<'a> Config<'a> {
@@ -277,11 +279,11 @@ impl<'a> Config<'a> {
             message: "has no `model_type`".into(),
             hint: Some("this does not look like a Hugging Face model folder".into()),
         })?;
-        Ok(Self { model_type: name, map })
+        Ok(Self { model_type: name, map, outer })
     }
 
     fn get(&self, names: &[&str]) -> Option<&'a Value> {
-        names.iter().find_map(|n| self.map.get(*n)).filter(|v| !v.is_null())
+        names.iter().find_map(|n| self.map.get(*n).or_else(|| self.outer.get(*n))).filter(|v| !v.is_null())
     }
 
     fn wrong(field: &str, value: &Value, must: &str) -> Error {
@@ -405,12 +407,20 @@ impl<'a> Config<'a> {
 
     fn attention(&self, model_type: ModelType, hidden_size: usize, layers: usize) -> Result<Attention> {
         use ModelType::*;
-        let heads = self.usize(&["num_attention_heads", "n_head"])?;
+        let heads = match self.usize_opt(&["num_attention_heads", "n_head"])? {
+            Some(n) => n,
+            None if model_type == Gemma3 => 8, // transformers' default, left out of the 4B file
+            None => self.usize(&["num_attention_heads"])?,
+        };
         if heads == 0 {
             return Err(Error::invalid("num_attention_heads", heads, "at least 1"));
         }
-        let kv_heads =
-            if model_type == Gpt2 { heads } else { self.usize_opt(&["num_key_value_heads"])?.unwrap_or(heads) };
+        let kv_heads = match self.usize_opt(&["num_key_value_heads"])? {
+            _ if model_type == Gpt2 => heads,
+            Some(n) => n,
+            None if model_type == Gemma3 => 4,
+            None => heads,
+        };
         let default_dim = if matches!(model_type, Gemma2 | Gemma3) { 256 } else { hidden_size / heads };
         let head_dim = match model_type {
             Qwen2 | Gpt2 | Starcoder2 | Phi3 => hidden_size / heads,
@@ -466,7 +476,7 @@ impl<'a> Config<'a> {
                 .collect());
         }
         let from = self.usize_opt(&["max_window_layers"])?.unwrap_or(28);
-        let pattern = self.usize_opt(&["sliding_window_pattern"])?.unwrap_or(6);
+        let pattern = self.usize_opt(&["sliding_window_pattern", "_sliding_window_pattern"])?.unwrap_or(6);
         Ok((0..layers)
             .map(|i| match model_type {
                 Qwen2 | Qwen3 if i < from => None,
@@ -568,7 +578,7 @@ fn scaling_with(v: &Value, dims: usize, max_positions: usize, original: Option<u
                     .get(name)
                     .and_then(Value::as_array)
                     .map(|a| a.iter().filter_map(Value::as_f64).collect::<Vec<_>>());
-                // The catalogue leaves the long lists out: they change no cost.
+                // They change no cost, so a planner can do without them.
                 let list = found.unwrap_or_else(|| vec![1.0; dims / 2]);
                 if list.len() == dims / 2 {
                     Ok(list)

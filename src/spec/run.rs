@@ -317,6 +317,8 @@ pub struct Execution {
     pub loss_chunk: usize,
     /// Query rows whose scores exist at one time.
     pub attention_chunk: usize,
+    /// Rows of a block's MLP that exist at one time.
+    pub mlp_chunk: usize,
     /// Where the base lives.
     pub residency: Residency,
 }
@@ -330,6 +332,7 @@ impl Default for Execution {
             compute_dtype: Dtype::F32,
             loss_chunk: 512,
             attention_chunk: 256,
+            mlp_chunk: 1024,
             residency: Residency::Resident,
         }
     }
@@ -373,6 +376,7 @@ impl RunConfig {
         within("rank", r.lora.rank, 1, 4096)?;
         within("loss_chunk", e.loss_chunk, 1, 1 << 20)?;
         within("attention_chunk", e.attention_chunk, 1, 1 << 20)?;
+        within("mlp_chunk", e.mlp_chunk, 1, 1 << 20)?;
         if !r.effective_batch_size.is_multiple_of(e.batch_size) {
             return Err(Error::invalid(
                 "batch_size",

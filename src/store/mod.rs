@@ -39,6 +39,14 @@ pub fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(writing(path))
 }
 
+/// Removes a folder and all in it; it is no error if it is not there.
+pub fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(writing(path)(e)),
+        _ => Ok(()),
+    }
+}
+
 /// The folders directly inside `path`, by name; none if it is not there.
 pub fn folders_in(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {

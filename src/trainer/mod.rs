@@ -3,7 +3,14 @@
 //! Calibrating, sweeping and launching differ only in when they stop, so there is one method with a
 //! callback, and the caller decides by returning [`Flow::Stop`].
 
+pub mod batches;
+pub mod candle;
+pub mod generate;
+pub mod memory;
+pub mod rows;
 pub mod scripted;
+pub mod source;
+pub mod text;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,600 @@
+//! Memory of our own engine: its step, played through with sizes in place of tensors.
+//!
+//! Each function here mirrors the function of the same name in `trainer/candle`, allocation by
+//! allocation; `tests/ledger.rs` holds the two together with the counting allocator. What is left
+//! out: tensors of a few numbers, and the packing buffers of the matrix product (a fixed few MiB a thread).
+
+use crate::cost::ledger::MemoryLedger;
+use crate::cost::timeline::{Live, Timeline};
+use crate::error::Result;
+use crate::spec::machine::{Accelerator, Machine};
+use crate::spec::model::{ModelSpec, Positions};
+use crate::spec::run::{RunConfig, Weights};
+use crate::spec::tensors::{Projection, Role};
+
+/// Bytes of an f32.
+const F32: u64 = 4;
+/// Panels of a weight that is not f32 are made in f32 at most this large at a time (`ops::PANEL_BYTES`).
+const PANEL_BYTES: u64 = 32 << 20;
+
+const INPUTS: &str = "block inputs";
+const STATE: &str = "hidden state";
+const ATTENTION: &str = "attention";
+const SCORES: &str = "attention scores";
+const MLP: &str = "MLP";
+const LOGITS: &str = "logits";
+const PANEL: &str = "weights in f32";
+const LORA: &str = "adapter activations";
+const GRADIENTS: &str = "adapter gradients";
+const PRODUCT: &str = "matrix product's own";
+/// The `gemm` crate packs the rows of the left matrix this deep at a time (`gemm_common::cache::kernel_params`).
+const PACKED_DEPTH: u64 = 512;
+
+/// Score-sized temporaries of candle's ops on Metal beside those of the CPU kernels: scaled, masked, shifted and
+/// exponentiated scores live at one time. Read off `attention::Shape::probabilities_composed`; unproven on a Mac.
+const COMPOSED_SCORES: u64 = 3;
+
+/// A micro-batch by its sizes.
+#[derive(Clone, Debug)]
+pub struct Micro {
+    /// Rows of each example: its tokens less one.
+    pub examples: Vec<usize>,
+    /// Rows that are learned from.
+    pub targets: usize,
+    /// What does the arithmetic: on Metal the fused CPU kernels give way to candle's ops, with their temporaries.
+    pub accelerator: Accelerator,
+    /// Threads that attention runs on, on a CPU.
+    pub threads: usize,
+}
+
+impl Micro {
+    /// `batch_size` examples of `tokens` tokens each, all of them learned.
+    pub fn full(batch_size: usize, tokens: usize, machine: &Machine) -> Self {
+        let rows = tokens.saturating_sub(1).max(1);
+        let (accelerator, threads) = (machine.accelerator, machine.cores);
+        Self { examples: vec![rows; batch_size], targets: rows * batch_size, accelerator, threads }
+    }
+
+    fn rows(&self) -> u64 {
+        self.examples.iter().sum::<usize>() as u64
+    }
+}
+
+/// The ledger of an optimizer step over micro-batches of this size.
+pub fn ledger(spec: &ModelSpec, run: &RunConfig, micro: &Micro) -> Result<MemoryLedger> {
+    let targets = spec.targets(&run.recipe.lora.target_modules)?;
+    let first = run.recipe.lora.first_layer(spec.num_hidden_layers);
+    let all = spec.projections();
+    let linears = all.iter().map(|p| (p.clone(), targets.contains(p))).collect();
+    let mut engine = Engine { spec, run, micro, linears, first, t: Timeline::default() };
+    engine.resident();
+    engine.step();
+    Ok(engine.t.ledger())
+}
+
+struct Engine<'a> {
+    spec: &'a ModelSpec,
+    run: &'a RunConfig,
+    micro: &'a Micro,
+    linears: Vec<(Projection, bool)>,
+    first: usize,
+    t: Timeline,
+}
+
+/// What forward leaves for backward.
+struct Tape {
+    x: Live,
+    attention: AttentionTape,
+    mid: Live,
+    mlp: Option<[Option<Live>; 2]>,
+}
+
+struct AttentionTape {
+    normed: Live,
+    raw: Option<[Live; 2]>,
+    q: Live,
+    k: Live,
+    v: Live,
+    out: Live,
+}
+
+/// Bytes of one parameter of a matrix.
+fn weight_bytes(weights: Weights) -> f64 {
+    weights.bits() / 8.0
+}
+
+impl Engine<'_> {
+    fn h(&self) -> u64 {
+        self.spec.hidden_size as u64 * F32
+    }
+
+    fn f(&self) -> u64 {
+        self.spec.intermediate_size as u64 * F32
+    }
+
+    fn q(&self) -> u64 {
+        self.spec.q_size() as u64 * F32
+    }
+
+    fn kv(&self) -> u64 {
+        self.spec.kv_size() as u64 * F32
+    }
+
+    fn rank(&self) -> u64 {
+        self.run.recipe.lora.rank as u64
+    }
+
+    fn adapter_params(&self) -> u64 {
+        let one: u64 = self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| p.lora_params(self.rank() as usize)).sum();
+        one * (self.spec.num_hidden_layers - self.first) as u64
+    }
+
+    fn find(&self, role: Role) -> Option<(Projection, bool)> {
+        self.linears.iter().find(|(p, _)| p.role == role).cloned()
+    }
+
+    // --- what stays ---
+
+    fn resident(&mut self) {
+        let per = weight_bytes(self.run.execution.weights);
+        let (mut matrices, mut vectors) = (0f64, 0u64);
+        for tensor in self.spec.tensors() {
+            let numbers = tensor.shape.iter().product::<usize>() as u64;
+            if tensor.shape.len() == 2 { matrices += numbers as f64 * per } else { vectors += numbers * F32 }
+        }
+        self.t.resident("base weights", matrices as u64 + vectors);
+        let adapters = self.adapter_params() * F32;
+        self.t.resident("adapters", adapters);
+        self.t.resident("optimizer state", 2 * adapters);
+        if let Positions::Rope { global, local } = &self.spec.positions {
+            let table = |dims: usize| (self.run.recipe.max_seq_length * dims) as u64 * F32; // cos and sin, dims / 2 each
+            let bytes = table(global.dims) + local.as_ref().map_or(0, |l| table(l.dims));
+            self.t.resident("rope tables", bytes);
+        }
+    }
+
+    // --- the step (Session::step, Decoder::loss_and_grads) ---
+
+    fn step(&mut self) {
+        let (n, layers) = (self.micro.rows(), self.spec.num_hidden_layers);
+        self.t.phase("forward");
+        // After the first micro-batch the gradients of every adapter are there.
+        let gathered = self.run.accumulation() > 1;
+        let early = gathered.then(|| self.t.alloc(GRADIENTS, self.adapter_params() * F32));
+        let mut x = self.embed(n);
+        let mut saved = Vec::new();
+        for layer in 0..layers {
+            if layer >= self.first && !self.run.execution.grad_checkpoint {
+                let (y, tape) = self.forward_keep(x);
+                saved.push(Ok(tape));
+                x = y;
+                continue;
+            }
+            let y = self.forward();
+            if layer < self.first {
+                self.t.free(x);
+            } else {
+                saved.push(Err(self.t.rename(x, INPUTS)));
+            }
+            x = y;
+        }
+        self.t.phase("loss");
+        let mut g = self.head_backward(x);
+        self.t.phase("backward");
+        let mut gradients = Vec::from_iter(early);
+        for (i, kept) in (self.first..layers).zip(saved).rev() {
+            let tape = match kept {
+                Ok(tape) => tape,
+                Err(x) => self.recompute(x),
+            };
+            g = self.backward(tape, g, i > self.first, if gathered { None } else { Some(&mut gradients) });
+        }
+        self.t.free(g);
+        self.optimizer();
+        gradients.into_iter().for_each(|g| self.t.free(g));
+    }
+
+    fn embed(&mut self, n: u64) -> Live {
+        // The looked-up rows in their own format, then in f32, then scaled or moved.
+        let per = weight_bytes(self.run.execution.weights);
+        let looked_up = (n * self.spec.hidden_size as u64) as f64 * per;
+        let x = if self.run.execution.weights == Weights::F32 {
+            self.t.alloc(STATE, n * self.h())
+        } else {
+            let raw = self.t.alloc(STATE, looked_up as u64);
+            let x = self.t.alloc(STATE, n * self.h());
+            self.t.free(raw);
+            x
+        };
+        if self.spec.embedding_scale != 1.0 || self.spec.positions == Positions::Learned {
+            self.t.brief(STATE, n * self.h());
+        }
+        x
+    }
+
+    /// Up to five temporaries of one adapter matrix (`AdamW::update`), and clipping's copy.
+    fn optimizer(&mut self) {
+        self.t.phase("optimizer");
+        let widest = |p: &Projection| p.in_features.max(p.out_features) as u64;
+        let largest = self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| widest(p)).max().unwrap_or(0);
+        self.t.brief("optimizer's own", 5 * largest * self.rank() * F32);
+    }
+
+    // --- a projection (Frozen, Linear) ---
+
+    /// The f32 panel of the weight, where it is stored in another format.
+    fn panel(&mut self, p: &Projection) -> Option<Live> {
+        let (rows, width) =
+            if self.spec.conv1d() { (p.in_features, p.out_features) } else { (p.out_features, p.in_features) };
+        self.panel_of(rows as u64, width as u64)
+    }
+
+    fn panel_of(&mut self, rows: u64, width: u64) -> Option<Live> {
+        let all = rows * width * F32;
+        let panel = (PANEL_BYTES / (F32 * width)).max(1) * width * F32;
+        (self.run.execution.weights != Weights::F32).then(|| self.t.alloc(PANEL, all.min(panel)))
+    }
+
+    /// What a product over `rows` rows and `depth` inner elements packs for itself while it runs.
+    fn product(&mut self, rows: u64, depth: u64) {
+        if self.micro.accelerator == Accelerator::Metal {
+            return;
+        }
+        let passes = depth.div_ceil(PACKED_DEPTH).max(1);
+        self.t.brief(PRODUCT, depth.div_ceil(passes) * rows * F32);
+    }
+
+    fn linear(&mut self, role: Role, rows: u64, name: &'static str) -> Live {
+        let Some((p, adapted)) = self.find(role) else { return self.t.alloc(name, 0) };
+        let y = self.t.alloc(name, rows * p.out_features as u64 * F32);
+        let panel = self.panel(&p);
+        self.product(rows, p.in_features as u64);
+        panel.into_iter().for_each(|l| self.t.free(l));
+        if adapted {
+            self.dropped(rows, &p);
+            let hidden = self.t.alloc(LORA, rows * self.rank() * F32);
+            self.product(rows, p.in_features as u64);
+            self.t.free(hidden);
+        }
+        y
+    }
+
+    /// Dropout's mask and product, which live only while the adapter's input is made.
+    fn dropped(&mut self, rows: u64, p: &Projection) {
+        if self.run.recipe.lora.dropout > 0.0 {
+            self.t.brief(LORA, 2 * rows * p.in_features as u64 * F32);
+        }
+    }
+
+    fn linear_back(
+        &mut self,
+        role: Role,
+        rows: u64,
+        need_dx: bool,
+        grads: &mut Option<&mut Vec<Live>>,
+    ) -> Option<Live> {
+        let (p, adapted) = self.find(role)?;
+        let dx = need_dx.then(|| {
+            let dx = self.t.alloc(name_of(role), rows * p.in_features as u64 * F32);
+            let panel = self.panel(&p);
+            self.product(rows, p.out_features as u64);
+            panel.into_iter().for_each(|l| self.t.free(l));
+            dx
+        });
+        if adapted {
+            self.dropped(rows, &p);
+            let hidden = self.t.alloc(LORA, 2 * rows * self.rank() * F32);
+            self.product(rows, (p.in_features.max(p.out_features)) as u64);
+            if let Some(grads) = grads.as_deref_mut() {
+                grads.push(self.t.alloc(GRADIENTS, p.lora_params(self.rank() as usize) * F32));
+            }
+            self.t.free(hidden);
+        }
+        dx
+    }
+
+    // --- attention (Block::attend, attention::Shape) ---
+
+    fn qkv(&mut self, normed: Live, rows: u64) -> AttentionTape {
+        let (q, k, v);
+        if self.find(Role::Qkv).is_some() {
+            let all = self.linear(Role::Qkv, rows, ATTENTION);
+            q = self.t.alloc(ATTENTION, rows * self.q());
+            k = self.t.alloc(ATTENTION, rows * self.kv());
+            v = self.t.alloc(ATTENTION, rows * self.kv());
+            self.t.free(all);
+        } else {
+            q = self.linear(Role::Q, rows, ATTENTION);
+            k = self.linear(Role::K, rows, ATTENTION);
+            v = self.linear(Role::V, rows, ATTENTION);
+        }
+        let raw = self
+            .spec
+            .attention
+            .qk_norm
+            .then(|| [self.t.alloc(ATTENTION, rows * self.q()), self.t.alloc(ATTENTION, rows * self.kv())]);
+        if self.spec.positions != Positions::Learned {
+            self.t.brief(ATTENTION, rows * self.q());
+            self.t.brief(ATTENTION, rows * self.kv());
+        }
+        let out = self.t.alloc(ATTENTION, rows * self.q());
+        let scores = self.scores(1);
+        self.t.brief(SCORES, scores);
+        AttentionTape { normed, raw, q, k, v, out }
+    }
+
+    /// The chunks that the threads work on at one time, the largest first: scores, and a chunk's output.
+    /// On Metal all heads of one chunk at a time, in the temporaries of candle's ops.
+    fn scores(&self, buffers: u64) -> u64 {
+        let chunk = self.run.execution.attention_chunk;
+        let window = self.spec.attention.windows.iter().map(|w| w.unwrap_or(usize::MAX)).max().unwrap_or(usize::MAX);
+        let head = self.spec.attention.head_dim as u64;
+        let mut tasks: Vec<u64> = Vec::new();
+        for &rows in &self.micro.examples {
+            for start in (0..rows).step_by(chunk) {
+                let end = (start + chunk).min(rows);
+                let keys = end - (start + 1).saturating_sub(window);
+                let o = if buffers == 1 { head } else { 0 };
+                tasks.push((end - start) as u64 * (buffers * keys as u64 + o) * F32);
+            }
+        }
+        tasks.sort_unstable_by(|a, b| b.cmp(a));
+        if self.micro.accelerator == Accelerator::Metal {
+            let heads = self.spec.attention.num_attention_heads as u64;
+            return tasks.first().map_or(0, |t| t * heads * COMPOSED_SCORES);
+        }
+        // Backward hands out heads, not chunks: every thread can stand at the largest chunk at once.
+        if buffers == 1 {
+            tasks.iter().take(self.micro.threads).sum()
+        } else {
+            let threads = self.micro.threads.min(self.spec.attention.num_key_value_heads) as u64;
+            tasks.first().map_or(0, |t| t * threads)
+        }
+    }
+
+    fn attend(&mut self, rows: u64) -> (AttentionTape, Live) {
+        let normed = self.t.alloc(ATTENTION, rows * self.h());
+        let tape = self.qkv(normed, rows);
+        let y = self.linear(Role::O, rows, STATE);
+        if self.spec.post_norms {
+            self.t.brief(STATE, rows * self.h());
+        }
+        (tape, y)
+    }
+
+    fn free_tape(&mut self, tape: AttentionTape) {
+        let AttentionTape { normed, raw, q, k, v, out } = tape;
+        [normed, q, k, v, out].into_iter().chain(raw.into_iter().flatten()).for_each(|l| self.t.free(l));
+    }
+
+    fn attention_backward(
+        &mut self,
+        tape: AttentionTape,
+        need_dx: bool,
+        mut grads: Option<&mut Vec<Live>>,
+    ) -> Option<Live> {
+        let rows = self.micro.rows();
+        let post = self.spec.post_norms.then(|| {
+            let y = self.linear(Role::O, rows, ATTENTION);
+            let g = self.t.alloc(ATTENTION, rows * self.h());
+            self.t.free(y);
+            g
+        });
+        let d_out = self.linear_back(Role::O, rows, true, &mut grads);
+        let AttentionTape { normed, raw, q, k, v, out } = tape;
+        post.into_iter().chain([out]).for_each(|l| self.t.free(l));
+        let dq = self.t.alloc(ATTENTION, rows * self.q());
+        let dk = self.t.alloc(ATTENTION, rows * self.kv());
+        let dv = self.t.alloc(ATTENTION, rows * self.kv());
+        let longest = self.micro.examples.iter().copied().max().unwrap_or(0) as u64;
+        let heads = self.t.alloc(ATTENTION, longest * (self.q() + 2 * self.kv()));
+        let buffers = if self.spec.attention.softcap.is_some() { 3 } else { 2 };
+        let scores = self.scores(buffers);
+        self.t.brief(SCORES, scores);
+        [heads, q, k, v].into_iter().chain(d_out).for_each(|l| self.t.free(l));
+        if self.spec.positions != Positions::Learned {
+            self.t.brief(ATTENTION, rows * self.q());
+        }
+        if self.spec.attention.qk_norm {
+            self.t.brief(ATTENTION, rows * self.q());
+        }
+        raw.into_iter().flatten().for_each(|l| self.t.free(l));
+        let d = self.qkv_backward([dq, dk, dv], need_dx, &mut grads);
+        let dx = need_dx.then(|| self.t.alloc(STATE, rows * self.h()));
+        [normed].into_iter().chain(d).for_each(|l| self.t.free(l));
+        dx
+    }
+
+    fn qkv_backward(
+        &mut self,
+        [dq, dk, dv]: [Live; 3],
+        need_dx: bool,
+        grads: &mut Option<&mut Vec<Live>>,
+    ) -> Option<Live> {
+        let rows = self.micro.rows();
+        if self.find(Role::Qkv).is_some() {
+            let all = self.t.alloc(ATTENTION, rows * (self.q() + 2 * self.kv()));
+            [dq, dk, dv].into_iter().for_each(|l| self.t.free(l));
+            let d = self.linear_back(Role::Qkv, rows, need_dx, grads);
+            self.t.free(all);
+            return d;
+        }
+        let mut sum: Option<Live> = None;
+        for (role, d) in [(Role::Q, dq), (Role::K, dk), (Role::V, dv)] {
+            let part = self.linear_back(role, rows, need_dx, grads);
+            match sum {
+                Some(_) => part.into_iter().for_each(|l| self.t.free(l)),
+                None => sum = part,
+            }
+            self.t.free(d);
+        }
+        sum
+    }
+
+    // --- MLP ---
+
+    fn spans(&self) -> Vec<u64> {
+        let (all, step) = (self.micro.rows(), self.run.execution.mlp_chunk as u64);
+        (0..all.div_ceil(step)).map(|i| step.min(all - i * step)).collect()
+    }
+
+    /// (gate or plain, up, hidden)
+    fn mlp_hidden(&mut self, rows: u64) -> (Live, Option<Live>, Live) {
+        let m = self.spec.mlp;
+        let (gate, up) = if !m.gated {
+            (self.linear(Role::Up, rows, MLP), None)
+        } else if m.fused {
+            let both = self.linear(Role::GateUp, rows, MLP);
+            let gate = self.t.alloc(MLP, rows * self.f());
+            let up = self.t.alloc(MLP, rows * self.f());
+            self.t.free(both);
+            (gate, Some(up))
+        } else {
+            (self.linear(Role::Gate, rows, MLP), Some(self.linear(Role::Up, rows, MLP)))
+        };
+        let hidden = self.t.alloc(MLP, rows * self.f());
+        (gate, up, hidden)
+    }
+
+    fn mlp_out(&mut self, rows: u64) -> Live {
+        let y = self.linear(Role::Down, rows, MLP);
+        if self.spec.post_norms {
+            self.t.brief(MLP, rows * self.h());
+        }
+        y
+    }
+
+    fn mlp_forward(&mut self, mid: Live) -> Live {
+        let out = self.t.alloc(STATE, self.micro.rows() * self.h());
+        for rows in self.spans() {
+            let n = self.t.alloc(MLP, rows * self.h());
+            let (gate, up, hidden) = self.mlp_hidden(rows);
+            [n, gate].into_iter().chain(up).for_each(|l| self.t.free(l));
+            let y = self.mlp_out(rows);
+            [hidden, y].into_iter().for_each(|l| self.t.free(l));
+        }
+        self.t.free(mid);
+        out
+    }
+
+    fn mlp_backward(&mut self, kept: Option<[Option<Live>; 2]>, g: Live, grads: &mut Option<&mut Vec<Live>>) -> Live {
+        let out = self.t.alloc(STATE, self.micro.rows() * self.h());
+        for (i, rows) in self.spans().into_iter().enumerate() {
+            // The places are made by the first chunk; the later ones add to them.
+            let mut none = None;
+            let grads = if i == 0 { &mut *grads } else { &mut none };
+            let n = self.t.alloc(MLP, rows * self.h());
+            let made = if kept.is_some() {
+                (None, None, self.t.alloc(MLP, rows * self.f()))
+            } else {
+                let (gate, up, hidden) = self.mlp_hidden(rows);
+                (Some(gate), up, hidden)
+            };
+            self.mlp_chunk_backward(made, rows, grads);
+            self.t.brief(MLP, 2 * rows * self.h());
+            self.t.free(n);
+        }
+        kept.into_iter().flatten().flatten().chain([g]).for_each(|l| self.t.free(l));
+        out
+    }
+
+    fn mlp_chunk_backward(
+        &mut self,
+        (gate, up, hidden): (Option<Live>, Option<Live>, Live),
+        rows: u64,
+        grads: &mut Option<&mut Vec<Live>>,
+    ) {
+        let post = self.spec.post_norms.then(|| {
+            let y = self.linear(Role::Down, rows, MLP);
+            let g = self.t.alloc(MLP, rows * self.h());
+            self.t.free(y);
+            g
+        });
+        let d_hidden = self.linear_back(Role::Down, rows, true, grads);
+        post.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
+        let m = self.spec.mlp;
+        let dgate = self.t.alloc(MLP, rows * self.f());
+        let dup = m.gated.then(|| self.t.alloc(MLP, rows * self.f()));
+        gate.into_iter().chain(up).chain(d_hidden).for_each(|l| self.t.free(l));
+        if m.fused && m.gated {
+            let both = self.t.alloc(MLP, 2 * rows * self.f());
+            [dgate].into_iter().chain(dup).for_each(|l| self.t.free(l));
+            let d = self.linear_back(Role::GateUp, rows, true, grads);
+            [both].into_iter().chain(d).for_each(|l| self.t.free(l));
+            return;
+        }
+        let first = self.linear_back(if m.gated { Role::Gate } else { Role::Up }, rows, true, grads);
+        self.t.free(dgate);
+        if m.gated {
+            let second = self.linear_back(Role::Up, rows, true, grads);
+            second.into_iter().for_each(|l| self.t.free(l));
+        }
+        dup.into_iter().chain(first).for_each(|l| self.t.free(l));
+    }
+
+    // --- the block ---
+
+    fn forward(&mut self) -> Live {
+        let (tape, mid) = self.attend(self.micro.rows());
+        self.free_tape(tape);
+        self.mlp_forward(mid)
+    }
+
+    fn forward_keep(&mut self, x: Live) -> (Live, Tape) {
+        let rows = self.micro.rows();
+        let x = self.t.rename(x, INPUTS);
+        let (attention, mid) = self.attend(rows);
+        let n = self.t.alloc(MLP, rows * self.h());
+        let (gate, up, hidden) = self.mlp_hidden(rows);
+        self.t.free(n);
+        let y = self.mlp_out(rows);
+        let y = self.t.rename(y, STATE);
+        self.t.free(hidden);
+        (y, Tape { x, attention, mid, mlp: Some([Some(gate), up]) })
+    }
+
+    fn recompute(&mut self, x: Live) -> Tape {
+        let (attention, mid) = self.attend(self.micro.rows());
+        Tape { x, attention, mid, mlp: None }
+    }
+
+    fn backward(&mut self, tape: Tape, g: Live, need_dx: bool, mut grads: Option<&mut Vec<Live>>) -> Live {
+        let Tape { x, attention, mid, mlp } = tape;
+        let g = self.mlp_backward(mlp, g, &mut grads);
+        self.t.free(mid);
+        let dx = self.attention_backward(attention, need_dx, grads);
+        [x, g].into_iter().for_each(|l| self.t.free(l));
+        match dx {
+            Some(dx) => dx,
+            None => self.t.alloc(STATE, 0),
+        }
+    }
+
+    // --- the head ---
+
+    fn head_backward(&mut self, x: Live) -> Live {
+        let g = self.t.alloc(STATE, self.micro.rows() * self.h());
+        let c = self.micro.targets.min(self.run.execution.loss_chunk) as u64;
+        let (vocab, hidden) = (self.spec.vocab_size as u64, self.spec.hidden_size as u64);
+        let rows = self.t.alloc(STATE, c * self.h());
+        let normed = self.t.alloc(STATE, c * self.h());
+        let logits = self.t.alloc(LOGITS, c * vocab * F32);
+        let panel = self.panel_of(vocab, hidden);
+        self.product(c, hidden);
+        panel.into_iter().chain([normed]).for_each(|l| self.t.free(l));
+        let d_normed = self.t.alloc(STATE, c * self.h());
+        let panel = self.panel_of(vocab, hidden);
+        self.product(c, vocab);
+        panel.into_iter().chain([logits]).for_each(|l| self.t.free(l));
+        self.t.brief(STATE, c * self.h());
+        [rows, d_normed, x].into_iter().for_each(|l| self.t.free(l));
+        g
+    }
+}
+
+fn name_of(role: Role) -> &'static str {
+    match role {
+        Role::Gate | Role::Up | Role::GateUp | Role::Down => MLP,
+        _ => ATTENTION,
+    }
+}

@@ -1,0 +1,272 @@
+//! What one optimizer step makes a machine do: arithmetic, memory traffic and kernel launches, term by term.
+//!
+//! A frozen matrix of P parameters costs 2P FLOPs a token forward, 2P to carry the gradient through it, and 2P
+//! more where checkpointing runs the block again; it gets no gradient of its own. Bytes are those that must move
+//! between memory and the processor; what stays in a cache is not known here and falls to calibration.
+//! Left out: the data loader, and what the engines do once in a while (checkpoints, validation).
+
+use serde::{Deserialize, Serialize};
+
+use super::params::{Parameters, adapted};
+use super::work::Work;
+use crate::error::Result;
+use crate::spec::data::TokenLengths;
+use crate::spec::model::ModelSpec;
+use crate::spec::run::{Engine, RunConfig};
+
+/// One thing that is done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Term {
+    /// What.
+    pub name: String,
+    /// Floating-point operations; a multiply-add counts as two.
+    pub flops: f64,
+    /// Bytes read and written.
+    pub bytes: f64,
+    /// Kernels started.
+    pub launches: f64,
+}
+
+/// One optimizer step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepCost {
+    /// What is done.
+    pub terms: Vec<Term>,
+    /// Tokens of the examples.
+    pub tokens: f64,
+    /// Rows worked on, padding included.
+    pub rows: f64,
+}
+
+/// Bytes of an f32.
+const F32: f64 = 4.0;
+
+/// Passes of a stable softmax over its numbers, forward (maximum, exponential, sum, division: read and write) and
+/// backward (product, row sum, difference, product).
+const SOFTMAX_PASSES: f64 = 6.0;
+const SOFTMAX_BACKWARD_PASSES: f64 = 8.0;
+
+/// Passes of AdamW over each trainable number: three states and a gradient read, three written, and as many
+/// temporaries again because the update is composed of single operations.
+const ADAMW_PASSES: f64 = 22.0;
+
+/// Launches of one projection: conversion, product, bias; an adapter's two products, scaling and sum; backward the
+/// conversion, the product, and the adapter's eight.
+const LINEAR: f64 = 3.0;
+const ADAPTER: f64 = 4.0;
+const LINEAR_BACKWARD: f64 = 2.0;
+const ADAPTER_BACKWARD: f64 = 8.0;
+/// Launches of the rest of a block: norms, rope, residual sums, activation.
+const BLOCK_REST: f64 = 12.0;
+/// Launches of one chunk of attention, forward and backward.
+const CHUNK: f64 = 16.0;
+const CHUNK_BACKWARD: f64 = 36.0;
+/// Launches of the update of one adapted projection: two matrices, eleven operations each, and their clipping.
+const UPDATE: f64 = 26.0;
+/// Launches of one chunk of the loss.
+const LOSS_CHUNK: f64 = 20.0;
+
+impl StepCost {
+    /// Sum of the FLOPs.
+    pub fn flops(&self) -> f64 {
+        self.terms.iter().map(|t| t.flops).sum()
+    }
+
+    /// Sum of the bytes.
+    pub fn bytes(&self) -> f64 {
+        self.terms.iter().map(|t| t.bytes).sum()
+    }
+
+    /// Sum of the launches.
+    pub fn launches(&self) -> f64 {
+        self.terms.iter().map(|t| t.launches).sum()
+    }
+}
+
+/// Shapes that every term needs.
+struct Shapes<'a> {
+    spec: &'a ModelSpec,
+    run: &'a RunConfig,
+    work: Work,
+    /// Matrix parameters of one block.
+    block: f64,
+    /// Blocks, and those that backward passes through.
+    blocks: f64,
+    back_blocks: f64,
+    /// Blocks that backward makes again.
+    again: f64,
+    /// Width of what goes in and comes out of the adapted projections of a block.
+    adapter_in: f64,
+    adapter_out: f64,
+    adapters: f64,
+    projections: f64,
+    /// Numbers that elementwise work touches for one token in one block, forward.
+    elementwise: f64,
+}
+
+impl<'a> Shapes<'a> {
+    fn new(spec: &'a ModelSpec, run: &'a RunConfig, lengths: Option<&TokenLengths>) -> Result<Self> {
+        let lora = &run.recipe.lora;
+        let (targets, back) = adapted(spec, lora)?;
+        let (h, f) = (spec.hidden_size as f64, spec.intermediate_size as f64);
+        let (q, kv) = (spec.q_size() as f64, spec.kv_size() as f64);
+        let norms = if spec.post_norms { 4.0 } else { 2.0 };
+        let gates = if spec.mlp.gated { 3.0 } else { 2.0 };
+        let biases: f64 = spec.projections().iter().filter(|p| p.bias).map(|p| 2.0 * p.out_features as f64).sum();
+        let adapter_out = targets.iter().map(|p| p.out_features as f64).sum::<f64>();
+        let head_norms = if spec.attention.qk_norm { 2.0 * (q + kv) } else { 0.0 };
+        Ok(Self {
+            work: Work::of(run, lengths),
+            block: Parameters::of(spec).block_matrices as f64,
+            blocks: spec.num_hidden_layers as f64,
+            back_blocks: back as f64,
+            again: if run.execution.grad_checkpoint { back as f64 } else { 0.0 },
+            adapter_in: targets.iter().map(|p| p.in_features as f64).sum(),
+            adapter_out,
+            adapters: targets.len() as f64,
+            projections: spec.projections().len() as f64,
+            // A norm reads and writes, a residual sum reads twice and writes, rope reads and writes q and k, the
+            // activation reads gate and up and writes, an adapter's sum reads twice and writes.
+            elementwise: norms * 2.0 * h
+                + 6.0 * h
+                + 2.0 * (q + kv)
+                + head_norms
+                + gates * f
+                + biases
+                + 3.0 * adapter_out,
+            spec,
+            run,
+        })
+    }
+
+    fn rank(&self) -> f64 {
+        self.run.recipe.lora.rank as f64
+    }
+
+    /// `passes` over the frozen matrices of all blocks that `blocks` counts: `2 P` a row, the stored numbers read
+    /// once a micro-batch, and where they are not stored in f32 a copy in f32 written and read.
+    fn matrices(&self, name: &str, blocks: f64, launches: f64) -> Term {
+        let stored = self.run.execution.weights.bits() / 8.0;
+        let converted = if stored < F32 && self.run.engine == Engine::Candle { 2.0 * F32 } else { 0.0 };
+        let parameters = blocks * self.block;
+        self.term(name, 2.0 * parameters * self.work.rows, parameters * (stored + converted), blocks * launches)
+    }
+
+    /// A term of one micro-batch, for the whole step.
+    fn term(&self, name: &str, flops: f64, bytes: f64, launches: f64) -> Term {
+        let n = self.work.micro_batches;
+        Term { name: name.into(), flops: flops * n, bytes: bytes * n, launches: launches * n }
+    }
+
+    fn adapters(&self) -> Term {
+        let forward = self.adapter_in + self.adapter_out;
+        let backward = 3.0 * self.adapter_in + 2.0 * self.adapter_out;
+        let numbers = (self.back_blocks + self.again) * forward + self.back_blocks * backward;
+        let launches =
+            self.adapters * ((self.back_blocks + self.again) * ADAPTER + self.back_blocks * ADAPTER_BACKWARD);
+        self.term("adapters", 2.0 * self.work.rows * self.rank() * numbers, 0.0, launches)
+    }
+
+    /// Two products forward, five backward (scores again, and the gradients of P, V, Q and K).
+    fn attention(&self) -> [Term; 2] {
+        let chunk = self.run.execution.attention_chunk;
+        let first = self.run.recipe.lora.first_layer(self.spec.num_hidden_layers);
+        let (all, back) = self.work.pairs_by_layer(self.spec, chunk, first);
+        // mlx-lm has a fused causal forward, and no fused backward: that works on whole squares.
+        let back_pairs = match self.run.engine {
+            Engine::Candle => back,
+            Engine::MlxLm => self.back_blocks * self.work.squares(),
+        };
+        let again = if self.run.execution.grad_checkpoint { back } else { 0.0 };
+        let width = self.spec.q_size() as f64;
+        let heads = self.spec.attention.num_attention_heads as f64;
+        let flops = width * (4.0 * (all + again) + 10.0 * back_pairs);
+        let forward_passes = if self.run.engine == Engine::Candle { SOFTMAX_PASSES } else { 0.0 };
+        let bytes = F32 * heads * (forward_passes * (all + again) + SOFTMAX_BACKWARD_PASSES * back_pairs);
+        let chunks: f64 = match self.run.engine {
+            Engine::Candle => self.work.sequences.iter().map(|&(n, c)| c * n.div_ceil(chunk) as f64).sum(),
+            Engine::MlxLm => 1.0,
+        };
+        let launches = chunks * ((self.blocks + self.again) * CHUNK + self.back_blocks * CHUNK_BACKWARD);
+        [self.term("attention", flops, 0.0, launches), self.term("attention scores", 0.0, bytes, 0.0)]
+    }
+
+    /// Backward touches about twice what forward does.
+    fn elementwise(&self) -> Term {
+        let passes = self.blocks + self.again + 2.0 * self.back_blocks;
+        self.term("elementwise", 0.0, F32 * self.work.rows * self.elementwise * passes, passes * BLOCK_REST)
+    }
+
+    /// Logits and the gradient through them, of the rows that are learned from: all but the last of each example.
+    fn head(&self) -> Term {
+        let (h, v) = (self.spec.hidden_size as f64, self.spec.vocab_size as f64);
+        let rows = self.work.rows;
+        let chunks = match self.run.engine {
+            Engine::Candle => (rows / self.run.execution.loss_chunk as f64).ceil(),
+            Engine::MlxLm => 1.0,
+        };
+        let stored = self.run.execution.weights.bits() / 8.0;
+        let converted = if stored < F32 && self.run.engine == Engine::Candle { 2.0 * F32 } else { 0.0 };
+        let bytes = 2.0 * chunks * h * v * (stored + converted) + rows * v * F32 * SOFTMAX_PASSES;
+        self.term("head and loss", 4.0 * rows * h * v, bytes, chunks * LOSS_CHUNK)
+    }
+
+    /// Once a step, however many micro-batches it has.
+    fn optimizer(&self) -> Term {
+        let numbers = self.rank() * self.back_blocks * (self.adapter_in + self.adapter_out);
+        let launches = self.back_blocks * self.adapters * UPDATE;
+        Term { name: "optimizer".into(), flops: 0.0, bytes: numbers * F32 * ADAMW_PASSES, launches }
+    }
+}
+
+/// What a step costs. Without `lengths` every example is taken to be as long as it may be.
+pub fn step_cost(spec: &ModelSpec, run: &RunConfig, lengths: Option<&TokenLengths>) -> Result<StepCost> {
+    let s = Shapes::new(spec, run, lengths)?;
+    let mut terms = vec![
+        s.matrices("forward", s.blocks, s.projections * LINEAR),
+        s.matrices("forward again", s.again, s.projections * LINEAR),
+        s.matrices("backward", s.back_blocks, s.projections * LINEAR_BACKWARD),
+        s.adapters(),
+    ];
+    terms.extend(s.attention());
+    terms.extend([s.elementwise(), s.head(), s.optimizer()]);
+    terms.retain(|t| t.flops + t.bytes + t.launches > 0.0);
+    let n = s.work.micro_batches;
+    Ok(StepCost { terms, tokens: s.work.tokens * n, rows: s.work.rows * n })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::catalogue;
+
+    fn run(extra: &str) -> RunConfig {
+        RunConfig::from_toml(&format!("model = \"m\"\ndata = \"d\"\n{extra}"), "run.toml".as_ref()).unwrap()
+    }
+
+    #[test]
+    fn frozen_matrices_cost_six_flops_a_parameter_and_token() {
+        let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
+        let cost = step_cost(spec, &run("[recipe]\nmax_seq_length = 512\neffective_batch_size = 4"), None).unwrap();
+        let of = |name: &str| cost.terms.iter().find(|t| t.name == name).unwrap().flops;
+        // 24 blocks of 2 x 896^2 + 2 x 896 x 128 + 3 x 896 x 4864 weights; 4 examples of 512 tokens.
+        let matrices = 24.0 * (2.0 * 896.0 * 896.0 + 2.0 * 896.0 * 128.0 + 3.0 * 896.0 * 4864.0);
+        assert_eq!(of("forward") + of("forward again") + of("backward"), 6.0 * matrices * 2048.0);
+        assert_eq!(of("head and loss"), 4.0 * 896.0 * 151_936.0 * 2048.0);
+        // Chunks of 256 in 512: 512 x (512 + 256) / 2 pairs; (4 + 4 + 10) x 896 each, 24 layers, 4 examples.
+        assert_eq!(of("attention"), 512.0 * 384.0 * 18.0 * 896.0 * 24.0 * 4.0);
+        assert_eq!((cost.tokens, cost.rows), (2048.0, 2048.0));
+    }
+
+    #[test]
+    fn levers_move_the_terms_they_should() {
+        let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
+        let cost = |extra: &str| step_cost(spec, &run(extra), None).unwrap();
+        let base = cost("");
+        assert!(cost("[execution]\ngrad_checkpoint = false").flops() < base.flops());
+        assert!(cost("[execution]\nbatch_size = 4").bytes() < base.bytes());
+        assert!(cost("[execution]\nweights = \"f32\"").bytes() < base.bytes());
+        assert!(cost("[recipe.lora]\nnum_layers = 4").flops() < 0.6 * base.flops());
+        assert!(cost("[recipe.lora]\nrank = 64").flops() > base.flops());
+    }
+}

@@ -1,0 +1,127 @@
+//! A step played through without a step: what is alive after each allocation and each release.
+
+use std::collections::BTreeMap;
+
+use crate::cost::ledger::{Item, MemoryLedger, Phase};
+
+/// Memory over time. Things of the same name are counted together.
+#[derive(Debug, Default)]
+pub struct Timeline {
+    resident: Vec<Item>,
+    live: BTreeMap<&'static str, u64>,
+    total: u64,
+    phases: Vec<Highest>,
+    largest: Option<Item>,
+}
+
+#[derive(Debug)]
+struct Highest {
+    name: &'static str,
+    total: u64,
+    live: BTreeMap<&'static str, u64>,
+}
+
+/// Something alive; it must be given back to [`Timeline::free`].
+#[derive(Debug)]
+#[must_use]
+pub struct Live {
+    name: &'static str,
+    bytes: u64,
+}
+
+impl Timeline {
+    /// Something that stays for the whole run.
+    pub fn resident(&mut self, name: &str, bytes: u64) {
+        self.resident.push(Item::new(name, bytes));
+    }
+
+    /// What follows belongs to this phase; a phase may come again.
+    pub fn phase(&mut self, name: &'static str) {
+        match self.phases.iter().position(|p| p.name == name) {
+            Some(i) => self.phases[i..].rotate_left(1),
+            None => self.phases.push(Highest { name, total: 0, live: BTreeMap::new() }),
+        }
+        self.note();
+    }
+
+    /// An allocation.
+    pub fn alloc(&mut self, name: &'static str, bytes: u64) -> Live {
+        *self.live.entry(name).or_default() += bytes;
+        self.total += bytes;
+        if self.largest.as_ref().is_none_or(|l| l.bytes.0 < bytes) {
+            self.largest = Some(Item::new(name, bytes));
+        }
+        self.note();
+        Live { name, bytes }
+    }
+
+    /// A release.
+    pub fn free(&mut self, live: Live) {
+        self.total -= live.bytes;
+        if let Some(sum) = self.live.get_mut(live.name) {
+            *sum -= live.bytes;
+        }
+    }
+
+    /// The same memory under another name: a tensor's role changes as the step goes on.
+    pub fn rename(&mut self, live: Live, name: &'static str) -> Live {
+        let bytes = live.bytes;
+        self.free(live);
+        *self.live.entry(name).or_default() += bytes;
+        self.total += bytes;
+        Live { name, bytes }
+    }
+
+    /// An allocation and its release, with nothing between.
+    pub fn brief(&mut self, name: &'static str, bytes: u64) {
+        let live = self.alloc(name, bytes);
+        self.free(live);
+    }
+
+    fn note(&mut self) {
+        if let Some(phase) = self.phases.last_mut()
+            && self.total >= phase.total
+        {
+            phase.total = self.total;
+            phase.live.clone_from(&self.live);
+        }
+    }
+
+    /// The tallest moment of each phase.
+    pub fn ledger(self) -> MemoryLedger {
+        let items =
+            |live: BTreeMap<&str, u64>| live.iter().filter(|(_, b)| **b > 0).map(|(n, b)| Item::new(n, *b)).collect();
+        MemoryLedger {
+            resident: self.resident,
+            phases: self.phases.into_iter().map(|p| Phase::new(p.name, items(p.live))).collect(),
+            largest_buffer: self.largest.unwrap_or(Item::new("nothing", 0)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Bytes;
+
+    #[test]
+    fn each_phase_keeps_its_tallest_moment() {
+        let mut t = Timeline::default();
+        t.resident("weights", 100);
+        t.phase("forward");
+        let x = t.alloc("x", 10);
+        t.brief("scores", 30);
+        t.phase("backward");
+        let g = t.alloc("g", 10);
+        t.free(x);
+        t.brief("scores", 5);
+        t.phase("forward");
+        t.brief("scores", 1);
+        t.free(g);
+        let ledger = t.ledger();
+        assert_eq!(ledger.peak(), Bytes(140));
+        assert_eq!(ledger.largest_buffer, Item::new("scores", 30));
+        let backward = ledger.phases.iter().find(|p| p.name == "backward").unwrap();
+        assert_eq!(backward.total(), Bytes(20));
+    }
+}

@@ -1,0 +1,274 @@
+//! Experience: the coefficients refitted to runs on this machine.
+//!
+//! With F FLOPs, B bytes and n launches a step takes `F / (e_c peak) + B / (e_b bandwidth) + n t`; with the ledger
+//! split into what is resident (R) and what is transient (T), the peak is `R + a T` and the footprint the peak plus
+//! a fixed part. The logarithms of the five coefficients are normal beforehand; each round linearises the logarithm
+//! of the formula about the last estimate and updates them (Gauss-Newton), so they stay positive and errors are
+//! relative. A run further than 2.5 robust standard deviations from the fit counts in inverse proportion to its
+//! distance (Huber). The fit always starts from the prior and sees all raw runs, so it can be repeated.
+
+use nalgebra::{DMatrix, DVector};
+use serde::{Deserialize, Serialize};
+
+use super::coefficients::{Coefficients, Noise};
+use super::coverage::{Coverage, Point};
+use crate::cost::ledger::MemoryLedger;
+use crate::cost::time::StepCost;
+use crate::error::{Error, Result};
+use crate::spec::machine::{Accelerator, Machine};
+use crate::spec::run::Engine;
+use crate::stats::{Belief, huber_weights, student_t_quantile};
+use crate::units::{Bytes, Seconds};
+
+/// Robust standard deviations beyond which a run counts less; 95 % efficient on normal errors at 1.345, and 2.5
+/// hardly touches them.
+const HUBER: f64 = 2.5;
+
+/// Degrees of freedom that the prior noise is worth: a handful of runs outweigh it.
+const NOISE_FREEDOM: f64 = 4.0;
+
+/// Rounds of linearising; the fit is settled after about five.
+const ROUNDS: usize = 25;
+
+/// Coefficients, in the order of [`Coefficients`]' fields.
+const COUNT: usize = 5;
+const TIME: [usize; 3] = [0, 1, 2];
+const FIXED: usize = 3;
+const ALLOCATION: usize = 4;
+
+/// One run that was measured, beside what it should have cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Observation {
+    /// What a step does.
+    pub cost: StepCost,
+    /// Tallest moment by the ledger.
+    pub ledger_peak: Bytes,
+    /// What of it is always there.
+    pub ledger_resident: Bytes,
+    /// Measured time of a step.
+    pub step_time: Seconds,
+    /// Measured peak of the tensors.
+    pub peak_memory: Bytes,
+    /// Measured peak of the process.
+    pub footprint: Bytes,
+    /// What kind of run it was.
+    pub point: Point,
+}
+
+/// What is known of a machine and an engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Of this machine.
+    pub machine: String,
+    /// And this engine.
+    pub engine: Engine,
+    /// Most likely values.
+    pub coefficients: Coefficients,
+    /// Covariance of their logarithms, in the order of the fields.
+    pub covariance: [[f64; COUNT]; COUNT],
+    /// How far single runs lie from the formulas.
+    pub noise: Noise,
+    /// Measurements that went in.
+    pub runs: usize,
+    /// What kinds of runs they were.
+    pub coverage: Coverage,
+    /// Rates that the efficiencies are shares of: FLOP/s and bytes/s.
+    pub rates: [f64; 2],
+}
+
+/// A figure's logarithm: its mean, its standard deviation, and the degrees of freedom of the latter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogNormal {
+    /// Logarithm of the most likely value.
+    pub mean: f64,
+    /// Standard deviation of the logarithm.
+    pub sd: f64,
+    /// Of Student's t.
+    pub freedom: f64,
+}
+
+impl LogNormal {
+    /// Point, and the ends of the interval that holds the truth with probability `level`.
+    pub fn interval(&self, level: f64) -> (f64, f64, f64) {
+        let t = student_t_quantile(0.5 + level / 2.0, self.freedom);
+        (self.mean.exp(), (self.mean - t * self.sd).exp(), (self.mean + t * self.sd).exp())
+    }
+
+    /// With another independent error.
+    pub fn widened(self, sd: f64) -> Self {
+        Self { sd: self.sd.hypot(sd), ..self }
+    }
+}
+
+/// One equation of the fit: the logarithm of `sum of exp(signs * theta) * amounts` plus `constant` was `target`.
+struct Equation {
+    amounts: [f64; COUNT],
+    constant: f64,
+    target: f64,
+    kind: usize,
+}
+
+/// Efficiencies divide, the others multiply.
+const SIGNS: [f64; COUNT] = [-1.0, -1.0, 1.0, 1.0, 1.0];
+
+impl Equation {
+    /// The formula's logarithm at `theta`, and its slopes.
+    fn at(&self, theta: &DVector<f64>) -> (f64, DVector<f64>) {
+        let parts: Vec<f64> = (0..COUNT).map(|i| (SIGNS[i] * theta[i]).exp() * self.amounts[i]).collect();
+        let sum = self.constant + parts.iter().sum::<f64>();
+        (sum.ln(), DVector::from_iterator(COUNT, parts.iter().zip(SIGNS).map(|(p, sign)| sign * p / sum)))
+    }
+}
+
+impl Calibration {
+    /// Before any run: published figures of the machine.
+    pub fn prior(machine: &Machine, engine: Engine) -> Self {
+        let matrix =
+            machine.matrix_flops.filter(|_| engine == Engine::MlxLm && machine.accelerator == Accelerator::Metal);
+        let coefficients = Coefficients::prior(machine, engine);
+        let belief = coefficients.belief();
+        Self {
+            machine: machine.name.clone(),
+            engine,
+            covariance: std::array::from_fn(|i| std::array::from_fn(|j| belief.covariance[(i, j)])),
+            coefficients,
+            noise: Noise::prior(engine),
+            runs: 0,
+            coverage: Coverage::default(),
+            rates: [matrix.unwrap_or(machine.peak_flops).0, machine.bandwidth],
+        }
+    }
+
+    /// The prior, and everything that was seen.
+    pub fn fit(prior: &Self, observations: &[Observation]) -> Result<Self> {
+        if observations.is_empty() {
+            return Ok(prior.clone());
+        }
+        let equations: Vec<Equation> = observations.iter().flat_map(|o| prior.equations(o)).collect();
+        let before = prior.belief();
+        let (mut after, mut noise) = (before.clone(), prior.noise.list());
+        for _ in 0..ROUNDS {
+            let rows: Vec<(f64, DVector<f64>)> = equations.iter().map(|e| e.at(&after.mean)).collect();
+            let residuals: Vec<f64> = equations.iter().zip(&rows).map(|(e, (f, _))| e.target - f).collect();
+            let weights = weights(&equations, &residuals, &noise);
+            let x = DMatrix::from_fn(rows.len(), COUNT, |i, j| rows[i].1[j]);
+            let y = DVector::from_fn(rows.len(), |i, _| residuals[i] + rows[i].1.dot(&after.mean));
+            // Rows are scaled by their own noise, so that the update may take it to be 1.
+            let scaled: Vec<f64> =
+                equations.iter().zip(&weights).map(|(e, w)| w / (noise[e.kind] * noise[e.kind])).collect();
+            after = before.updated(&x, &y, &scaled, 1.0).ok_or_else(|| Error::Engine {
+                engine: prior.engine.name().into(),
+                reason: "the runs do not determine a calibration: a figure is zero or not finite".into(),
+            })?;
+            noise = refit_noise(&prior.noise.list(), (&equations, &weights, &residuals), &rows, &after);
+        }
+        let mut fitted = prior.clone();
+        fitted.coefficients.set(&after, &format!("{} runs on {}", observations.len(), prior.machine));
+        fitted.covariance = std::array::from_fn(|i| std::array::from_fn(|j| after.covariance[(i, j)]));
+        fitted.noise = Noise { time: noise[0], peak: noise[1], footprint: noise[2] };
+        fitted.runs = observations.len();
+        fitted.coverage = Coverage::of(observations.iter().map(|o| &o.point));
+        Ok(fitted)
+    }
+
+    fn belief(&self) -> Belief {
+        Belief {
+            mean: self.coefficients.belief().mean,
+            covariance: DMatrix::from_fn(COUNT, COUNT, |i, j| self.covariance[i][j]),
+        }
+    }
+
+    fn time_equation(&self, cost: &StepCost) -> Equation {
+        let mut amounts = [0.0; COUNT];
+        let parts = [cost.flops() / self.rates[0], cost.bytes() / self.rates[1], cost.launches()];
+        TIME.into_iter().zip(parts).for_each(|(i, part)| amounts[i] = part);
+        Equation { amounts, constant: 0.0, target: 0.0, kind: 0 }
+    }
+
+    fn peak_equation(&self, resident: Bytes, peak: Bytes) -> Equation {
+        let mut amounts = [0.0; COUNT];
+        amounts[ALLOCATION] = peak.saturating_sub(resident).as_f64();
+        Equation { amounts, constant: resident.as_f64(), target: 0.0, kind: 1 }
+    }
+
+    fn footprint_equation(&self, resident: Bytes, peak: Bytes) -> Equation {
+        let mut equation = self.peak_equation(resident, peak);
+        equation.amounts[FIXED] = 1.0;
+        equation.kind = 2;
+        equation
+    }
+
+    fn equations(&self, o: &Observation) -> [Equation; 3] {
+        let with = |equation: Equation, measured: f64| Equation { target: measured.ln(), ..equation };
+        [
+            with(self.time_equation(&o.cost), o.step_time.0),
+            with(self.peak_equation(o.ledger_resident, o.ledger_peak), o.peak_memory.as_f64()),
+            with(self.footprint_equation(o.ledger_resident, o.ledger_peak), o.footprint.as_f64()),
+        ]
+    }
+
+    fn figure(&self, equation: &Equation, noise: f64, point: &Point) -> LogNormal {
+        let belief = self.belief();
+        let (mean, slopes) = equation.at(&belief.mean);
+        let sd = belief.variance_of(&slopes).sqrt().hypot(noise);
+        let figure = LogNormal { mean, sd, freedom: NOISE_FREEDOM + self.runs as f64 };
+        figure.widened(self.coverage.extra_sd(point))
+    }
+
+    /// Time of one step, s.
+    pub fn step_time(&self, cost: &StepCost, point: &Point) -> LogNormal {
+        self.figure(&self.time_equation(cost), self.noise.time, point)
+    }
+
+    /// Peak of the tensors, bytes.
+    pub fn peak(&self, ledger: &MemoryLedger, point: &Point) -> LogNormal {
+        self.figure(&self.peak_equation(ledger.resident_total(), ledger.peak()), self.noise.peak, point)
+    }
+
+    /// Peak of the process, bytes.
+    pub fn footprint(&self, ledger: &MemoryLedger, point: &Point) -> LogNormal {
+        self.figure(&self.footprint_equation(ledger.resident_total(), ledger.peak()), self.noise.footprint, point)
+    }
+}
+
+impl Noise {
+    fn list(&self) -> [f64; 3] {
+        [self.time, self.peak, self.footprint]
+    }
+}
+
+/// Huber's weights, within each kind of equation.
+fn weights(equations: &[Equation], residuals: &[f64], noise: &[f64; 3]) -> Vec<f64> {
+    let mut all = vec![1.0; residuals.len()];
+    for (kind, sd) in noise.iter().enumerate() {
+        let of_kind: Vec<usize> = (0..equations.len()).filter(|i| equations[*i].kind == kind).collect();
+        let sizes: Vec<f64> = of_kind.iter().map(|i| residuals[*i]).collect();
+        for (i, w) in of_kind.into_iter().zip(huber_weights(&sizes, HUBER, *sd)) {
+            all[i] = w;
+        }
+    }
+    all
+}
+
+/// Each kind's noise: the prior's, as if seen [`NOISE_FREEDOM`] times, and the residuals with what the coefficients
+/// are still unsure of.
+fn refit_noise(
+    prior: &[f64; 3],
+    (equations, weights, residuals): (&[Equation], &[f64], &[f64]),
+    rows: &[(f64, DVector<f64>)],
+    after: &Belief,
+) -> [f64; 3] {
+    std::array::from_fn(|kind| {
+        let mut sum = NOISE_FREEDOM * prior[kind] * prior[kind];
+        let mut count = NOISE_FREEDOM;
+        for i in (0..equations.len()).filter(|i| equations[*i].kind == kind) {
+            sum += weights[i] * (residuals[i] * residuals[i] + after.variance_of(&rows[i].1));
+            count += 1.0;
+        }
+        (sum / count).sqrt()
+    })
+}
+
+#[cfg(test)]
+#[path = "calibration_tests.rs"]
+mod tests;

@@ -1,0 +1,172 @@
+//! The few physical numbers that turn costs into seconds and bytes, and what is believed of them beforehand.
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::machine::{Accelerator, Machine};
+use crate::spec::run::Engine;
+use crate::stats::Belief;
+use crate::units::Bytes;
+
+/// A positive number and how uncertain it is: its logarithm is normal with standard deviation `relative_sd`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Coefficient {
+    /// Most likely value.
+    pub value: f64,
+    /// Standard deviation of its logarithm; nearly the relative error while small.
+    pub relative_sd: f64,
+    /// Where it comes from.
+    pub source: String,
+}
+
+impl Coefficient {
+    fn new(value: f64, relative_sd: f64, source: &str) -> Self {
+        Self { value, relative_sd, source: source.into() }
+    }
+}
+
+/// All of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Coefficients {
+    /// Share of the nominal arithmetic rate that matrix products reach.
+    pub compute_efficiency: Coefficient,
+    /// Share of the nominal bandwidth that elementwise work and weight reading reach.
+    pub bandwidth_efficiency: Coefficient,
+    /// Seconds of one kernel launch that nothing hides.
+    pub launch_overhead: Coefficient,
+    /// Memory of the process beside its tensors, bytes.
+    pub fixed_memory: Coefficient,
+    /// What the allocator makes of a byte of transient tensors.
+    pub allocation_factor: Coefficient,
+}
+
+/// How far single measurements lie from the formulas once the coefficients are known, before any was made.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Noise {
+    /// Of the logarithm of a step's time.
+    pub time: f64,
+    /// Of the logarithm of the peak of the tensors.
+    pub peak: f64,
+    /// Of the logarithm of the process's memory.
+    pub footprint: f64,
+}
+
+/// Sustained speed of a Mac without a fan as a share of its burst speed, 0.6 to 0.9 in reports of MacBook Airs
+/// (dev.to/tinyalg: 2.78 falling to 2.50 TFLOPS within minutes; field FR206: 0.32 to 0.15 it/s).
+const FANLESS: f64 = 0.8;
+const FANLESS_SD: f64 = 0.15;
+
+impl Coefficients {
+    /// From published figures alone.
+    pub fn prior(machine: &Machine, engine: Engine) -> Self {
+        let mut prior = match (engine, machine.accelerator) {
+            (Engine::Candle, Accelerator::Metal) => Self::candle_metal(machine),
+            (Engine::Candle, Accelerator::Cpu) => Self::candle_cpu(),
+            (Engine::MlxLm, _) => Self::mlx(),
+        };
+        if machine.fanless {
+            let c = &mut prior.compute_efficiency;
+            c.value *= FANLESS;
+            c.relative_sd = c.relative_sd.hypot(FANLESS_SD);
+            c.source += "; x0.8 without a fan (reports of MacBook Airs)";
+        }
+        prior
+    }
+
+    fn candle_metal(machine: &Machine) -> Self {
+        // candle's products are a port of MLX's: a published rate of large products, or 0.73 of the nominal rate
+        // (llama.cpp's prefill on M1 to M4), and four fifths of it at the shapes of a training step.
+        let large = machine.measured_flops.map_or(0.73, |m| m.0 / machine.peak_flops.0);
+        Self {
+            compute_efficiency: Coefficient::new(
+                0.8 * large,
+                0.25,
+                "0.8 of published large products (llama.cpp#4167); +-30 % is what published runs support",
+            ),
+            bandwidth_efficiency: Coefficient::new(0.6, 0.35, "copies reach 0.8 of nominal; single operations less"),
+            launch_overhead: Coefficient::new(8e-6, 0.7, "assumed; one Metal dispatch through candle"),
+            fixed_memory: Coefficient::new(
+                Bytes::from_mib(320).as_f64(),
+                0.5,
+                "RayMol#328: 300 to 350 MB beside what Metal reports",
+            ),
+            allocation_factor: Coefficient::new(
+                1.35,
+                0.12,
+                "candle rounds Metal buffers up to powers of two: 1 to 2, 1.39 on the average over sizes",
+            ),
+        }
+    }
+
+    fn candle_cpu() -> Self {
+        Self {
+            compute_efficiency: Coefficient::new(0.5, 0.5, "assumed; matrix products on a CPU of unknown kind"),
+            bandwidth_efficiency: Coefficient::new(0.4, 0.6, "assumed; most elementwise work runs on few threads"),
+            launch_overhead: Coefficient::new(5e-6, 1.0, "assumed; one tensor operation and its allocation"),
+            fixed_memory: Coefficient::new(Bytes::from_mib(100).as_f64(), 0.6, "assumed; program, tokenizer and data"),
+            allocation_factor: Coefficient::new(1.0, 0.08, "the formula mirrors the trainer; allocations are exact"),
+        }
+    }
+
+    fn mlx() -> Self {
+        Self {
+            compute_efficiency: Coefficient::new(0.55, 0.3, "field: 0.36 to 0.71 over published runs on M1 to M5"),
+            bandwidth_efficiency: Coefficient::new(0.7, 0.3, "copies reach 0.8 of nominal"),
+            launch_overhead: Coefficient::new(3e-6, 0.7, "assumed; compiled steps launch less"),
+            fixed_memory: Coefficient::new(
+                Bytes::from_mib(700).as_f64(),
+                0.5,
+                "assumed; Python, mlx and its cache, which is cleared every step since 0.31.2",
+            ),
+            allocation_factor: Coefficient::new(1.0, 0.12, "the formula meets published peaks to about a tenth"),
+        }
+    }
+
+    fn list(&self) -> [&Coefficient; 5] {
+        [
+            &self.compute_efficiency,
+            &self.bandwidth_efficiency,
+            &self.launch_overhead,
+            &self.fixed_memory,
+            &self.allocation_factor,
+        ]
+    }
+
+    fn list_mut(&mut self) -> [&mut Coefficient; 5] {
+        [
+            &mut self.compute_efficiency,
+            &mut self.bandwidth_efficiency,
+            &mut self.launch_overhead,
+            &mut self.fixed_memory,
+            &mut self.allocation_factor,
+        ]
+    }
+
+    /// As independent normals of the logarithms, in the order of the fields.
+    pub(super) fn belief(&self) -> Belief {
+        let all = self.list();
+        Belief::independent(&all.map(|c| c.value.ln()), &all.map(|c| c.relative_sd))
+    }
+
+    /// The values of a belief, with `source` where the uncertainty shrank.
+    pub(super) fn set(&mut self, belief: &Belief, source: &str) {
+        for (i, c) in self.list_mut().into_iter().enumerate() {
+            let sd = belief.covariance[(i, i)].sqrt();
+            // A tenth less uncertainty is a lesson; anything smaller is still the prior speaking.
+            if sd < 0.9 * c.relative_sd {
+                c.source = source.into();
+            }
+            *c = Coefficient { value: belief.mean[i].exp(), relative_sd: sd, source: std::mem::take(&mut c.source) };
+        }
+    }
+}
+
+impl Noise {
+    /// Before any measurement: published speeds of one configuration differ by a tenth between runs, and memory
+    /// hardly at all.
+    pub fn prior(engine: Engine) -> Self {
+        match engine {
+            Engine::Candle => Self { time: 0.08, peak: 0.02, footprint: 0.04 },
+            Engine::MlxLm => Self { time: 0.10, peak: 0.05, footprint: 0.08 },
+        }
+    }
+}

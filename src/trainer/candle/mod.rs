@@ -1,0 +1,237 @@
+//! Our own trainer: LoRA on a frozen base, layer by layer, with a backward pass written by hand.
+//!
+//! The loop is here, and only here. It reads top to bottom in the order of the thing itself.
+
+pub mod adamw;
+pub mod adapter;
+pub mod attention;
+pub mod block;
+pub mod checkpoint;
+pub mod kernels;
+pub mod linear;
+pub mod matmul;
+pub mod model;
+pub mod ops;
+pub mod rope;
+pub mod tensor_file;
+pub mod weights;
+
+use std::time::Instant;
+
+use candle_core::Device;
+
+use self::adamw::AdamW;
+use self::model::Decoder;
+use super::batches::{Batches, pack};
+use super::rows::{Example, Rows};
+use super::source::ModelSource;
+use super::text::Text;
+use super::{Flow, Job, Outcome, Step, TrainEvent, Trainer, memory};
+use crate::error::{Error, Result};
+use crate::spec::run::{Engine, LrSchedule, RunConfig};
+use crate::units::Seconds;
+
+/// The candle version this is built on, part of the key of a calibration.
+const CANDLE: &str = "0.11.1";
+
+/// Headroom's own engine.
+#[derive(Debug, Default)]
+pub struct CandleTrainer;
+
+impl Trainer for CandleTrainer {
+    fn engine(&self) -> Engine {
+        Engine::Candle
+    }
+
+    fn version(&self) -> String {
+        format!("{}+candle-{CANDLE}", env!("CARGO_PKG_VERSION"))
+    }
+
+    fn train(&mut self, job: &Job, on: &mut dyn FnMut(&TrainEvent) -> Flow) -> Result<Outcome> {
+        let started = Instant::now();
+        let mut session = Session::open(job)?;
+        let (params, base) = session.parameters();
+        on(&TrainEvent::Ready {
+            trainable_params: params,
+            total_params: params + base,
+            total_steps: session.total_steps,
+            done_steps: session.optimizer.steps,
+            load_time: Seconds(started.elapsed().as_secs_f64()),
+        });
+        session.run(job, on)
+    }
+}
+
+/// The device to train on: Metal where there is one, else the CPU.
+pub fn device() -> Result<Device> {
+    #[cfg(target_os = "macos")]
+    {
+        Ok(Device::new_metal(0)?)
+    }
+    #[cfg(not(target_os = "macos"))]
+    {
+        Ok(Device::Cpu)
+    }
+}
+
+/// Learning rate of optimizer step `step`, counted from 0: linear rise, then the schedule down to zero at the end.
+pub fn learning_rate(run: &RunConfig, step: usize, total: usize) -> f64 {
+    let (r, warmup) = (&run.recipe, run.recipe.warmup_steps.min(total.saturating_sub(1)));
+    if step < warmup {
+        return r.learning_rate * (step + 1) as f64 / warmup as f64;
+    }
+    let progress = (step - warmup) as f64 / (total - warmup).max(1) as f64;
+    r.learning_rate
+        * match r.lr_schedule {
+            LrSchedule::Constant => 1.0,
+            LrSchedule::Linear => 1.0 - progress,
+            LrSchedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+        }
+}
+
+/// A loaded job.
+struct Session {
+    run: RunConfig,
+    spec: crate::spec::model::ModelSpec,
+    decoder: Decoder,
+    optimizer: AdamW,
+    rows: Rows,
+    total_steps: usize,
+}
+
+impl Session {
+    fn open(job: &Job) -> Result<Self> {
+        let run = job.config.clone();
+        run.check()?;
+        let source = ModelSource::find(&run.model)?;
+        let spec = source.spec()?;
+        if run.recipe.max_seq_length > spec.max_position_embeddings {
+            let must = format!("at most {}, what `{}` was made for", spec.max_position_embeddings, run.model);
+            return Err(Error::invalid("max_seq_length", run.recipe.max_seq_length, must));
+        }
+        // Data and tokenizer first: they are quick to read, and what is wrong with them shows before the weights load.
+        let text = Text::open(&source, &spec, &run.model)?;
+        let rows = Rows::read(&run.data, &text, spec.vocab_size)?;
+        let device = device()?;
+        let mut decoder = Decoder::load(&source.weights()?, &spec, &run, &device)?;
+        for i in 0..decoder.sites.len() {
+            let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, run.seed, &device)?;
+            decoder.set_adapter(i, fresh);
+        }
+        if let Some(folder) = &run.recipe.lora.init_adapter {
+            adapter::load(&mut decoder, &run, folder)?;
+        }
+        let mut optimizer = AdamW::new(&decoder, run.recipe.weight_decay)?;
+        if let (true, Some(out)) = (job.resume, &job.out) {
+            checkpoint::restore(out, &mut decoder, &mut optimizer, &run)?;
+        }
+        let total_steps = run.steps(rows.train.len());
+        Ok(Self { run, spec, decoder, optimizer, rows, total_steps })
+    }
+
+    /// Parameters of the adapters, and of the base.
+    fn parameters(&self) -> (u64, u64) {
+        let rank = self.run.recipe.lora.rank;
+        let adapters = self.decoder.sites.iter().map(|s| rank * (s.in_features + s.out_features)).sum::<usize>();
+        let base = self.spec.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum::<usize>();
+        (adapters as u64, base as u64)
+    }
+
+    fn run(&mut self, job: &Job, on: &mut dyn FnMut(&TrainEvent) -> Flow) -> Result<Outcome> {
+        let examples = std::mem::take(&mut self.rows.train);
+        let run = self.run.clone();
+        let mut batches = Batches::new(&examples, &run, job.pad_to_max);
+        let last = job.stop_after.map_or(self.total_steps, |n| n.min(self.total_steps));
+        let mut flow = Flow::Continue;
+        while self.optimizer.steps < last && flow == Flow::Continue {
+            let event = TrainEvent::Step(self.step(&mut batches)?);
+            flow = on(&event);
+            let done = self.optimizer.steps;
+            let stopping = done == last || flow == Flow::Stop;
+            if let Some(out) = &job.out {
+                if stopping || (job.save_every > 0 && done.is_multiple_of(job.save_every)) {
+                    let path = checkpoint::save(out, &self.decoder, &self.optimizer, &self.run)?;
+                    on(&TrainEvent::Saved { path });
+                    if let Some(event) = self.validate()? {
+                        on(&event);
+                    }
+                }
+            }
+        }
+        let done = self.optimizer.steps;
+        if done < self.total_steps {
+            return Ok(Outcome::Stopped { at_step: done });
+        }
+        if let Some(out) = &job.out {
+            let folder = out.join("adapter");
+            adapter::save(&self.decoder, &self.spec, &self.run, &folder)?;
+            on(&TrainEvent::Saved { path: folder });
+        }
+        Ok(Outcome::Finished)
+    }
+
+    /// One optimizer step.
+    fn step(&mut self, batches: &mut Batches<'_>) -> Result<Step> {
+        let started = Instant::now();
+        let step = self.optimizer.steps;
+        let micro_batches = batches.step(step);
+        let targets: usize = micro_batches.iter().map(|b| b.targets.len()).sum();
+        let tokens: usize = micro_batches.iter().map(|b| b.tokens.len()).sum();
+        let scale = 1.0 / targets.max(1) as f64;
+        let (mut loss, mut grads) = (0.0, self.decoder.no_grads());
+        for (i, batch) in micro_batches.iter().enumerate() {
+            let micro_step = (step * micro_batches.len() + i) as u64;
+            loss += scale * self.decoder.loss_and_grads(batch, scale, (self.run.seed, micro_step), &mut grads)?;
+        }
+        finite("loss", loss, step)?;
+        let grad_norm = adamw::grad_norm(&grads)?;
+        finite("gradient norm", grad_norm, step)?;
+        let grads = adamw::clip(grads, grad_norm, self.run.recipe.max_grad_norm)?;
+        let learning_rate = learning_rate(&self.run, step, self.total_steps);
+        self.optimizer.step(&mut self.decoder, grads, learning_rate)?;
+        self.decoder.device().synchronize()?;
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(Step {
+            step: step + 1,
+            loss,
+            learning_rate,
+            grad_norm,
+            padded_tokens: tokens as u64,
+            tokens: tokens as u64,
+            step_time_s: seconds,
+            tokens_per_s: tokens as f64 / seconds,
+            allocated_peak_bytes: allocated_peak(self.decoder.device()),
+            footprint_bytes: memory::footprint_peak(),
+        })
+    }
+
+    fn validate(&self) -> Result<Option<TrainEvent>> {
+        if self.rows.valid.is_empty() {
+            return Ok(None);
+        }
+        let micro = self.run.execution.batch_size;
+        let (mut sum, mut targets) = (0.0, 0);
+        for examples in self.rows.valid.chunks(micro) {
+            let batch = pack(&examples.iter().collect::<Vec<&Example>>(), &self.run, false);
+            sum += self.decoder.loss(&batch)?;
+            targets += batch.targets.len();
+        }
+        let loss = sum / targets.max(1) as f64;
+        Ok(Some(TrainEvent::Validation { step: self.optimizer.steps, loss }))
+    }
+}
+
+/// Highest allocation so far: by our own count on the CPU, by Metal's on a GPU (sampled at the end of a step).
+fn allocated_peak(device: &Device) -> crate::units::Bytes {
+    #[cfg(target_os = "macos")]
+    if let Device::Metal(metal) = device {
+        return crate::units::Bytes(metal.metal_device().current_allocated_size() as u64);
+    }
+    let _ = device;
+    memory::peak()
+}
+
+/// Stops the run before a broken number reaches the adapters.
+fn finite(what: &'static str, value: f64, step: usize) -> Result<()> {
+    if value.is_finite() { Ok(()) } else { Err(Error::NotFinite { what, step: step + 1, value }) }
+}

@@ -1,0 +1,173 @@
+//! Our engine's ledger against the counting allocator, over random shapes of every family and lever.
+//! One test alone in its process: the allocator counts everything that the process does.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use headroom::cost::candle::{Micro, ledger};
+use headroom::spec::machine::Accelerator;
+use headroom::spec::model::ModelSpec;
+use headroom::spec::run::RunConfig;
+use headroom::trainer::batches::pack;
+use headroom::trainer::candle::adamw::{self, AdamW};
+use headroom::trainer::candle::model::Decoder;
+use headroom::trainer::candle::{adapter, tensor_file};
+use headroom::trainer::memory;
+use headroom::trainer::rows::Example;
+use headroom::trainer::source::ModelSource;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+const FAMILIES: [&str; 9] =
+    ["llama", "mistral", "qwen2", "qwen3", "starcoder2", "gpt2", "gemma2", "gemma3_text", "phi3"];
+
+/// A random config.json of a family.
+fn config(family: &str, rng: &mut ChaCha8Rng) -> String {
+    let kv = [1, 2, 4][rng.random_range(0..3)];
+    let heads = kv * [1, 2, 3][rng.random_range(0..3)];
+    let head_dim = [32, 48, 64][rng.random_range(0..3)];
+    let hidden = heads * head_dim;
+    let layers = rng.random_range(1..5);
+    let vocab = rng.random_range(2000..20000);
+    let intermediate = rng.random_range(300..1800);
+    let tied = rng.random_bool(0.5);
+    let window = if rng.random_bool(0.5) { "null".into() } else { rng.random_range(20..200).to_string() };
+    if family == "gpt2" {
+        return format!(
+            r#"{{"model_type":"gpt2","n_embd":{hidden},"n_layer":{layers},"n_head":{heads},"n_positions":2048,"n_inner":{intermediate},"vocab_size":{vocab}}}"#
+        );
+    }
+    let window = if family.starts_with("gemma") { "64".to_string() } else { window };
+    format!(
+        r#"{{"model_type":"{family}","hidden_size":{hidden},"intermediate_size":{intermediate},"num_hidden_layers":{layers},"num_attention_heads":{heads},"num_key_value_heads":{kv},"head_dim":{head_dim},"vocab_size":{vocab},"tie_word_embeddings":{tied},"sliding_window":{window},"max_position_embeddings":2048,"attn_logit_softcapping":20.0,"attention_bias":true}}"#
+    )
+}
+
+fn run(rng: &mut ChaCha8Rng, spec: &ModelSpec) -> RunConfig {
+    let batch = rng.random_range(1..4);
+    let names: Vec<String> = spec.projections().iter().map(|p| format!("\"{}\"", p.name())).collect();
+    let some = names[rng.random_range(0..names.len())].clone();
+    let targets = if rng.random_bool(0.7) { "\"all-linear\"".into() } else { format!("[{some}]") };
+    let layers = if rng.random_bool(0.7) { -1 } else { 1 };
+    let text = format!(
+        r#"
+        model = "m"
+        data = "d"
+        [recipe]
+        max_seq_length = {seq}
+        effective_batch_size = {effective}
+        shuffle = false
+        [recipe.lora]
+        rank = {rank}
+        target_modules = {targets}
+        num_layers = {layers}
+        [execution]
+        batch_size = {batch}
+        grad_checkpoint = {checkpoint}
+        weights = "{weights}"
+        loss_chunk = {loss}
+        attention_chunk = {attention}
+        mlp_chunk = {mlp}
+        "#,
+        seq = rng.random_range(200..900),
+        effective = batch * rng.random_range(1..3),
+        rank = rng.random_range(1..20),
+        checkpoint = rng.random_bool(0.7),
+        weights = ["f32", "f16", "bf16"][rng.random_range(0..3)],
+        loss = rng.random_range(16..400),
+        attention = rng.random_range(16..300),
+        mlp = rng.random_range(40..1200),
+    );
+    RunConfig::from_toml(&text, Path::new("run.toml")).unwrap()
+}
+
+/// A model folder with random weights.
+fn folder(spec: &ModelSpec, config: &str, at: &Path) {
+    std::fs::write(at.join("config.json"), config).unwrap();
+    let tensors: HashMap<String, Tensor> = spec
+        .tensors()
+        .into_iter()
+        .map(|t| (t.name, Tensor::randn(0f32, 0.05, t.shape, &Device::Cpu).unwrap()))
+        .collect();
+    tensor_file::save(&at.join("model.safetensors"), &tensors).unwrap();
+}
+
+/// (predicted, counted) peak of one optimizer step.
+fn measure(case: u64) -> (f64, f64, String) {
+    let mut rng = ChaCha8Rng::seed_from_u64(case);
+    let family = FAMILIES[case as usize % FAMILIES.len()];
+    let config = config(family, &mut rng);
+    let spec = ModelSpec::from_config(&config).unwrap();
+    let run = run(&mut rng, &spec);
+    let at = tempfile::tempdir().unwrap();
+    folder(&spec, &config, at.path());
+    let source = ModelSource::Folder(at.path().into());
+    let micro = run.execution.batch_size;
+    let lengths: Vec<usize> = (0..micro).map(|_| rng.random_range(2..=run.recipe.max_seq_length)).collect();
+    let examples: Vec<Example> =
+        lengths.iter().map(|n| Example { tokens: (0..*n as u32).map(|t| t % 500).collect(), prompt: 0 }).collect();
+
+    let before = memory::live();
+    let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, &Device::Cpu).unwrap();
+    for i in 0..decoder.sites.len() {
+        let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, &Device::Cpu).unwrap();
+        decoder.set_adapter(i, fresh);
+    }
+    let mut optimizer = AdamW::new(&decoder, 0.0).unwrap();
+    let batch = pack(&examples.iter().collect::<Vec<_>>(), &run, false);
+    let step = |decoder: &mut Decoder, optimizer: &mut AdamW| {
+        let mut grads = decoder.no_grads();
+        for _ in 0..run.accumulation() {
+            decoder.loss_and_grads(&batch, 1e-3, (0, 0), &mut grads).unwrap();
+        }
+        let grads = adamw::clip(grads, 10.0, 1.0).unwrap();
+        optimizer.step(decoder, grads, 1e-4).unwrap();
+    };
+    // The first step warms the product's packing buffers, which stay.
+    step(&mut decoder, &mut optimizer);
+    drop((decoder, optimizer));
+    let packing = memory::live().saturating_sub(before);
+    let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, &Device::Cpu).unwrap();
+    for i in 0..decoder.sites.len() {
+        let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, &Device::Cpu).unwrap();
+        decoder.set_adapter(i, fresh);
+    }
+    let mut optimizer = AdamW::new(&decoder, 0.0).unwrap();
+    memory::reset_peak();
+    step(&mut decoder, &mut optimizer);
+    let counted = memory::peak().saturating_sub(before).saturating_sub(packing);
+    let rows = batch.examples.iter().map(std::ops::Range::len).collect();
+    let threads = rayon::current_num_threads();
+    let micro = Micro { examples: rows, targets: batch.targets.len(), accelerator: Accelerator::Cpu, threads };
+    let predicted = ledger(&spec, &run, &micro).unwrap();
+    let phase = predicted.tallest().map(|p| p.name.clone()).unwrap_or_default();
+    (predicted.peak().as_f64(), counted.as_f64(), format!("case {case} {family} {phase} {:?}", run.execution))
+}
+
+#[test]
+fn predicted_peaks_equal_counted_peaks() {
+    let cases = std::env::var("HEADROOM_LEDGER_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(36);
+    let mut errors: Vec<(f64, String)> = (0..cases)
+        .map(|case| {
+            let (predicted, counted, what) = measure(case);
+            ((predicted - counted) / counted, format!("{what}: predicted {predicted}, counted {counted}"))
+        })
+        .collect();
+    errors.sort_by(|a, b| a.0.abs().total_cmp(&b.0.abs()));
+    let p95 = &errors[errors.len() * 95 / 100];
+    let worst = &errors[errors.len() - 1];
+    println!(
+        "{} cases: p95 {:+.2} % ({}), worst {:+.2} % ({})",
+        errors.len(),
+        100.0 * p95.0,
+        p95.1,
+        100.0 * worst.0,
+        worst.1
+    );
+    for (e, what) in errors.iter().rev().take(8) {
+        println!("{:+.2} % {what}", 100.0 * e);
+    }
+    assert!(p95.0.abs() < 0.035, "p95 {}: {}", p95.0, p95.1);
+    assert!(worst.0.abs() < 0.05, "worst {}: {}", worst.0, worst.1);
+}
