@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::units::Bytes;
+use crate::units::{Bytes, Seconds};
 
 /// What went wrong, with the values a person needs to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +154,16 @@ pub enum Error {
         /// The limit that binds.
         limit: Bytes,
     },
+    /// Refused, because it would not finish.
+    #[error("{what} takes about {needs}, but {limit} are allowed")]
+    TooSlow {
+        /// What was to be run.
+        what: String,
+        /// Most likely time.
+        needs: Seconds,
+        /// The time given.
+        limit: Seconds,
+    },
     /// A tensor operation failed: a broken invariant of ours, or the device.
     #[error("tensor operation")]
     Tensor(#[from] candle_core::Error),
@@ -189,6 +199,7 @@ impl Error {
             Self::Schema { .. } => Some("move it aside; a new one is begun, and nothing in the old one is lost".into()),
             Self::RunExists { .. } => Some("go on with it with `--resume`, or give another folder with `--out`".into()),
             Self::DoesNotFit { .. } => Some("`headroom plan` finds what does; `--force` runs it all the same".into()),
+            Self::TooSlow { .. } => Some("give it more with `--hours`, or less to do with `--seq`, `--epochs` or `--model`".into()),
             _ => None,
         }
     }
@@ -196,7 +207,7 @@ impl Error {
     /// The exit code: 1 where the answer is "no", 2 where there is no answer.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::DoesNotFit { .. } => 1,
+            Self::DoesNotFit { .. } | Self::TooSlow { .. } => 1,
             _ => 2,
         }
     }

@@ -3,6 +3,7 @@
 pub mod cost;
 pub mod error;
 pub mod measure;
+pub mod plan;
 pub mod predict;
 pub mod report;
 pub mod spec;

@@ -6,8 +6,30 @@ pub mod coverage;
 
 use serde::{Deserialize, Serialize};
 
+use self::calibration::{Calibration, LogNormal, Observation};
+use self::coverage::Point;
+use crate::cost;
 use crate::cost::ledger::MemoryLedger;
-use crate::units::{Bytes, Estimate, Seconds};
+use crate::cost::params::{Parameters, trainable};
+use crate::cost::time::{StepCost, step_cost};
+use crate::error::Result;
+use crate::spec::data::TokenLengths;
+use crate::spec::machine::Machine;
+use crate::spec::model::ModelSpec;
+use crate::spec::run::RunConfig;
+use crate::units::{Bytes, Estimate, Seconds, watt_hours};
+
+/// Examples that are assumed where no data is given and the recipe counts epochs.
+pub const ASSUMED_EXAMPLES: usize = 2000;
+
+/// Bytes/s at which weights come off the disk and are put in place; Mac SSDs read 1.5 to 5 GB/s.
+const LOADING_RATE: f64 = 1e9;
+
+/// Start of the process, tokenizing and compiling kernels, s.
+const START: f64 = 5.0;
+
+/// Relative error of a published power figure: counters understate the whole machine's draw.
+const POWER_SD: f64 = 0.3;
 
 /// Where a prediction's numbers come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +63,8 @@ pub struct Prediction {
     pub energy_wh: Option<Estimate<f64>>,
     /// What is in memory when.
     pub ledger: MemoryLedger,
+    /// What a step does.
+    pub cost: StepCost,
     /// Parameters that learn.
     pub trainable_params: u64,
     /// All parameters, adapters included.
@@ -49,4 +73,142 @@ pub struct Prediction {
     pub steps: usize,
     /// Where the numbers come from.
     pub basis: Basis,
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The base model.
+    pub spec: &'a ModelSpec,
+    /// Where it runs.
+    pub machine: &'a Machine,
+    /// The run.
+    pub run: &'a RunConfig,
+    /// Lengths of its examples; without them each is taken to be as long as it may be.
+    pub lengths: Option<&'a TokenLengths>,
+    /// What is known of the machine.
+    pub calibration: &'a Calibration,
+}
+
+impl Request<'_> {
+    /// Tokens of the longest row.
+    fn longest(&self) -> usize {
+        let cap = self.run.recipe.max_seq_length;
+        self.lengths.filter(|l| !l.is_empty()).map_or(cap, |l| l.max().min(cap))
+    }
+
+    /// Examples of the data.
+    fn examples(&self) -> usize {
+        self.lengths.map_or(ASSUMED_EXAMPLES, TokenLengths::len)
+    }
+}
+
+fn estimate<T>(figure: LogNormal, level: f64, make: impl Fn(f64) -> T) -> Estimate<T> {
+    let (point, low, high) = figure.interval(level);
+    Estimate { point: make(point), low: make(low), high: make(high), level }
+}
+
+/// What the run will take, in intervals that hold the truth with probability `level`.
+pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
+    let Request { spec, machine, run, lengths, calibration } = *request;
+    let point = Point::of(spec, run);
+    let ledger = cost::ledger(spec, run, request.longest())?;
+    let cost = step_cost(spec, run, lengths)?;
+    let step_time = estimate(calibration.step_time(&cost, &point), level, Seconds);
+    let tokens = cost.tokens;
+    let steps = run.steps(request.examples());
+    let parameters = Parameters::of(spec).total();
+    let loading = START + parameters as f64 * spec.dtype.bytes() as f64 / LOADING_RATE;
+    let total_time = step_time.map(|s| Seconds(loading + s.0 * steps as f64));
+    let trainable_params = trainable(spec, &run.recipe.lora)?;
+    Ok(Prediction {
+        peak_memory: estimate(calibration.peak(&ledger, &point), level, Bytes::from_f64),
+        footprint: estimate(calibration.footprint(&ledger, &point), level, Bytes::from_f64),
+        // Faster is less time, so the ends change places.
+        tokens_per_s: Estimate {
+            point: tokens / step_time.point.0,
+            low: tokens / step_time.high.0,
+            high: tokens / step_time.low.0,
+            level,
+        },
+        energy_wh: machine.power_w.map(|watts| {
+            let wh = watt_hours(watts, total_time.point).ln();
+            let time = calibration.step_time(&cost, &point);
+            estimate(LogNormal { mean: wh, ..time }.widened(POWER_SD), level, |wh| wh)
+        }),
+        step_time,
+        total_time,
+        trainable_params,
+        total_params: parameters + trainable_params,
+        steps,
+        basis: match calibration.runs {
+            0 => Basis::Formula,
+            runs => Basis::Calibrated { runs, inside: calibration.coverage.inside(&point) },
+        },
+        ledger,
+        cost,
+    })
+}
+
+/// What was measured of a run: the step's time, the peak of the tensors and of the process.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// Of one optimizer step.
+    pub step_time: Seconds,
+    /// Of the tensors.
+    pub peak_memory: Bytes,
+    /// Of the process.
+    pub footprint: Bytes,
+}
+
+impl Observation {
+    /// A measured run, beside what it should have cost. `lengths` as in [`Request`].
+    pub fn new(spec: &ModelSpec, run: &RunConfig, lengths: Option<&TokenLengths>, measured: Measured) -> Result<Self> {
+        let cap = run.recipe.max_seq_length;
+        let longest = lengths.filter(|l| !l.is_empty()).map_or(cap, |l| l.max().min(cap));
+        let ledger = cost::ledger(spec, run, longest)?;
+        Ok(Self {
+            cost: step_cost(spec, run, lengths)?,
+            ledger_peak: ledger.peak(),
+            ledger_resident: ledger.resident_total(),
+            step_time: measured.step_time,
+            peak_memory: measured.peak_memory,
+            footprint: measured.footprint,
+            point: Point::of(spec, run),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::catalogue;
+    use crate::spec::run::Engine;
+
+    #[test]
+    fn a_calibrated_prediction_is_narrower_and_says_so() {
+        let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
+        let machine = &Machine::named("M2 Pro", None, None).unwrap();
+        let run = &RunConfig::from_toml("model = \"m\"\ndata = \"d\"", "run.toml".as_ref()).unwrap();
+        let prior = &Calibration::prior(machine, Engine::Candle);
+        let request = Request { spec, machine, run, lengths: None, calibration: prior };
+        let before = predict(&request, 0.9).unwrap();
+        assert_eq!((before.basis.clone(), before.steps), (Basis::Formula, 375));
+        assert_eq!(before.trainable_params, 8_798_208);
+        let measured = Measured {
+            step_time: Seconds(1.2 * before.step_time.point.0),
+            peak_memory: before.peak_memory.point,
+            footprint: before.footprint.point,
+        };
+        let seen = vec![Observation::new(spec, run, None, measured).unwrap(); 3];
+        let fitted = Calibration::fit(prior, &seen).unwrap();
+        let after = predict(&Request { calibration: &fitted, ..request }, 0.9).unwrap();
+        let width = |e: Estimate<Seconds>| (e.high.0 / e.low.0).ln();
+        assert!(width(after.step_time) < 0.6 * width(before.step_time));
+        assert!((after.step_time.point.0 / measured.step_time.0 - 1.0).abs() < 0.05);
+        assert_eq!(after.basis, Basis::Calibrated { runs: 3, inside: true });
+        assert!(
+            after.tokens_per_s.low < after.tokens_per_s.point && after.tokens_per_s.point < after.tokens_per_s.high
+        );
+    }
 }

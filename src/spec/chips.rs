@@ -117,6 +117,13 @@ pub fn all() -> &'static [Chip] {
     &CHIPS
 }
 
+/// Every Mac that was sold, the slowest first, and of one speed the one with the least memory.
+pub fn by_speed() -> Vec<Machine> {
+    let mut macs: Vec<Machine> = all().iter().flat_map(|c| c.ram_options().map(|r| c.with_memory(r))).collect();
+    macs.sort_by(|a, b| a.peak_flops.0.total_cmp(&b.peak_flops.0).then(a.memory.cmp(&b.memory)));
+    macs
+}
+
 fn key(name: &str) -> String {
     let lower = name.to_lowercase();
     lower.strip_prefix("apple").unwrap_or(&lower).chars().filter(char::is_ascii_alphanumeric).collect()

@@ -1,0 +1,90 @@
+//! What can be moved on a run, and what it saves and costs.
+
+use serde::Serialize;
+
+use super::{Assessment, assess};
+use crate::error::Result;
+use crate::predict::Request;
+use crate::spec::run::RunConfig;
+use crate::units::{Bytes, Seconds};
+
+/// One change to a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Lever {
+    /// The setting and its new value: `grad_checkpoint = false`.
+    pub what: String,
+    /// It changes what is learned, and not only how it is run.
+    pub recipe: bool,
+    /// Memory it saves, bytes; negative where it takes more.
+    pub saves: i64,
+    /// Time of the whole run it adds, s; negative where it is faster.
+    pub costs: Seconds,
+    /// The run fits with it.
+    pub fits: bool,
+}
+
+/// Changes smaller than this share of the run's memory or time are not worth a line.
+const WORTH: f64 = 0.02;
+
+type Change = (&'static str, bool, fn(&mut RunConfig) -> Option<String>);
+
+fn halved(value: &mut usize, least: usize) -> Option<String> {
+    (*value / 2 >= least).then(|| {
+        *value /= 2;
+        value.to_string()
+    })
+}
+
+/// All changes: the name of the setting, whether it is part of the recipe, and the change.
+const CHANGES: [Change; 8] = [
+    ("grad_checkpoint", false, |r| {
+        r.execution.grad_checkpoint = !r.execution.grad_checkpoint;
+        Some(r.execution.grad_checkpoint.to_string())
+    }),
+    ("batch_size", false, |r| halved(&mut r.execution.batch_size, 1)),
+    ("batch_size", false, |r| {
+        let doubled = 2 * r.execution.batch_size;
+        r.recipe.effective_batch_size.is_multiple_of(doubled).then(|| {
+            r.execution.batch_size = doubled;
+            doubled.to_string()
+        })
+    }),
+    ("loss_chunk", false, |r| halved(&mut r.execution.loss_chunk, 64)),
+    ("attention_chunk", false, |r| halved(&mut r.execution.attention_chunk, 32)),
+    ("max_seq_length", true, |r| halved(&mut r.recipe.max_seq_length, 64)),
+    ("rank", true, |r| {
+        r.recipe.lora.alpha /= 2.0;
+        halved(&mut r.recipe.lora.rank, 4)
+    }),
+    ("epochs", true, |r| {
+        let epochs = r.recipe.epochs.filter(|e| *e > 1.0)?;
+        r.recipe.epochs = Some(epochs - 1.0);
+        Some((epochs - 1.0).to_string())
+    }),
+];
+
+/// What each change does to the run, the most useful first: what makes it fit, else what saves most for its price.
+pub fn levers(request: &Request<'_>, now: &Assessment, budget: Option<Bytes>) -> Result<Vec<Lever>> {
+    let mut found = Vec::new();
+    let (memory, time) = (now.prediction.footprint.point, now.prediction.total_time.point);
+    for (name, recipe, change) in CHANGES {
+        let mut run = request.run.clone();
+        let Some(value) = change(&mut run).filter(|_| run.check().is_ok()) else { continue };
+        let after = assess(&Request { run: &run, ..*request }, now.confidence, budget)?;
+        let saves = memory.as_f64() - after.prediction.footprint.point.as_f64();
+        let costs = after.prediction.total_time.point.0 - time.0;
+        if saves.abs() < WORTH * memory.as_f64() && costs.abs() < WORTH * time.0 {
+            continue;
+        }
+        let what = format!("{name} = {value}");
+        found.push(Lever { what, recipe, saves: saves as i64, costs: Seconds(costs), fits: after.fits() });
+    }
+    // Gain on one side for loss on the other, each as a share of the run.
+    let worth = |l: &Lever| (l.saves as f64 / memory.as_f64()).max(-l.costs.0 / time.0);
+    found.sort_by(|a, b| {
+        (b.fits && !now.fits(), worth(b))
+            .partial_cmp(&(a.fits && !now.fits(), worth(a)))
+            .unwrap_or(std::cmp::Ordering::Equal)
+    });
+    Ok(found)
+}

@@ -1,0 +1,242 @@
+//! What fits, what is best, and what a little more would buy.
+
+pub mod levers;
+pub mod search;
+
+use serde::{Serialize, Serializer};
+
+use crate::error::Result;
+use crate::predict::{Prediction, Request, predict};
+use crate::spec::machine::{Accelerator, Machine};
+use crate::spec::run::{Engine, RunConfig};
+use crate::units::Bytes;
+
+pub use levers::{Lever, levers};
+pub use search::{Ask, Model, plan};
+
+/// What is to be kept under.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limit {
+    /// What it is.
+    pub name: &'static str,
+    /// Not to be exceeded.
+    pub limit: Bytes,
+    /// Most likely.
+    pub point: Bytes,
+    /// Not exceeded with the probability that was asked for.
+    pub high: Bytes,
+}
+
+impl Limit {
+    /// Room left at the upper bound; negative where there is none.
+    pub fn spare(&self) -> f64 {
+        self.limit.as_f64() - self.high.as_f64()
+    }
+
+    fn load(&self) -> f64 {
+        self.high.as_f64() / self.limit.as_f64().max(1.0)
+    }
+}
+
+/// Names of the limits.
+pub const FREE_MEMORY: &str = "free memory";
+/// Of Metal's recommendation.
+pub const WORKING_SET: &str = "Metal working set";
+/// Of one allocation.
+pub const LARGEST_BUFFER: &str = "largest buffer";
+/// Of what the user is willing to give.
+pub const BUDGET: &str = "budget";
+
+/// Whether a run fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The upper bound is under every limit.
+    Fits,
+    /// The most likely value is under every limit, the upper bound is not.
+    Tight,
+    /// More than is free, but no more than is installed: it runs out of swap, many times slower.
+    Pages,
+    /// Over a limit that ends the run.
+    DoesNotFit,
+}
+
+impl Verdict {
+    /// As written in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fits => "fits",
+            Self::Tight => "tight",
+            Self::Pages => "pages",
+            Self::DoesNotFit => "does_not_fit",
+        }
+    }
+}
+
+/// A prediction held against the machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assessment {
+    /// What it takes. Its intervals are two-sided; their upper ends hold with the confidence that was asked for.
+    pub prediction: Prediction,
+    /// Whether it fits.
+    pub verdict: Verdict,
+    /// What it was held against.
+    pub limits: Vec<Limit>,
+    /// Probability that the upper bounds hold.
+    pub confidence: f64,
+}
+
+/// Level of the two-sided interval whose upper end is not exceeded with probability `confidence`.
+fn two_sided(confidence: f64) -> f64 {
+    2.0 * confidence - 1.0
+}
+
+/// Predicts a run and holds it against the machine's limits, and against `budget` where one is given.
+pub fn assess(request: &Request<'_>, confidence: f64, budget: Option<Bytes>) -> Result<Assessment> {
+    let prediction = predict(request, two_sided(confidence))?;
+    let limits = limits(request, &prediction, budget);
+    let over = |limit: &Limit| limit.point > limit.limit;
+    let verdict = if limits.iter().all(|l| l.high <= l.limit) {
+        Verdict::Fits
+    } else if !limits.iter().any(over) {
+        Verdict::Tight
+    } else if limits.iter().all(|l| !over(l) || (l.name == FREE_MEMORY && l.point <= request.machine.memory)) {
+        Verdict::Pages
+    } else {
+        Verdict::DoesNotFit
+    };
+    Ok(Assessment { prediction, verdict, limits, confidence })
+}
+
+fn limits(request: &Request<'_>, prediction: &Prediction, budget: Option<Bytes>) -> Vec<Limit> {
+    let Machine { available, working_set, max_buffer, accelerator, .. } = *request.machine;
+    let (footprint, peak) = (&prediction.footprint, &prediction.peak_memory);
+    let of = |name, limit, point, high| Limit { name, limit, point, high };
+    let mut limits = vec![of(FREE_MEMORY, available, footprint.point, footprint.high)];
+    if accelerator == Accelerator::Metal {
+        let exact = prediction.ledger.largest_buffer.bytes;
+        // candle's Metal allocator rounds computed buffers up to powers of two.
+        let rounded = match request.run.engine {
+            Engine::Candle => Bytes(exact.0.next_power_of_two()),
+            Engine::MlxLm => exact,
+        };
+        limits.push(of(WORKING_SET, working_set, peak.point, peak.high));
+        limits.push(of(LARGEST_BUFFER, max_buffer, rounded, rounded));
+    }
+    limits.extend(budget.map(|b| of(BUDGET, b, footprint.point, footprint.high)));
+    limits
+}
+
+impl Assessment {
+    /// The limit that is nearest, or furthest exceeded.
+    pub fn binding(&self) -> Option<&Limit> {
+        self.limits.iter().max_by(|a, b| a.load().total_cmp(&b.load()))
+    }
+
+    /// Fits with the confidence that was asked for.
+    pub fn fits(&self) -> bool {
+        self.verdict == Verdict::Fits
+    }
+}
+
+/// A run and what it takes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Candidate {
+    /// The run.
+    pub run: RunConfig,
+    /// What it takes.
+    #[serde(flatten)]
+    pub assessment: Assessment,
+}
+
+/// What another wish would bring.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Neighbour {
+    /// The wish: `a size larger`, `a size smaller`, `a Mac with more memory`.
+    pub wish: String,
+    /// The machine, where it is another.
+    pub machine: Option<String>,
+    /// What it brings.
+    #[serde(flatten)]
+    pub candidate: Candidate,
+}
+
+/// Why nothing larger was taken.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "limit", rename_all = "snake_case")]
+pub enum Binding {
+    /// The next larger model takes too long.
+    Time {
+        /// Which.
+        model: String,
+    },
+    /// The next larger model is over this limit at its leanest.
+    Memory {
+        /// Which.
+        model: String,
+        /// Name of the limit.
+        name: String,
+    },
+    /// There is nothing larger to take, or the model was given.
+    Nothing,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// The best run.
+    #[serde(flatten)]
+    pub best: Candidate,
+    /// Why not more.
+    pub binds: Binding,
+    /// What can be moved.
+    pub levers: Vec<Lever>,
+    /// What other wishes would bring.
+    pub neighbours: Vec<Neighbour>,
+    /// Configurations that were looked at.
+    pub considered: usize,
+}
+
+impl Serialize for Assessment {
+    /// As `prediction.json`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Row<'a> {
+            name: &'a str,
+            bytes: Bytes,
+            phase: &'a str,
+        }
+        #[derive(Serialize)]
+        struct Limited<'a> {
+            name: &'a str,
+            limit: Bytes,
+            predicted: Bytes,
+        }
+        use serde::ser::SerializeStruct;
+        let p = &self.prediction;
+        let ledger: Vec<Row<'_>> =
+            p.ledger.at_peak().into_iter().map(|(i, phase)| Row { name: &i.name, bytes: i.bytes, phase }).collect();
+        let limits: Vec<Limited<'_>> =
+            self.limits.iter().map(|l| Limited { name: l.name, limit: l.limit, predicted: l.high }).collect();
+        let mut out = serializer.serialize_struct("Assessment", 14)?;
+        out.serialize_field("peak_memory_bytes", &p.peak_memory)?;
+        out.serialize_field("footprint_bytes", &p.footprint)?;
+        out.serialize_field("tokens_per_s", &p.tokens_per_s)?;
+        out.serialize_field("step_time_s", &p.step_time)?;
+        out.serialize_field("total_time_s", &p.total_time)?;
+        out.serialize_field("energy_wh", &p.energy_wh)?;
+        out.serialize_field("steps", &p.steps)?;
+        out.serialize_field("ledger", &ledger)?;
+        out.serialize_field("verdict", &self.verdict)?;
+        out.serialize_field("confidence", &self.confidence)?;
+        out.serialize_field("limits", &limits)?;
+        out.serialize_field("trainable_params", &p.trainable_params)?;
+        out.serialize_field("total_params", &p.total_params)?;
+        out.serialize_field("basis", &p.basis)?;
+        out.end()
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

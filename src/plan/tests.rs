@@ -1,0 +1,138 @@
+use super::*;
+use crate::predict::calibration::Calibration;
+use crate::spec::catalogue;
+use crate::spec::data::TokenLengths;
+use search::Held;
+
+fn base() -> RunConfig {
+    RunConfig::from_toml("model = \"m\"\ndata = \"train.jsonl\"", "run.toml".as_ref()).unwrap()
+}
+
+struct Case {
+    machine: Machine,
+    calibration: Calibration,
+}
+
+impl Case {
+    fn new(gib: f64) -> Self {
+        Self::on(Machine::plainest(Bytes::from_gib(gib)).unwrap())
+    }
+
+    fn on(machine: Machine) -> Self {
+        let calibration = Calibration::prior(&machine, Engine::Candle);
+        Self { machine, calibration }
+    }
+
+    fn ask(&self) -> Ask<'_> {
+        Ask {
+            machine: &self.machine,
+            calibration: &self.calibration,
+            run: base(),
+            held: Held::default(),
+            model: None,
+            lengths: None,
+            hours: 8.0,
+            confidence: 0.99,
+            budget: None,
+        }
+    }
+}
+
+#[test]
+fn the_plan_fits_and_finishes_and_more_memory_or_time_is_never_worse() {
+    let size = |gib, hours| {
+        let case = Case::new(gib);
+        let plan = plan(&Ask { hours, ..case.ask() }).unwrap();
+        assert!(plan.best.assessment.fits());
+        assert!(plan.best.assessment.prediction.total_time.point.hours() <= hours);
+        assert!(plan.best.assessment.limits.iter().all(|l| l.high <= l.limit));
+        plan.best.assessment.prediction.total_params
+    };
+    assert!(size(8.0, 8.0) <= size(8.0, 24.0));
+    assert!(size(8.0, 200.0) <= size(16.0, 200.0));
+    assert!(size(16.0, 8.0) <= size(64.0, 8.0));
+}
+
+#[test]
+fn the_recipe_follows_the_data() {
+    let case = Case::new(16.0);
+    let short = TokenLengths::new((0..1000).map(|i| 20 + i % 180).collect());
+    let found = plan(&Ask { lengths: Some(&short), ..case.ask() }).unwrap();
+    // 99 % are at most 198 tokens, which is 224 as a multiple of 32.
+    assert_eq!(found.best.run.recipe.max_seq_length, 224);
+    let without = plan(&case.ask()).unwrap();
+    assert!(found.best.assessment.prediction.total_params > without.best.assessment.prediction.total_params);
+}
+
+#[test]
+fn what_was_given_is_kept() {
+    let case = Case::new(16.0);
+    let mut run = base();
+    run.recipe.lora.rank = 4;
+    run.execution.batch_size = 2;
+    let entry = catalogue::find("Qwen2.5-0.5B-Instruct").unwrap();
+    let model = Some(Model { name: entry.id.clone(), spec: entry.spec.clone() });
+    let held = Held { rank: true, batch_size: true, ..Held::default() };
+    let found = plan(&Ask { run, held, model, ..case.ask() }).unwrap().best.run;
+    assert_eq!((found.model.as_str(), found.recipe.lora.rank), ("Qwen/Qwen2.5-0.5B-Instruct", 4));
+    assert_eq!(found.execution.batch_size, 2);
+}
+
+#[test]
+fn an_honest_no_says_what_is_needed() {
+    let case = Case::new(8.0);
+    let entry = catalogue::find("Llama-3.3-70B-Instruct").unwrap();
+    let model = Some(Model { name: entry.id.clone(), spec: entry.spec.clone() });
+    let no = plan(&Ask { model, ..case.ask() }).unwrap_err();
+    assert_eq!(no.exit_code(), 1);
+    assert!(no.to_string().contains("`meta-llama/Llama-3.3-70B-Instruct` at 128 tokens"), "{no}");
+    let slow = plan(&Ask { hours: 0.001, ..case.ask() }).unwrap_err();
+    assert!(matches!(slow, crate::error::Error::TooSlow { .. }), "{slow}");
+}
+
+#[test]
+fn a_budget_below_the_machine_binds() {
+    let case = Case::new(16.0);
+    let budget = Some(Bytes::from_gib(2.0));
+    let found = plan(&Ask { budget, ..case.ask() }).unwrap();
+    assert_eq!(found.best.assessment.binding().unwrap().name, BUDGET);
+    assert!(found.best.assessment.prediction.footprint.high <= Bytes::from_gib(2.0));
+}
+
+#[test]
+fn verdicts_tell_tight_paging_and_impossible_apart() {
+    let entry = catalogue::find("Qwen2.5-1.5B-Instruct").unwrap();
+    let run = base();
+    let verdict = |mut machine: Machine, free: f64, working_set: f64| {
+        machine.available = Bytes::from_gib(free);
+        machine.working_set = Bytes::from_gib(working_set);
+        machine.max_buffer = Bytes::from_gib(64.0);
+        let calibration = Calibration::prior(&machine, Engine::Candle);
+        let request =
+            Request { spec: &entry.spec, machine: &machine, run: &run, lengths: None, calibration: &calibration };
+        assess(&request, 0.99, None).unwrap()
+    };
+    let machine = Machine::plainest(Bytes::from_gib(16.0)).unwrap();
+    let at_ease = verdict(machine.clone(), 64.0, 64.0);
+    let point = at_ease.prediction.footprint.point.gib();
+    assert_eq!(at_ease.verdict, Verdict::Fits);
+    assert_eq!(verdict(machine.clone(), 1.05 * point, 64.0).verdict, Verdict::Tight);
+    assert_eq!(verdict(machine.clone(), 0.8 * point, 64.0).verdict, Verdict::Pages);
+    assert_eq!(verdict(machine, 64.0, 0.5 * point).verdict, Verdict::DoesNotFit);
+}
+
+#[test]
+fn prediction_json_has_the_keys_that_others_read() {
+    let case = Case::new(16.0);
+    let best = plan(&case.ask()).unwrap().best;
+    let json = serde_json::to_value(&best.assessment).unwrap();
+    for key in ["peak_memory_bytes", "footprint_bytes", "tokens_per_s", "step_time_s", "total_time_s"] {
+        for part in ["point", "low", "high", "level"] {
+            assert!(json[key][part].is_number(), "{key}.{part}");
+        }
+    }
+    for key in ["energy_wh", "ledger", "verdict", "limits", "trainable_params", "total_params", "basis"] {
+        assert!(!json[key].is_null(), "{key}");
+    }
+    assert!(json["ledger"][0]["bytes"].is_u64() && json["limits"][0]["predicted"].is_u64());
+}
