@@ -1,5 +1,7 @@
 //! Headroom: what is the best LoRA run this Mac can finish, and will it really fit?
 
+pub mod cli;
+pub mod commands;
 pub mod cost;
 pub mod error;
 pub mod measure;

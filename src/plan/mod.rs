@@ -2,6 +2,7 @@
 
 pub mod levers;
 pub mod search;
+pub mod trials;
 
 use serde::{Serialize, Serializer};
 

@@ -21,8 +21,11 @@ pub struct PredictionFile {
     pub step_time_s: Estimate<Seconds>,
     /// The whole run.
     pub total_time_s: Estimate<Seconds>,
-    /// What is in memory when: `phase` is `resident`, or one of the phases in their order.
+    /// What is in memory at the tallest moment: `phase` is `resident`, or the phase of that moment.
     pub ledger: Vec<LedgerLine>,
+    /// What is in memory in every phase of a step, in their order.
+    #[serde(default)]
+    pub timeline: Vec<LedgerLine>,
     /// Limits that it was held to.
     #[serde(default)]
     pub limits: Vec<LimitLine>,
@@ -70,9 +73,10 @@ impl PredictionFile {
     /// The lines as resident items and phases again.
     pub fn phases(&self) -> (Vec<Item>, Vec<Phase>) {
         let item = |line: &LedgerLine| Item { name: line.name.clone(), bytes: line.bytes };
-        let resident = self.ledger.iter().filter(|l| l.phase == RESIDENT).map(item).collect();
+        let lines = if self.timeline.is_empty() { &self.ledger } else { &self.timeline };
+        let resident = lines.iter().filter(|l| l.phase == RESIDENT).map(item).collect();
         let mut phases: Vec<Phase> = Vec::new();
-        for line in self.ledger.iter().filter(|l| l.phase != RESIDENT) {
+        for line in lines.iter().filter(|l| l.phase != RESIDENT) {
             match phases.iter_mut().find(|p| p.name == line.phase) {
                 Some(phase) => phase.items.push(item(line)),
                 None => phases.push(Phase { name: line.phase.clone(), items: vec![item(line)] }),

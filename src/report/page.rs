@@ -290,6 +290,7 @@ mod tests {
                 line("MLP activations", 240, "backward"),
                 line("gradients", 9, "backward"),
             ],
+            timeline: vec![],
             limits: vec![LimitLine {
                 name: "free memory".into(),
                 limit: Bytes::from_mib(900),
