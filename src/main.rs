@@ -1,22 +1,41 @@
-//! The `headroom` command.
+//! The `headroom` command: parse, run, and say what went wrong.
 
+use std::error::Error as _;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
+use anstyle::{AnsiColor, Style};
 use clap::Parser;
 use headroom::cli::Cli;
-use headroom::commands;
+use headroom::commands::{self, Answer};
+use headroom::error::Error;
 
-#[allow(clippy::print_stderr)]
 fn main() -> ExitCode {
-    let Err(error) = commands::run(&Cli::parse()) else { return ExitCode::SUCCESS };
-    eprintln!("error: {error}");
-    let mut cause = std::error::Error::source(&error);
+    match commands::run(&Cli::parse()) {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        // Whoever read the answer has seen enough of it.
+        Err(Error::Write { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// `error:` what happened, its causes indented, and `hint:` what to do.
+fn say(error: &Error) {
+    let bold = |colour: AnsiColor| Style::new().bold().fg_color(Some(colour.into()));
+    let (red, cyan) = (bold(AnsiColor::Red), bold(AnsiColor::Cyan));
+    let mut text = format!("{red}error:{red:#} {error}\n");
+    let mut cause = error.source();
     while let Some(inner) = cause {
-        eprintln!("  caused by: {inner}");
+        text += &format!("  {inner}\n");
         cause = inner.source();
     }
     if let Some(hint) = error.hint() {
-        eprintln!("\nhint: {hint}");
+        text += &format!("\n{cyan}hint:{cyan:#} {hint}\n");
     }
-    ExitCode::from(error.exit_code())
+    // With stderr closed there is nobody left to tell.
+    let _ = anstream::stderr().write_all(text.as_bytes());
 }

@@ -32,8 +32,14 @@ pub fn normal_quantile(p: f64) -> f64 {
     Normal::standard().inverse_cdf(p)
 }
 
+/// Beyond this many degrees of freedom Student's t is the normal to four digits.
+const NEARLY_NORMAL: f64 = 1e4;
+
 /// Quantile of Student's t.
 pub fn student_t_quantile(p: f64, degrees_of_freedom: f64) -> f64 {
+    if degrees_of_freedom > NEARLY_NORMAL {
+        return normal_quantile(p);
+    }
     StudentsT::new(0.0, 1.0, degrees_of_freedom).map_or(f64::NAN, |t| t.inverse_cdf(p))
 }
 

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::cli;
+use crate::commands::common;
 use crate::error::{Error, Result};
 use crate::measure::{Measurement, Place, Predicted, probe, row};
-use crate::plan::{Assessment, assess};
+use crate::plan::{Assessment, Model, assess};
 use crate::predict::calibration::{Calibration, Observation};
 use crate::predict::{Measured, Prediction, Request};
-use crate::spec::catalogue;
 use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
@@ -18,10 +18,8 @@ use crate::spec::run::{BUILTIN, Data, Engine, RunConfig};
 use crate::store;
 use crate::trainer::Trainer;
 use crate::trainer::candle::CandleTrainer;
-use crate::trainer::rows::Rows;
 use crate::trainer::scripted::{Script, ScriptedTrainer};
 use crate::trainer::source::ModelSource;
-use crate::trainer::text::Text;
 use crate::units::Bytes;
 
 /// Who trains for this engine.
@@ -65,21 +63,6 @@ pub fn anchor(run: &mut RunConfig) {
         fix(&mut folder);
         run.model = folder.to_string_lossy().into_owned();
     }
-}
-
-/// A model's architecture: from its files, or from the catalogue where it is known by name.
-pub fn model_spec(model: &str) -> Result<ModelSpec> {
-    match ModelSource::find(model) {
-        Ok(source) => source.spec(),
-        Err(Error::NoWeights { .. }) => Ok(catalogue::find(model)?.spec.clone()),
-        Err(other) => Err(other),
-    }
-}
-
-/// Lengths of the training rows.
-pub fn token_lengths(run: &RunConfig, spec: &ModelSpec) -> Result<TokenLengths> {
-    let text = Text::open(&ModelSource::find(&run.model)?, spec, &run.model)?;
-    Ok(Rows::read(&run.data, &text, spec.vocab_size)?.lengths())
 }
 
 /// This machine, an engine on it, and what has been measured of them.
@@ -171,10 +154,10 @@ impl Bench {
     fn observation(&self, m: &Measurement, known: &mut Known) -> Option<Observation> {
         let key = format!("{} {:?} {}", m.config.model, m.config.data, m.pad_to_max);
         let entry = known.entry(key).or_insert_with(|| {
-            let spec = model_spec(&m.config.model).ok()?;
+            let model = common::model(&m.config.model).ok()?;
             // Padded rows are all of the greatest length, which is what no lengths mean.
-            let lengths = if m.pad_to_max { None } else { Some(token_lengths(&m.config, &spec).ok()?) };
-            Some((spec, lengths))
+            let lengths = if m.pad_to_max { None } else { Some(common::lengths(&model, &m.config.data).ok()?) };
+            Some((model.spec, lengths))
         });
         let (spec, lengths) = entry.as_ref()?;
         let measured = Measured {
@@ -222,9 +205,9 @@ pub struct Subject {
 impl Subject {
     /// Of a run that is to be done: model and data must be there.
     pub fn of(run: &RunConfig) -> Result<Self> {
-        let spec = ModelSource::find(&run.model)?.spec()?;
-        let lengths = Some(token_lengths(run, &spec)?);
-        Ok(Self { spec, lengths })
+        let model = Model { name: run.model.clone(), spec: ModelSource::find(&run.model)?.spec()? };
+        let lengths = Some(common::lengths(&model, &run.data)?);
+        Ok(Self { spec: model.spec, lengths })
     }
 
     /// The same with every row as long as it may be.

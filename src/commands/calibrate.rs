@@ -8,9 +8,9 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::cli::CalibrateArgs;
-use crate::commands::Console;
+use crate::commands::Output;
 use crate::commands::bench::{self, Bench, Subject};
-use crate::commands::console::interrupted;
+use crate::commands::interrupt::interrupted;
 use crate::error::{Error, Result};
 use crate::measure::observe::{Limits, observe};
 use crate::measure::{Measurement, probe};
@@ -20,7 +20,7 @@ use crate::predict::predict;
 use crate::report::brief;
 use crate::spec::run::{BUILTIN, Data, Execution, Recipe, RunConfig};
 use crate::trainer::{Job, TrainEvent};
-use crate::units::Seconds;
+use crate::units::{Estimate, Seconds};
 
 /// Steps after the warm-up that a trial is worth making for, and more than which none takes.
 const MIN_STEPS: usize = 3;
@@ -47,7 +47,7 @@ pub struct Calibrating<'a> {
 }
 
 /// What came of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Calibrated {
     /// Trials made now.
     pub measured: usize,
@@ -57,12 +57,12 @@ pub struct Calibrated {
     pub skipped: Vec<String>,
     /// Measurements that the calibration rests on.
     pub runs: usize,
-    /// Relative widths of the intervals of memory and speed of the planned run, before and after.
-    pub widths: [[f64; 2]; 2],
+    /// What is expected of the planned run, before and after.
+    pub changes: Vec<(&'static str, [Estimate<f64>; 2])>,
 }
 
 /// The verb.
-pub fn run(args: &CalibrateArgs, console: Console) -> Result<()> {
+pub fn run(args: &CalibrateArgs, output: &Output) -> Result<()> {
     let run = match &args.run {
         Some(path) => bench::read_run(path)?,
         None => builtin_run(),
@@ -71,8 +71,8 @@ pub fn run(args: &CalibrateArgs, console: Console) -> Result<()> {
     let subject = Subject::of(&run)?;
     let script = args.bench.script.as_deref();
     let what = Calibrating { run: &run, subject: &subject, budget: args.budget, again: args.again, script };
-    let result = calibrate(&mut bench, &what, console)?;
-    console.data(&result)
+    let result = calibrate(&mut bench, &what, output)?;
+    output.data(&result)
 }
 
 /// What is calibrated for when nothing is asked: the model and data that ship inside.
@@ -88,53 +88,59 @@ pub fn builtin_run() -> RunConfig {
 }
 
 /// Makes the trials that are missing and says what they changed.
-pub fn calibrate(bench: &mut Bench, what: &Calibrating<'_>, console: Console) -> Result<Calibrated> {
+pub fn calibrate(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> Result<Calibrated> {
     let old = bench.calibration.clone();
-    let before = predict(&bench.request(what.subject, what.run, &old), LEVEL)?;
-    let (mut measured, mut reused, mut skipped) = (0, 0, Vec::new());
+    let mut result = make_trials(bench, what, output)?;
+    result.skipped.iter().for_each(|s| output.note(&format!("  left out {s}")));
+    if bench.unusable > 0 {
+        let n = bench.unusable;
+        output.note(&format!("  {n} older measurements could not be used: their model or data are gone"));
+    }
+    let by = |calibration| predict(&bench.request(what.subject, what.run, calibration), LEVEL);
+    let changes = brief::changes(&by(&old)?, &by(&bench.calibration)?);
+    result.runs = bench.calibration.runs;
+    result.changes = changes.iter().map(|c| (c.quantity.name(), [c.before, c.after])).collect();
+    output.part(&format!(
+        "\n{} trials measured, {} known from before; {} runs of this machine and engine count. The planned run:",
+        result.measured, result.reused, result.runs
+    ))?;
+    output.part(&brief::change_table(&changes))?;
+    output.part(&format!("  {}", brief::moved(&old, &bench.calibration)))?;
+    Ok(result)
+}
+
+fn make_trials(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> Result<Calibrated> {
+    let mut result = Calibrated::default();
     let started = Instant::now();
     let all = trials(what.run);
-    let bar = console.bar(all.len() as u64);
+    let bar = output.bar(all.len() as u64);
     for (i, trial) in all.iter().enumerate() {
         bar.set_position(i as u64);
+        bar.set_message(name(trial));
         let known = bench.measurements.iter().any(|m| m.answers(trial, true, &bench.place.engine_version));
         if known && !what.again {
-            reused += 1;
+            result.reused += 1;
             continue;
         }
         // Time that earlier trials did not need goes to the later, larger ones.
         let share = (what.budget.0 - started.elapsed().as_secs_f64()) / (all.len() - i) as f64;
         let plan = bench.assess(&what.subject.padded(), trial, CONFIDENCE)?;
-        match why_not(&plan, share) {
-            Some(reason) => skipped.push(format!("{}: {reason}", name(trial))),
-            None => {
-                let measurement = measure(bench, trial, (Seconds(share), &plan), what.script)?;
-                bar.suspend(|| console.answer(&line(&measurement)));
-                bench.add(measurement)?;
-                measured += 1;
-            }
+        if let Some(reason) = why_not(&plan, share) {
+            result.skipped.push(format!("{}: {reason}", name(trial)));
+            continue;
         }
+        let measurement = measure(bench, trial, (Seconds(share), &plan), what.script)?;
+        let text = line(&measurement);
+        // Written down before it is shown, and learned from before the next, larger one is judged.
+        bench.add(measurement)?;
+        bar.suspend(|| output.part(&text))?;
+        result.measured += 1;
         if interrupted().load(Ordering::Relaxed) {
             break;
         }
     }
     bar.finish_and_clear();
-    skipped.iter().for_each(|s| console.note(&format!("  left out {s}")));
-    if bench.unusable > 0 {
-        console
-            .note(&format!("  {} older measurements could not be used: their model or data are gone", bench.unusable));
-    }
-    let after = predict(&bench.request(what.subject, what.run, &bench.calibration), LEVEL)?;
-    let changes = brief::changes(&before, &after);
-    console.answer(&format!(
-        "\n{measured} trials measured, {reused} known from before; {} runs of this machine and engine count. The planned run:",
-        bench.calibration.runs
-    ));
-    console.answer(&brief::change_table(&changes));
-    console.answer(&format!("  {}", brief::moved(&old, &bench.calibration)));
-    let width = |e: &crate::units::Estimate<f64>| (e.high - e.low) / e.point;
-    let widths = [1, 2].map(|i| [width(&changes[i].before), width(&changes[i].after)]);
-    Ok(Calibrated { measured, reused, skipped, runs: bench.calibration.runs, widths })
+    Ok(result)
 }
 
 /// Why a trial is not made: too large, or too slow for its share of the time.

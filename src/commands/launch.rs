@@ -7,9 +7,9 @@ use std::time::Instant;
 use indicatif::ProgressBar;
 
 use crate::cli::LaunchArgs;
-use crate::commands::Console;
+use crate::commands::Output;
 use crate::commands::bench::{self, Bench, Subject};
-use crate::commands::console::interrupted;
+use crate::commands::interrupt::interrupted;
 use crate::commands::report::read_report;
 use crate::error::{Error, Result};
 use crate::measure::observe::Observed;
@@ -23,7 +23,7 @@ use crate::trainer::{Flow, Job, Outcome, Step, TrainEvent, Trainer};
 use crate::units::{Bytes, Seconds};
 
 /// The verb; returns the run's folder.
-pub fn run(args: &LaunchArgs, console: Console) -> Result<RunFolder> {
+pub fn run(args: &LaunchArgs, output: &Output) -> Result<RunFolder> {
     // A folder in the place of a run file is that run.
     let inside = args.run.is_dir().then(|| RunFolder::open(&args.run)).transpose()?;
     let file = inside.as_ref().map_or_else(|| args.run.clone(), RunFolder::config);
@@ -41,7 +41,7 @@ pub fn run(args: &LaunchArgs, console: Console) -> Result<RunFolder> {
     let mut trainer = bench::trainer(run.engine, args.bench.script.as_deref())?;
     // Forced past the limits, only one that was set by hand still guards.
     let limit = if args.force { args.bench.limit } else { Some(bench.limit) };
-    let launch = Launch { run, folder, plan, limit, save_every: args.save_every, resume: args.resume, console };
+    let launch = Launch { run, folder, plan, limit, save_every: args.save_every, resume: args.resume, output: *output };
     let measurement = launch.go(trainer.as_mut(), &bench)?;
     bench.add(measurement.clone())?;
     launch.conclude(&measurement)?;
@@ -84,7 +84,7 @@ struct Launch {
     limit: Option<Bytes>,
     save_every: usize,
     resume: bool,
-    console: Console,
+    output: Output,
 }
 
 impl Launch {
@@ -92,7 +92,7 @@ impl Launch {
     fn go(&self, trainer: &mut dyn Trainer, bench: &Bench) -> Result<Measurement> {
         store::write(&self.folder.config(), self.run.to_toml()?.as_bytes())?;
         self.write_prediction()?;
-        self.console.note(&format!("run folder: {}", self.folder.path().display()));
+        self.output.note(&format!("run folder: {}", self.folder.path().display()));
         let job = Job {
             config: self.run.clone(),
             out: Some(self.folder.path().into()),
@@ -136,19 +136,25 @@ impl Launch {
     /// Says how it went, and what to do next.
     fn conclude(&self, measurement: &Measurement) -> Result<()> {
         let report = read_report(&self.folder)?;
-        self.console.answer(&report.answer());
-        self.console.answer(&brief::comparisons(&report.comparisons()));
-        self.console.data(measurement)?;
+        self.output.part(&report.answer())?;
+        self.output.part(&brief::comparisons(&report.comparisons()))?;
+        self.output.data(measurement)?;
         let path = self.folder.path().display();
         match &measurement.outcome {
             Outcome::OutOfMemory { .. } => {
                 let needs = measurement.measured.footprint_bytes.unwrap_or_default();
                 let limit = self.limit.unwrap_or(self.plan.limits.first().map_or(Bytes(0), |l| l.limit));
-                self.console.note(&format!("stopped at the memory limit; a checkpoint was kept in `{path}`"));
+                self.output.note(&format!("stopped at the memory limit; a checkpoint was kept in `{path}`"));
                 return Err(Error::DoesNotFit { what: "the run".into(), needs, limit });
             }
-            Outcome::Stopped { .. } => self.console.note(&format!("go on with `headroom launch {path} --resume`")),
-            _ => self.console.answer(&format!("adapter: {}", self.folder.adapter().display())),
+            Outcome::Stopped { .. } => self.output.note(&format!("go on with `headroom launch {path} --resume`")),
+            Outcome::Finished => {
+                self.output.part(&format!("adapter: {}", self.folder.adapter().display()))?;
+            }
+            Outcome::Crashed { .. } | Outcome::TimedOut { .. } => {
+                let reason = format!("{}; the last checkpoint is kept in `{path}`", report.answer());
+                return Err(Error::Engine { engine: self.run.engine.name().into(), reason });
+            }
         }
         Ok(())
     }
@@ -168,7 +174,7 @@ struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     fn new(launch: &'a Launch) -> Self {
-        let bar = launch.console.bar(launch.plan.prediction.steps as u64);
+        let bar = launch.output.bar(launch.plan.prediction.steps as u64);
         interrupted();
         Self { launch, bar, ready: None, steps: Vec::new(), over: false, failure: None }
     }
@@ -187,7 +193,7 @@ impl<'a> Watch<'a> {
             TrainEvent::Step(step) => self.step(step),
             TrainEvent::Validation { step, loss } => {
                 let text = format!("validation loss {loss:.4} after step {step}");
-                self.bar.suspend(|| self.launch.console.note(&text));
+                self.bar.suspend(|| self.launch.output.note(&text));
                 Ok(())
             }
             TrainEvent::Saved { .. } => Ok(()),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::ReportArgs;
-use crate::commands::Console;
+use crate::commands::Output;
 use crate::commands::bench::{self, Bench, Subject};
 use crate::error::{Error, Result};
 use crate::predict::predict;
@@ -15,7 +15,7 @@ use crate::store::{self, RunFolder};
 const LEVEL: f64 = 0.9;
 
 /// The verb; returns the page.
-pub fn run(args: &ReportArgs, console: Console) -> Result<PathBuf> {
+pub fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
     let folders = if args.runs.is_empty() {
         RunFolder::all_in(Path::new("runs"))?
     } else {
@@ -40,11 +40,11 @@ pub fn run(args: &ReportArgs, console: Console) -> Result<PathBuf> {
     let (header, rows) = compare::csv(&reports);
     store::write_csv(&folder.join("data.csv"), &header, &rows)?;
     for report in &reports {
-        console.answer(&format!("{}: {}", report.name, report.answer()));
-        console.answer(&brief::comparisons(&report.comparisons()));
+        output.part(&format!("{}: {}", report.name, report.answer()))?;
+        output.part(&brief::comparisons(&report.comparisons()))?;
     }
-    console.answer(&format!("page: {}", index.display()));
-    console.data(&serde_json::json!({ "page": index, "data": folder.join("data.csv") }))?;
+    output.part(&format!("page: {}", index.display()))?;
+    output.data(&serde_json::json!({ "page": index, "data": folder.join("data.csv") }))?;
     Ok(index)
 }
 

@@ -34,7 +34,8 @@ impl Limit {
         self.limit.as_f64() - self.high.as_f64()
     }
 
-    fn load(&self) -> f64 {
+    /// Upper bound as a share of the limit.
+    pub fn load(&self) -> f64 {
         self.high.as_f64() / self.limit.as_f64().max(1.0)
     }
 }

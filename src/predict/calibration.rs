@@ -210,9 +210,11 @@ impl Calibration {
     fn figure(&self, equation: &Equation, noise: f64, point: &Point) -> LogNormal {
         let belief = self.belief();
         let (mean, slopes) = equation.at(&belief.mean);
-        let sd = belief.variance_of(&slopes).sqrt().hypot(noise);
-        let figure = LogNormal { mean, sd, freedom: NOISE_FREEDOM + self.runs as f64 };
-        figure.widened(self.coverage.extra_sd(point))
+        let known = belief.variance_of(&slopes) + self.coverage.extra_sd(point).powi(2);
+        let sd = known.sqrt().hypot(noise);
+        // Only the noise was estimated from few runs (Welch and Satterthwaite's effective degrees of freedom).
+        let share = sd * sd / (noise * noise);
+        LogNormal { mean, sd, freedom: (NOISE_FREEDOM + self.runs as f64) * share * share }
     }
 
     /// Time of one step, s.

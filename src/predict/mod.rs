@@ -112,7 +112,7 @@ fn estimate<T>(figure: LogNormal, level: f64, make: impl Fn(f64) -> T) -> Estima
 pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     let Request { spec, machine, run, lengths, calibration } = *request;
     let point = Point::of(spec, run);
-    let ledger = cost::ledger(spec, run, request.longest())?;
+    let ledger = cost::ledger(spec, run, machine, request.longest())?;
     let cost = step_cost(spec, run, lengths)?;
     let step_time = estimate(calibration.step_time(&cost, &point), level, Seconds);
     let tokens = cost.tokens;
@@ -162,11 +162,10 @@ pub struct Measured {
 }
 
 impl Observation {
-    /// A measured run, beside what it should have cost. `lengths` as in [`Request`].
-    pub fn new(spec: &ModelSpec, run: &RunConfig, lengths: Option<&TokenLengths>, measured: Measured) -> Result<Self> {
-        let cap = run.recipe.max_seq_length;
-        let longest = lengths.filter(|l| !l.is_empty()).map_or(cap, |l| l.max().min(cap));
-        let ledger = cost::ledger(spec, run, longest)?;
+    /// A measured run, beside what it should have cost.
+    pub fn new(request: &Request<'_>, measured: Measured) -> Result<Self> {
+        let Request { spec, machine, run, lengths, .. } = *request;
+        let ledger = cost::ledger(spec, run, machine, request.longest())?;
         Ok(Self {
             cost: step_cost(spec, run, lengths)?,
             ledger_peak: ledger.peak(),
@@ -200,7 +199,7 @@ mod tests {
             peak_memory: before.peak_memory.point,
             footprint: before.footprint.point,
         };
-        let seen = vec![Observation::new(spec, run, None, measured).unwrap(); 3];
+        let seen = vec![Observation::new(&request, measured).unwrap(); 3];
         let fitted = Calibration::fit(prior, &seen).unwrap();
         let after = predict(&Request { calibration: &fitted, ..request }, 0.9).unwrap();
         let width = |e: Estimate<Seconds>| (e.high.0 / e.low.0).ln();

@@ -5,8 +5,10 @@
 
 pub mod catalogue;
 pub mod chips;
+mod config;
 pub mod data;
 pub mod machine;
 pub mod model;
+mod rope;
 pub mod run;
 pub mod tensors;

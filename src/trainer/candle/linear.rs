@@ -6,12 +6,13 @@ use candle_core::{DType, Device, Result, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::frozen::Stored;
 use super::ops::{self, Panels};
 
 /// A frozen weight in its storage format.
 #[derive(Clone, Debug)]
 pub struct Frozen {
-    weight: Tensor,
+    weight: Stored,
     bias: Option<Tensor>,
     /// Stored `[in, out]` (GPT-2) and not `[out, in]`.
     transposed: bool,
@@ -19,18 +20,18 @@ pub struct Frozen {
 
 impl Frozen {
     /// `weight [out, in]`, or `[in, out]` if `transposed`; `bias [out]`.
-    pub fn new(weight: Tensor, bias: Option<Tensor>, transposed: bool) -> Result<Self> {
+    pub fn new(weight: Stored, bias: Option<Tensor>, transposed: bool) -> Result<Self> {
         let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
         Ok(Self { weight, bias, transposed })
     }
 
     /// `x W' + b`, `[rows, out]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = match (self.weight.dtype(), self.transposed) {
-            (DType::F32, false) => ops::product(x, &self.weight.t()?, 1.0)?,
-            (DType::F32, true) => ops::product(x, &self.weight, 1.0)?,
-            (_, false) => ops::product_by_panels(x, Panels::new(&self.weight)?)?,
-            (_, true) => ops::sum_over_panels(x, Panels::new(&self.weight)?)?,
+        let y = match (self.weight.f32(), self.transposed) {
+            (Some(w), false) => ops::product(x, &w.t()?, 1.0)?,
+            (Some(w), true) => ops::product(x, w, 1.0)?,
+            (None, false) => ops::product_by_panels(x, Panels::new(&self.weight)?)?,
+            (None, true) => ops::sum_over_panels(x, Panels::new(&self.weight)?)?,
         };
         match &self.bias {
             Some(bias) => ops::add(y, bias),
@@ -40,17 +41,17 @@ impl Frozen {
 
     /// `g W`, the gradient with respect to `x`.
     pub fn backward(&self, g: &Tensor) -> Result<Tensor> {
-        match (self.weight.dtype(), self.transposed) {
-            (DType::F32, false) => ops::product(g, &self.weight, 1.0),
-            (DType::F32, true) => ops::product(g, &self.weight.t()?, 1.0),
-            (_, false) => ops::sum_over_panels(g, Panels::new(&self.weight)?),
-            (_, true) => ops::product_by_panels(g, Panels::new(&self.weight)?),
+        match (self.weight.f32(), self.transposed) {
+            (Some(w), false) => ops::product(g, w, 1.0),
+            (Some(w), true) => ops::product(g, &w.t()?, 1.0),
+            (None, false) => ops::sum_over_panels(g, Panels::new(&self.weight)?),
+            (None, true) => ops::product_by_panels(g, Panels::new(&self.weight)?),
         }
     }
 
     /// Selected rows of `[out, in]`, in f32: the embedding's lookup.
     pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
-        self.weight.index_select(ids, 0)?.to_dtype(DType::F32)
+        self.weight.rows(ids)
     }
 }
 
@@ -176,3 +177,7 @@ impl Linear {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "linear_tests.rs"]
+mod tests;

@@ -5,6 +5,7 @@
 
 use candle_core::{CpuStorage, D, DType, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail};
 
+use super::frozen::Stored;
 use super::kernels;
 use super::matmul::{Into, View, gemm, gemm_strided};
 use crate::spec::model::{Activation, Norm};
@@ -202,11 +203,13 @@ pub fn sum_over_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
 /// The rows of a frozen `[columns, width]` matrix in f32, a few at a time: the first row's index, and the rows.
 pub struct Panels<'a> {
     /// As stored.
-    pub weight: &'a Tensor,
+    pub weight: &'a Stored,
     /// Rows of the weight, which are columns of the product.
     pub columns: usize,
     /// Columns of the weight.
     pub width: usize,
+    /// Rows of a panel.
+    pub rows: usize,
     next: usize,
 }
 
@@ -221,9 +224,9 @@ pub fn panel_rows(width: usize) -> usize {
 
 impl<'a> Panels<'a> {
     /// Over a matrix.
-    pub fn new(weight: &'a Tensor) -> Result<Self> {
-        let (columns, width) = weight.dims2()?;
-        Ok(Self { weight, columns, width, next: 0 })
+    pub fn new(weight: &'a Stored) -> Result<Self> {
+        let (columns, width) = weight.dims()?;
+        Ok(Self { weight, columns, width, rows: panel_rows(width), next: 0 })
     }
 }
 
@@ -232,9 +235,9 @@ impl Iterator for Panels<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let first = self.next;
-        let rows = panel_rows(self.width).min(self.columns - first);
+        let rows = self.rows.min(self.columns - first);
         self.next += rows;
-        let panel = || Ok((first, self.weight.narrow(0, first, rows)?.to_dtype(DType::F32)?));
+        let panel = || Ok((first, self.weight.panel(first, rows)?));
         (rows > 0).then(panel)
     }
 }

@@ -11,12 +11,13 @@ use candle_core::{DType, Device, Tensor};
 
 use super::attention;
 use super::block::Block;
+use super::frozen::Stored;
 use super::linear::{Frozen, Linear, LoraSettings};
 use super::ops::{NormWeights, RopeTables};
 use super::rope::inverse_frequencies;
 use crate::error::{Error, Result};
 use crate::spec::model::{ModelSpec, Positions};
-use crate::spec::run::{RunConfig, Weights};
+use crate::spec::run::RunConfig;
 
 /// Open weights files.
 pub enum Store {
@@ -110,15 +111,6 @@ impl Store {
     }
 }
 
-/// The candle type of a weight format.
-pub fn dtype(weights: Weights) -> DType {
-    match weights {
-        Weights::F32 => DType::F32,
-        Weights::F16 => DType::F16,
-        Weights::Bf16 => DType::BF16,
-    }
-}
-
 /// Builds the model's parts out of a [`Store`].
 pub struct Loader<'a> {
     /// Where from.
@@ -137,8 +129,10 @@ impl Loader<'_> {
     }
 
     /// A matrix in the run's weight format.
-    pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        Ok(self.tensor(name, shape)?.to_dtype(dtype(self.run.execution.weights))?)
+    pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<Stored> {
+        // The format is made on the CPU; only its bytes go to the device.
+        let tensor = self.store.load(name, shape, &Device::Cpu)?;
+        Ok(Stored::new(&tensor, self.run.execution.weights, self.device)?)
     }
 
     /// A norm by its path.

@@ -4,6 +4,10 @@
 //! allocation; `tests/ledger.rs` holds the two together with the counting allocator. What is left
 //! out: tensors of a few numbers, and the packing buffers of the matrix product (a fixed few MiB a thread).
 
+mod attention;
+mod mlp;
+
+use self::attention::AttentionTape;
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::timeline::{Live, Timeline};
 use crate::error::Result;
@@ -89,20 +93,6 @@ struct Tape {
     mlp: Option<[Option<Live>; 2]>,
 }
 
-struct AttentionTape {
-    normed: Live,
-    raw: Option<[Live; 2]>,
-    q: Live,
-    k: Live,
-    v: Live,
-    out: Live,
-}
-
-/// Bytes of one parameter of a matrix.
-fn weight_bytes(weights: Weights) -> f64 {
-    weights.bits() / 8.0
-}
-
 impl Engine<'_> {
     fn h(&self) -> u64 {
         self.spec.hidden_size as u64 * F32
@@ -136,13 +126,13 @@ impl Engine<'_> {
     // --- what stays ---
 
     fn resident(&mut self) {
-        let per = weight_bytes(self.run.execution.weights);
-        let (mut matrices, mut vectors) = (0f64, 0u64);
-        for tensor in self.spec.tensors() {
-            let numbers = tensor.shape.iter().product::<usize>() as u64;
-            if tensor.shape.len() == 2 { matrices += numbers as f64 * per } else { vectors += numbers * F32 }
-        }
-        self.t.resident("base weights", matrices as u64 + vectors);
+        let weights = self.run.execution.weights;
+        let of = |shape: &[usize]| match shape {
+            [rows, columns] => weights.matrix_bytes(*rows, *columns),
+            _ => shape.iter().product::<usize>() as u64 * F32,
+        };
+        let base = self.spec.tensors().iter().map(|t| of(&t.shape)).sum();
+        self.t.resident("base weights", base);
         let adapters = self.adapter_params() * F32;
         self.t.resident("adapters", adapters);
         self.t.resident("optimizer state", 2 * adapters);
@@ -196,16 +186,11 @@ impl Engine<'_> {
 
     fn embed(&mut self, n: u64) -> Live {
         // The looked-up rows in their own format, then in f32, then scaled or moved.
-        let per = weight_bytes(self.run.execution.weights);
-        let looked_up = (n * self.spec.hidden_size as u64) as f64 * per;
-        let x = if self.run.execution.weights == Weights::F32 {
-            self.t.alloc(STATE, n * self.h())
-        } else {
-            let raw = self.t.alloc(STATE, looked_up as u64);
-            let x = self.t.alloc(STATE, n * self.h());
-            self.t.free(raw);
-            x
-        };
+        let weights = self.run.execution.weights;
+        let raw = (weights != Weights::F32)
+            .then(|| self.t.alloc(STATE, weights.matrix_bytes(n as usize, self.spec.hidden_size)));
+        let x = self.t.alloc(STATE, n * self.h());
+        raw.into_iter().for_each(|raw| self.t.free(raw));
         if self.spec.embedding_scale != 1.0 || self.spec.positions == Positions::Learned {
             self.t.brief(STATE, n * self.h());
         }
@@ -291,245 +276,6 @@ impl Engine<'_> {
             self.t.free(hidden);
         }
         dx
-    }
-
-    // --- attention (Block::attend, attention::Shape) ---
-
-    fn qkv(&mut self, normed: Live, rows: u64) -> AttentionTape {
-        let (q, k, v);
-        if self.find(Role::Qkv).is_some() {
-            let all = self.linear(Role::Qkv, rows, ATTENTION);
-            q = self.t.alloc(ATTENTION, rows * self.q());
-            k = self.t.alloc(ATTENTION, rows * self.kv());
-            v = self.t.alloc(ATTENTION, rows * self.kv());
-            self.t.free(all);
-        } else {
-            q = self.linear(Role::Q, rows, ATTENTION);
-            k = self.linear(Role::K, rows, ATTENTION);
-            v = self.linear(Role::V, rows, ATTENTION);
-        }
-        let raw = self
-            .spec
-            .attention
-            .qk_norm
-            .then(|| [self.t.alloc(ATTENTION, rows * self.q()), self.t.alloc(ATTENTION, rows * self.kv())]);
-        if self.spec.positions != Positions::Learned {
-            self.t.brief(ATTENTION, rows * self.q());
-            self.t.brief(ATTENTION, rows * self.kv());
-        }
-        let out = self.t.alloc(ATTENTION, rows * self.q());
-        let scores = self.scores(1);
-        self.t.brief(SCORES, scores);
-        AttentionTape { normed, raw, q, k, v, out }
-    }
-
-    /// The chunks that the threads work on at one time, the largest first: scores, and a chunk's output.
-    /// On Metal all heads of one chunk at a time, in the temporaries of candle's ops.
-    fn scores(&self, buffers: u64) -> u64 {
-        let chunk = self.run.execution.attention_chunk;
-        let window = self.spec.attention.windows.iter().map(|w| w.unwrap_or(usize::MAX)).max().unwrap_or(usize::MAX);
-        let head = self.spec.attention.head_dim as u64;
-        let mut tasks: Vec<u64> = Vec::new();
-        for &rows in &self.micro.examples {
-            for start in (0..rows).step_by(chunk) {
-                let end = (start + chunk).min(rows);
-                let keys = end - (start + 1).saturating_sub(window);
-                let o = if buffers == 1 { head } else { 0 };
-                tasks.push((end - start) as u64 * (buffers * keys as u64 + o) * F32);
-            }
-        }
-        tasks.sort_unstable_by(|a, b| b.cmp(a));
-        if self.micro.accelerator == Accelerator::Metal {
-            let heads = self.spec.attention.num_attention_heads as u64;
-            return tasks.first().map_or(0, |t| t * heads * COMPOSED_SCORES);
-        }
-        // Backward hands out heads, not chunks: every thread can stand at the largest chunk at once.
-        if buffers == 1 {
-            tasks.iter().take(self.micro.threads).sum()
-        } else {
-            let threads = self.micro.threads.min(self.spec.attention.num_key_value_heads) as u64;
-            tasks.first().map_or(0, |t| t * threads)
-        }
-    }
-
-    fn attend(&mut self, rows: u64) -> (AttentionTape, Live) {
-        let normed = self.t.alloc(ATTENTION, rows * self.h());
-        let tape = self.qkv(normed, rows);
-        let y = self.linear(Role::O, rows, STATE);
-        if self.spec.post_norms {
-            self.t.brief(STATE, rows * self.h());
-        }
-        (tape, y)
-    }
-
-    fn free_tape(&mut self, tape: AttentionTape) {
-        let AttentionTape { normed, raw, q, k, v, out } = tape;
-        [normed, q, k, v, out].into_iter().chain(raw.into_iter().flatten()).for_each(|l| self.t.free(l));
-    }
-
-    fn attention_backward(
-        &mut self,
-        tape: AttentionTape,
-        need_dx: bool,
-        mut grads: Option<&mut Vec<Live>>,
-    ) -> Option<Live> {
-        let rows = self.micro.rows();
-        let post = self.spec.post_norms.then(|| {
-            let y = self.linear(Role::O, rows, ATTENTION);
-            let g = self.t.alloc(ATTENTION, rows * self.h());
-            self.t.free(y);
-            g
-        });
-        let d_out = self.linear_back(Role::O, rows, true, &mut grads);
-        let AttentionTape { normed, raw, q, k, v, out } = tape;
-        post.into_iter().chain([out]).for_each(|l| self.t.free(l));
-        let dq = self.t.alloc(ATTENTION, rows * self.q());
-        let dk = self.t.alloc(ATTENTION, rows * self.kv());
-        let dv = self.t.alloc(ATTENTION, rows * self.kv());
-        let longest = self.micro.examples.iter().copied().max().unwrap_or(0) as u64;
-        let heads = self.t.alloc(ATTENTION, longest * (self.q() + 2 * self.kv()));
-        let buffers = if self.spec.attention.softcap.is_some() { 3 } else { 2 };
-        let scores = self.scores(buffers);
-        self.t.brief(SCORES, scores);
-        [heads, q, k, v].into_iter().chain(d_out).for_each(|l| self.t.free(l));
-        if self.spec.positions != Positions::Learned {
-            self.t.brief(ATTENTION, rows * self.q());
-        }
-        if self.spec.attention.qk_norm {
-            self.t.brief(ATTENTION, rows * self.q());
-        }
-        raw.into_iter().flatten().for_each(|l| self.t.free(l));
-        let d = self.qkv_backward([dq, dk, dv], need_dx, &mut grads);
-        let dx = need_dx.then(|| self.t.alloc(STATE, rows * self.h()));
-        [normed].into_iter().chain(d).for_each(|l| self.t.free(l));
-        dx
-    }
-
-    fn qkv_backward(
-        &mut self,
-        [dq, dk, dv]: [Live; 3],
-        need_dx: bool,
-        grads: &mut Option<&mut Vec<Live>>,
-    ) -> Option<Live> {
-        let rows = self.micro.rows();
-        if self.find(Role::Qkv).is_some() {
-            let all = self.t.alloc(ATTENTION, rows * (self.q() + 2 * self.kv()));
-            [dq, dk, dv].into_iter().for_each(|l| self.t.free(l));
-            let d = self.linear_back(Role::Qkv, rows, need_dx, grads);
-            self.t.free(all);
-            return d;
-        }
-        let mut sum: Option<Live> = None;
-        for (role, d) in [(Role::Q, dq), (Role::K, dk), (Role::V, dv)] {
-            let part = self.linear_back(role, rows, need_dx, grads);
-            match sum {
-                Some(_) => part.into_iter().for_each(|l| self.t.free(l)),
-                None => sum = part,
-            }
-            self.t.free(d);
-        }
-        sum
-    }
-
-    // --- MLP ---
-
-    fn spans(&self) -> Vec<u64> {
-        let (all, step) = (self.micro.rows(), self.run.execution.mlp_chunk as u64);
-        (0..all.div_ceil(step)).map(|i| step.min(all - i * step)).collect()
-    }
-
-    /// (gate or plain, up, hidden)
-    fn mlp_hidden(&mut self, rows: u64) -> (Live, Option<Live>, Live) {
-        let m = self.spec.mlp;
-        let (gate, up) = if !m.gated {
-            (self.linear(Role::Up, rows, MLP), None)
-        } else if m.fused {
-            let both = self.linear(Role::GateUp, rows, MLP);
-            let gate = self.t.alloc(MLP, rows * self.f());
-            let up = self.t.alloc(MLP, rows * self.f());
-            self.t.free(both);
-            (gate, Some(up))
-        } else {
-            (self.linear(Role::Gate, rows, MLP), Some(self.linear(Role::Up, rows, MLP)))
-        };
-        let hidden = self.t.alloc(MLP, rows * self.f());
-        (gate, up, hidden)
-    }
-
-    fn mlp_out(&mut self, rows: u64) -> Live {
-        let y = self.linear(Role::Down, rows, MLP);
-        if self.spec.post_norms {
-            self.t.brief(MLP, rows * self.h());
-        }
-        y
-    }
-
-    fn mlp_forward(&mut self, mid: Live) -> Live {
-        let out = self.t.alloc(STATE, self.micro.rows() * self.h());
-        for rows in self.spans() {
-            let n = self.t.alloc(MLP, rows * self.h());
-            let (gate, up, hidden) = self.mlp_hidden(rows);
-            [n, gate].into_iter().chain(up).for_each(|l| self.t.free(l));
-            let y = self.mlp_out(rows);
-            [hidden, y].into_iter().for_each(|l| self.t.free(l));
-        }
-        self.t.free(mid);
-        out
-    }
-
-    fn mlp_backward(&mut self, kept: Option<[Option<Live>; 2]>, g: Live, grads: &mut Option<&mut Vec<Live>>) -> Live {
-        let out = self.t.alloc(STATE, self.micro.rows() * self.h());
-        for (i, rows) in self.spans().into_iter().enumerate() {
-            // The places are made by the first chunk; the later ones add to them.
-            let mut none = None;
-            let grads = if i == 0 { &mut *grads } else { &mut none };
-            let n = self.t.alloc(MLP, rows * self.h());
-            let made = if kept.is_some() {
-                (None, None, self.t.alloc(MLP, rows * self.f()))
-            } else {
-                let (gate, up, hidden) = self.mlp_hidden(rows);
-                (Some(gate), up, hidden)
-            };
-            self.mlp_chunk_backward(made, rows, grads);
-            self.t.brief(MLP, 2 * rows * self.h());
-            self.t.free(n);
-        }
-        kept.into_iter().flatten().flatten().chain([g]).for_each(|l| self.t.free(l));
-        out
-    }
-
-    fn mlp_chunk_backward(
-        &mut self,
-        (gate, up, hidden): (Option<Live>, Option<Live>, Live),
-        rows: u64,
-        grads: &mut Option<&mut Vec<Live>>,
-    ) {
-        let post = self.spec.post_norms.then(|| {
-            let y = self.linear(Role::Down, rows, MLP);
-            let g = self.t.alloc(MLP, rows * self.h());
-            self.t.free(y);
-            g
-        });
-        let d_hidden = self.linear_back(Role::Down, rows, true, grads);
-        post.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
-        let m = self.spec.mlp;
-        let dgate = self.t.alloc(MLP, rows * self.f());
-        let dup = m.gated.then(|| self.t.alloc(MLP, rows * self.f()));
-        gate.into_iter().chain(up).chain(d_hidden).for_each(|l| self.t.free(l));
-        if m.fused && m.gated {
-            let both = self.t.alloc(MLP, 2 * rows * self.f());
-            [dgate].into_iter().chain(dup).for_each(|l| self.t.free(l));
-            let d = self.linear_back(Role::GateUp, rows, true, grads);
-            [both].into_iter().chain(d).for_each(|l| self.t.free(l));
-            return;
-        }
-        let first = self.linear_back(if m.gated { Role::Gate } else { Role::Up }, rows, true, grads);
-        self.t.free(dgate);
-        if m.gated {
-            let second = self.linear_back(Role::Up, rows, true, grads);
-            second.into_iter().for_each(|l| self.t.free(l));
-        }
-        dup.into_iter().chain(first).for_each(|l| self.t.free(l));
     }
 
     // --- the block ---

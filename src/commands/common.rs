@@ -1,0 +1,113 @@
+//! What several verbs need: the machine, the model, the data.
+
+use std::path::{Path, PathBuf};
+
+use crate::cli::{LimitArgs, MachineArgs};
+use crate::error::{Error, Result};
+use crate::measure::probe;
+use crate::plan::Model;
+use crate::spec::catalogue;
+use crate::spec::data::TokenLengths;
+use crate::spec::machine::Machine;
+use crate::spec::run::{BUILTIN, Data};
+use crate::trainer::rows::Rows;
+use crate::trainer::source::{ModelSource, looks_like_path};
+use crate::trainer::text::Text;
+
+/// Confidence where none is asked for.
+const CONFIDENCE: f64 = 0.99;
+
+/// The machine that was named, or this one.
+pub fn machine(args: &MachineArgs) -> Result<Machine> {
+    match (&args.machine, args.ram) {
+        (Some(chip), ram) => Machine::named(chip, ram, args.gpu_cores),
+        (None, Some(ram)) => Machine::plainest(ram),
+        (None, None) => probe::this_machine(),
+    }
+}
+
+/// The flags that name the same machine again.
+pub fn machine_flags(args: &MachineArgs) -> String {
+    let mut flags = String::new();
+    if let Some(chip) = &args.machine {
+        flags += &format!(" --machine \"{chip}\"");
+    }
+    if let Some(ram) = args.ram {
+        flags += &format!(" --ram {:.0}G", ram.gib());
+    }
+    if let Some(cores) = args.gpu_cores {
+        flags += &format!(" --gpu-cores {cores}");
+    }
+    flags
+}
+
+/// The confidence that was asked for.
+pub fn confidence(args: &LimitArgs) -> Result<f64> {
+    let confidence = args.confidence.unwrap_or(CONFIDENCE);
+    if confidence > 0.5 && confidence < 1.0 {
+        Ok(confidence)
+    } else {
+        Err(Error::invalid("--confidence", confidence, "more than 0.5 and less than 1"))
+    }
+}
+
+/// A model by its name or folder; only its shape is needed, so its weights may be elsewhere.
+pub fn model(name: &str) -> Result<Model> {
+    if name == BUILTIN || Path::new(name).is_dir() || looks_like_path(name) {
+        return Ok(Model { name: name.into(), spec: ModelSource::find(name)?.spec()? });
+    }
+    match catalogue::find(name) {
+        Ok(entry) => Ok(Model { name: entry.id.clone(), spec: entry.spec.clone() }),
+        // Not in the catalogue, but perhaps in Hugging Face's cache.
+        Err(unknown) => match ModelSource::find(name) {
+            Ok(source) => Ok(Model { name: name.into(), spec: source.spec()? }),
+            Err(_) => Err(unknown),
+        },
+    }
+}
+
+/// Lengths of the data's examples under a model's tokenizer.
+pub fn lengths(model: &Model, data: &Data) -> Result<TokenLengths> {
+    let source = ModelSource::find(&model.name)?;
+    let text = Text::open(&source, &model.spec, &model.name)?;
+    Ok(Rows::read(data, &text, model.spec.vocab_size)?.lengths())
+}
+
+/// Bytes of text that one token stands for, where no tokenizer is at hand: 3.5 to 4.5 in English prose under
+/// vocabularies of 32,000 to 152,000; the lower end gives longer examples, and so never flatters a plan.
+const BYTES_PER_TOKEN: usize = 3;
+
+/// Lengths estimated from the size of the rows' text, by the bundled tokenizer's reader but without a tokenizer.
+pub fn estimated_lengths(data: &Path) -> Result<TokenLengths> {
+    let text = crate::store::read_text(data)?;
+    let mut lengths = Vec::new();
+    for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let row: serde_json::Value = serde_json::from_str(line).map_err(|e| Error::Parse {
+            path: data.into(),
+            line: Some(i + 1),
+            message: e.to_string(),
+            hint: Some("one JSON object a line, such as {\"text\": \"...\"}".into()),
+        })?;
+        lengths.push(text_bytes(&row).div_ceil(BYTES_PER_TOKEN) as u32);
+    }
+    if lengths.is_empty() {
+        return Err(Error::Data { path: data.into(), reason: "it holds no rows".into() });
+    }
+    Ok(TokenLengths::new(lengths))
+}
+
+/// Bytes of all strings in a row; tokens that are given as such count as themselves.
+fn text_bytes(value: &serde_json::Value) -> usize {
+    match value {
+        serde_json::Value::String(s) => s.len(),
+        serde_json::Value::Array(all) => all.iter().map(text_bytes).sum(),
+        serde_json::Value::Object(map) => map.values().map(text_bytes).sum(),
+        serde_json::Value::Number(_) => BYTES_PER_TOKEN,
+        _ => 0,
+    }
+}
+
+/// The data that was given; `builtin` is a name and no path.
+pub fn data(path: &Path) -> Data {
+    Data::Train(PathBuf::from(path))
+}

@@ -1,0 +1,75 @@
+//! `headroom doctor`: what this machine is, and what it can train.
+
+use serde::Serialize;
+
+use super::{Answer, Output, common};
+use crate::cli::DoctorArgs;
+use crate::error::Result;
+use crate::plan::{Verdict, assess};
+use crate::predict::Request;
+use crate::predict::calibration::Calibration;
+use crate::report::doctor::{self as page, Row};
+use crate::spec::catalogue;
+use crate::spec::machine::Machine;
+use crate::spec::run::{Data, Engine, Execution, Recipe, RunConfig, Weights};
+
+/// Sequence length that the models are judged at.
+const SEQ: usize = 2048;
+
+/// Confidence of the verdicts.
+const CONFIDENCE: f64 = 0.99;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    machine: &'a Machine,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    models: Option<&'a [Row]>,
+}
+
+/// Says what there is.
+pub fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
+    let machine = common::machine(&args.machine)?;
+    let models = args.models.then(|| judge(&machine)).transpose()?;
+    let report = Report { machine: &machine, models: models.as_deref() };
+    output.answer(&report, |_| {
+        let mut text = page::machine(&machine);
+        match &models {
+            Some(rows) => text += &page::models(rows, SEQ),
+            None => text += "\nwhich models it can train: `headroom doctor --models`\n",
+        }
+        text
+    })?;
+    Ok(Answer::Yes)
+}
+
+/// Every model of the catalogue at its leanest: batches of one, checkpointing, weights as stored.
+fn judge(machine: &Machine) -> Result<Vec<Row>> {
+    let calibration = Calibration::prior(machine, Engine::Candle);
+    let mut entries: Vec<_> = catalogue::all().iter().collect();
+    entries.sort_by_key(|e| e.parameters);
+    let row = |entry: &&catalogue::Entry| {
+        let mut run = RunConfig {
+            model: entry.id.clone(),
+            data: Data::builtin(),
+            engine: Engine::Candle,
+            seed: 0,
+            recipe: Recipe::default(),
+            execution: Execution { weights: Weights::as_stored(entry.spec.dtype), ..Execution::default() },
+        };
+        run.recipe.max_seq_length = SEQ.min(entry.spec.max_position_embeddings);
+        let request = Request { spec: &entry.spec, machine, run: &run, lengths: None, calibration: &calibration };
+        let found = assess(&request, CONFIDENCE, None)?;
+        Ok(Row {
+            model: entry.id.clone(),
+            parameters: entry.parameters,
+            verdict: match found.verdict {
+                Verdict::Fits => "yes",
+                Verdict::Tight | Verdict::Pages => "tight",
+                Verdict::DoesNotFit => "no",
+            },
+            memory_bytes: found.prediction.footprint.high,
+            tokens_per_s: found.prediction.tokens_per_s.point,
+        })
+    };
+    entries.iter().map(row).collect()
+}

@@ -1,0 +1,132 @@
+//! `headroom plan`: the best safe run for a Mac.
+
+use super::{Answer, Output, common};
+use crate::cli::{GivenArgs, PlanArgs};
+use crate::error::{Error, Result};
+use crate::plan::search::Held;
+use crate::plan::{Ask, Model, plan};
+use crate::predict::ASSUMED_EXAMPLES;
+use crate::predict::calibration::Calibration;
+use crate::report::table::{self, Context};
+use crate::spec::data::TokenLengths;
+use crate::spec::run::{BUILTIN, DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig};
+use crate::units::grouped;
+
+/// A night.
+const HOURS: f64 = 8.0;
+
+/// Where the rows are said to be in a plan that was made without data.
+const DATA: &str = "train.jsonl";
+
+/// Plans.
+pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
+    let machine = common::machine(&args.machine)?;
+    let confidence = common::confidence(&args.limits)?;
+    let hours = args.hours.unwrap_or(HOURS);
+    if !(hours > 0.0 && hours.is_finite()) {
+        return Err(Error::invalid("--hours", hours, "more than 0"));
+    }
+    let model = args.given.model.as_deref().map(common::model).transpose()?;
+    let start = start(&args.given)?;
+    let lengths = lengths(&args.given, model.as_ref(), output)?;
+    // TODO(merge): the stored calibration of this machine and engine, where there is one.
+    let calibration = Calibration::prior(&machine, start.engine);
+    let held = Held {
+        max_seq_length: args.given.seq.is_some(),
+        rank: args.given.rank.is_some(),
+        batch_size: args.given.batch_size.is_some(),
+        weights: args.given.weights.is_some(),
+        grad_checkpoint: false,
+    };
+    let ask = Ask {
+        machine: &machine,
+        calibration: &calibration,
+        run: start,
+        held,
+        model,
+        lengths: lengths.as_ref(),
+        hours,
+        confidence,
+        budget: args.limits.budget,
+    };
+    let found = plan(&ask)?;
+    if let Some(path) = &args.out {
+        crate::store::write(path, found.best.run.to_toml()?.as_bytes())?;
+        output.note(&format!("wrote `{}`", path.display()));
+    }
+    output.answer(&found, |width| {
+        let assumed = lengths.is_none().then(|| assumed(&found.best.run));
+        table::plan(&found, &machine, &Context { width, assumed, launch: launch(args) })
+    })?;
+    Ok(Answer::Yes)
+}
+
+/// The run to start from: the defaults, and what was given.
+fn start(given: &GivenArgs) -> Result<RunConfig> {
+    let mut run = RunConfig {
+        model: given.model.clone().unwrap_or_default(),
+        data: given.data.as_deref().map_or_else(|| Data::Train(DATA.into()), common::data),
+        engine: given.engine.unwrap_or_default(),
+        seed: 0,
+        recipe: Recipe::default(),
+        execution: Execution::default(),
+    };
+    let r = &mut run.recipe;
+    r.steps = given.steps;
+    r.epochs = if given.steps.is_some() { None } else { Some(given.epochs.unwrap_or(DEFAULT_EPOCHS)) };
+    if let Some(seq) = given.seq {
+        r.max_seq_length = seq;
+    }
+    if let Some(rank) = given.rank {
+        (r.lora.rank, r.lora.alpha) = (rank, 2.0 * rank as f64);
+    }
+    if let Some(n) = given.effective_batch_size {
+        r.effective_batch_size = n;
+    }
+    if let Some(n) = given.batch_size {
+        run.execution.batch_size = n;
+    }
+    if let Some(weights) = given.weights {
+        run.execution.weights = weights;
+    }
+    run.check()?;
+    Ok(run)
+}
+
+/// Lengths of the data, counted where the model's tokenizer is at hand and estimated where it is not.
+fn lengths(given: &GivenArgs, model: Option<&Model>, output: &Output) -> Result<Option<TokenLengths>> {
+    let Some(path) = &given.data else { return Ok(None) };
+    let counted = model.map(|m| common::lengths(m, &common::data(path)));
+    match counted {
+        Some(Err(Error::NoWeights { .. })) | None if path.as_os_str() == BUILTIN => {
+            common::lengths(&common::model(BUILTIN)?, &Data::builtin()).map(Some)
+        }
+        Some(Err(Error::NoWeights { .. })) | None => {
+            output.note("the tokenizer is not on this machine: lengths are estimated from the size of the text");
+            common::estimated_lengths(path).map(Some)
+        }
+        Some(counted) => counted.map(Some),
+    }
+}
+
+fn assumed(run: &RunConfig) -> String {
+    let r = &run.recipe;
+    let passes = match (r.steps, r.epochs) {
+        (Some(_), _) => String::new(),
+        (_, epochs) => format!(", {} times", epochs.unwrap_or(DEFAULT_EPOCHS)),
+    };
+    let examples = grouped(ASSUMED_EXAMPLES as u64);
+    format!("{examples} examples of {} tokens each{passes}; `--data FILE` counts yours", r.max_seq_length)
+}
+
+/// The commands that run the plan.
+fn launch(args: &PlanArgs) -> String {
+    match &args.out {
+        Some(path) => format!("headroom launch {}", path.display()),
+        None => {
+            let data = if args.given.data.is_some() { "" } else { " --data train.jsonl" };
+            let again = common::machine_flags(&args.machine);
+            format!("headroom plan{again}{data} ... --out run.toml && headroom launch run.toml")
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Attention of a block (`trainer/candle/attention.rs` and `Block::attend`).
+
+use super::{ATTENTION, COMPOSED_SCORES, Engine, F32, SCORES, STATE};
+use crate::cost::timeline::Live;
+use crate::spec::machine::Accelerator;
+use crate::spec::model::Positions;
+use crate::spec::tensors::Role;
+
+/// What attention leaves for backward.
+pub(super) struct AttentionTape {
+    normed: Live,
+    raw: Option<[Live; 2]>,
+    q: Live,
+    k: Live,
+    v: Live,
+    out: Live,
+}
+
+impl Engine<'_> {
+    pub(super) fn qkv(&mut self, normed: Live, rows: u64) -> AttentionTape {
+        let (q, k, v);
+        if self.find(Role::Qkv).is_some() {
+            let all = self.linear(Role::Qkv, rows, ATTENTION);
+            q = self.t.alloc(ATTENTION, rows * self.q());
+            k = self.t.alloc(ATTENTION, rows * self.kv());
+            v = self.t.alloc(ATTENTION, rows * self.kv());
+            self.t.free(all);
+        } else {
+            q = self.linear(Role::Q, rows, ATTENTION);
+            k = self.linear(Role::K, rows, ATTENTION);
+            v = self.linear(Role::V, rows, ATTENTION);
+        }
+        let raw = self
+            .spec
+            .attention
+            .qk_norm
+            .then(|| [self.t.alloc(ATTENTION, rows * self.q()), self.t.alloc(ATTENTION, rows * self.kv())]);
+        if self.spec.positions != Positions::Learned {
+            self.t.brief(ATTENTION, rows * self.q());
+            self.t.brief(ATTENTION, rows * self.kv());
+        }
+        let out = self.t.alloc(ATTENTION, rows * self.q());
+        let scores = self.scores(1);
+        self.t.brief(SCORES, scores);
+        AttentionTape { normed, raw, q, k, v, out }
+    }
+
+    /// The chunks that the threads work on at one time, the largest first: scores, and a chunk's output.
+    /// On Metal all heads of one chunk at a time, in the temporaries of candle's ops.
+    pub(super) fn scores(&self, buffers: u64) -> u64 {
+        let chunk = self.run.execution.attention_chunk;
+        let window = self.spec.attention.windows.iter().map(|w| w.unwrap_or(usize::MAX)).max().unwrap_or(usize::MAX);
+        let head = self.spec.attention.head_dim as u64;
+        let mut tasks: Vec<u64> = Vec::new();
+        for &rows in &self.micro.examples {
+            for start in (0..rows).step_by(chunk) {
+                let end = (start + chunk).min(rows);
+                let keys = end - (start + 1).saturating_sub(window);
+                let o = if buffers == 1 { head } else { 0 };
+                tasks.push((end - start) as u64 * (buffers * keys as u64 + o) * F32);
+            }
+        }
+        tasks.sort_unstable_by(|a, b| b.cmp(a));
+        if self.micro.accelerator == Accelerator::Metal {
+            let heads = self.spec.attention.num_attention_heads as u64;
+            return tasks.first().map_or(0, |t| t * heads * COMPOSED_SCORES);
+        }
+        // Backward hands out heads, not chunks: every thread can stand at the largest chunk at once.
+        if buffers == 1 {
+            tasks.iter().take(self.micro.threads).sum()
+        } else {
+            let threads = self.micro.threads.min(self.spec.attention.num_key_value_heads) as u64;
+            tasks.first().map_or(0, |t| t * threads)
+        }
+    }
+
+    pub(super) fn attend(&mut self, rows: u64) -> (AttentionTape, Live) {
+        let normed = self.t.alloc(ATTENTION, rows * self.h());
+        let tape = self.qkv(normed, rows);
+        let y = self.linear(Role::O, rows, STATE);
+        if self.spec.post_norms {
+            self.t.brief(STATE, rows * self.h());
+        }
+        (tape, y)
+    }
+
+    pub(super) fn free_tape(&mut self, tape: AttentionTape) {
+        let AttentionTape { normed, raw, q, k, v, out } = tape;
+        [normed, q, k, v, out].into_iter().chain(raw.into_iter().flatten()).for_each(|l| self.t.free(l));
+    }
+
+    pub(super) fn attention_backward(
+        &mut self,
+        tape: AttentionTape,
+        need_dx: bool,
+        mut grads: Option<&mut Vec<Live>>,
+    ) -> Option<Live> {
+        let rows = self.micro.rows();
+        let post = self.spec.post_norms.then(|| {
+            let y = self.linear(Role::O, rows, ATTENTION);
+            let g = self.t.alloc(ATTENTION, rows * self.h());
+            self.t.free(y);
+            g
+        });
+        let d_out = self.linear_back(Role::O, rows, true, &mut grads);
+        let AttentionTape { normed, raw, q, k, v, out } = tape;
+        post.into_iter().chain([out]).for_each(|l| self.t.free(l));
+        let dq = self.t.alloc(ATTENTION, rows * self.q());
+        let dk = self.t.alloc(ATTENTION, rows * self.kv());
+        let dv = self.t.alloc(ATTENTION, rows * self.kv());
+        let longest = self.micro.examples.iter().copied().max().unwrap_or(0) as u64;
+        let heads = self.t.alloc(ATTENTION, longest * (self.q() + 2 * self.kv()));
+        let buffers = if self.spec.attention.softcap.is_some() { 3 } else { 2 };
+        let scores = self.scores(buffers);
+        self.t.brief(SCORES, scores);
+        [heads, q, k, v].into_iter().chain(d_out).for_each(|l| self.t.free(l));
+        if self.spec.positions != Positions::Learned {
+            self.t.brief(ATTENTION, rows * self.q());
+        }
+        if self.spec.attention.qk_norm {
+            self.t.brief(ATTENTION, rows * self.q());
+        }
+        raw.into_iter().flatten().for_each(|l| self.t.free(l));
+        let d = self.qkv_backward([dq, dk, dv], need_dx, &mut grads);
+        let dx = need_dx.then(|| self.t.alloc(STATE, rows * self.h()));
+        [normed].into_iter().chain(d).for_each(|l| self.t.free(l));
+        dx
+    }
+
+    pub(super) fn qkv_backward(
+        &mut self,
+        [dq, dk, dv]: [Live; 3],
+        need_dx: bool,
+        grads: &mut Option<&mut Vec<Live>>,
+    ) -> Option<Live> {
+        let rows = self.micro.rows();
+        if self.find(Role::Qkv).is_some() {
+            let all = self.t.alloc(ATTENTION, rows * (self.q() + 2 * self.kv()));
+            [dq, dk, dv].into_iter().for_each(|l| self.t.free(l));
+            let d = self.linear_back(Role::Qkv, rows, need_dx, grads);
+            self.t.free(all);
+            return d;
+        }
+        let mut sum: Option<Live> = None;
+        for (role, d) in [(Role::Q, dq), (Role::K, dk), (Role::V, dv)] {
+            let part = self.linear_back(role, rows, need_dx, grads);
+            match sum {
+                Some(_) => part.into_iter().for_each(|l| self.t.free(l)),
+                None => sum = part,
+            }
+            self.t.free(d);
+        }
+        sum
+    }
+}

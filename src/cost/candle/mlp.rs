@@ -1,0 +1,111 @@
+//! The MLP of a block, a chunk of rows at a time.
+
+use super::{Engine, MLP, STATE};
+use crate::cost::timeline::Live;
+use crate::spec::tensors::Role;
+
+impl Engine<'_> {
+    pub(super) fn spans(&self) -> Vec<u64> {
+        let (all, step) = (self.micro.rows(), self.run.execution.mlp_chunk as u64);
+        (0..all.div_ceil(step)).map(|i| step.min(all - i * step)).collect()
+    }
+
+    /// (gate or plain, up, hidden)
+    pub(super) fn mlp_hidden(&mut self, rows: u64) -> (Live, Option<Live>, Live) {
+        let m = self.spec.mlp;
+        let (gate, up) = if !m.gated {
+            (self.linear(Role::Up, rows, MLP), None)
+        } else if m.fused {
+            let both = self.linear(Role::GateUp, rows, MLP);
+            let gate = self.t.alloc(MLP, rows * self.f());
+            let up = self.t.alloc(MLP, rows * self.f());
+            self.t.free(both);
+            (gate, Some(up))
+        } else {
+            (self.linear(Role::Gate, rows, MLP), Some(self.linear(Role::Up, rows, MLP)))
+        };
+        let hidden = self.t.alloc(MLP, rows * self.f());
+        (gate, up, hidden)
+    }
+
+    pub(super) fn mlp_out(&mut self, rows: u64) -> Live {
+        let y = self.linear(Role::Down, rows, MLP);
+        if self.spec.post_norms {
+            self.t.brief(MLP, rows * self.h());
+        }
+        y
+    }
+
+    pub(super) fn mlp_forward(&mut self, mid: Live) -> Live {
+        let out = self.t.alloc(STATE, self.micro.rows() * self.h());
+        for rows in self.spans() {
+            let n = self.t.alloc(MLP, rows * self.h());
+            let (gate, up, hidden) = self.mlp_hidden(rows);
+            [n, gate].into_iter().chain(up).for_each(|l| self.t.free(l));
+            let y = self.mlp_out(rows);
+            [hidden, y].into_iter().for_each(|l| self.t.free(l));
+        }
+        self.t.free(mid);
+        out
+    }
+
+    pub(super) fn mlp_backward(
+        &mut self,
+        kept: Option<[Option<Live>; 2]>,
+        g: Live,
+        grads: &mut Option<&mut Vec<Live>>,
+    ) -> Live {
+        let out = self.t.alloc(STATE, self.micro.rows() * self.h());
+        for (i, rows) in self.spans().into_iter().enumerate() {
+            // The places are made by the first chunk; the later ones add to them.
+            let mut none = None;
+            let grads = if i == 0 { &mut *grads } else { &mut none };
+            let n = self.t.alloc(MLP, rows * self.h());
+            let made = if kept.is_some() {
+                (None, None, self.t.alloc(MLP, rows * self.f()))
+            } else {
+                let (gate, up, hidden) = self.mlp_hidden(rows);
+                (Some(gate), up, hidden)
+            };
+            self.mlp_chunk_backward(made, rows, grads);
+            self.t.brief(MLP, 2 * rows * self.h());
+            self.t.free(n);
+        }
+        kept.into_iter().flatten().flatten().chain([g]).for_each(|l| self.t.free(l));
+        out
+    }
+
+    pub(super) fn mlp_chunk_backward(
+        &mut self,
+        (gate, up, hidden): (Option<Live>, Option<Live>, Live),
+        rows: u64,
+        grads: &mut Option<&mut Vec<Live>>,
+    ) {
+        let post = self.spec.post_norms.then(|| {
+            let y = self.linear(Role::Down, rows, MLP);
+            let g = self.t.alloc(MLP, rows * self.h());
+            self.t.free(y);
+            g
+        });
+        let d_hidden = self.linear_back(Role::Down, rows, true, grads);
+        post.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
+        let m = self.spec.mlp;
+        let dgate = self.t.alloc(MLP, rows * self.f());
+        let dup = m.gated.then(|| self.t.alloc(MLP, rows * self.f()));
+        gate.into_iter().chain(up).chain(d_hidden).for_each(|l| self.t.free(l));
+        if m.fused && m.gated {
+            let both = self.t.alloc(MLP, 2 * rows * self.f());
+            [dgate].into_iter().chain(dup).for_each(|l| self.t.free(l));
+            let d = self.linear_back(Role::GateUp, rows, true, grads);
+            [both].into_iter().chain(d).for_each(|l| self.t.free(l));
+            return;
+        }
+        let first = self.linear_back(if m.gated { Role::Gate } else { Role::Up }, rows, true, grads);
+        self.t.free(dgate);
+        if m.gated {
+            let second = self.linear_back(Role::Up, rows, true, grads);
+            second.into_iter().for_each(|l| self.t.free(l));
+        }
+        dup.into_iter().chain(first).for_each(|l| self.t.free(l));
+    }
+}

@@ -1,0 +1,270 @@
+//! Plans and predictions as text for a terminal. Styles are always written; who prints strips them where there is
+//! no terminal.
+
+use std::fmt::Write;
+
+use anstyle::{AnsiColor, Style};
+
+use super::bar::{Bar, Piece};
+use crate::plan::{
+    Assessment, Binding, Candidate, LARGEST_BUFFER, Lever, Limit, Neighbour, Plan, Verdict, WORKING_SET,
+};
+use crate::predict::Basis;
+use crate::spec::machine::Machine;
+use crate::spec::run::{Engine, RunConfig};
+use crate::units::{Bytes, Seconds, short_count};
+
+const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+
+/// Levers that are worth a line on the first screen.
+const LEVERS: usize = 4;
+
+/// Pieces of the ledger that come before what is not in it.
+const SHOWN: usize = 4;
+
+/// What the answer rests on beside the numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Context {
+    /// Columns of the terminal.
+    pub width: usize,
+    /// What was taken for granted: `2,000 examples of 2048 tokens`.
+    pub assumed: Option<String>,
+    /// The command that launches the plan.
+    pub launch: String,
+}
+
+/// Text in a style.
+pub fn paint(text: &str, style: Style) -> String {
+    if style.is_plain() { text.to_owned() } else { format!("{style}{text}{style:#}") }
+}
+
+/// Entries of known widths, laid out in as many columns as fit.
+pub(super) fn columns(entries: Vec<(String, usize)>, width: usize) -> Vec<String> {
+    let widest = entries.iter().map(|(_, w)| *w).max().unwrap_or(1);
+    let per_line = ((width + 3) / (widest + 3)).max(1);
+    let lines = entries.chunks(per_line);
+    lines.map(|line| line.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>().join("   ")).collect()
+}
+
+/// The answer of `plan`: the first screen.
+pub fn plan(plan: &Plan, machine: &Machine, context: &Context) -> String {
+    let (best, mut out) = (&plan.best, String::new());
+    out += &head(best, machine);
+    out += &answer(&best.assessment, context);
+    out += &memory(&best.assessment, context.width);
+    out += &format!("\n{}  {}\n", paint("what binds", BOLD), binds(plan));
+    out += &levers(&plan.levers, best.assessment.fits());
+    out += &neighbours(&plan.neighbours);
+    if !context.launch.is_empty() {
+        out += &format!("\n{}\n  {}\n", paint("launch it", BOLD), context.launch);
+    }
+    out
+}
+
+/// The answer of `predict`.
+pub fn prediction(run: &Candidate, machine: &Machine, found: &[Lever], context: &Context) -> String {
+    let assessment = &run.assessment;
+    let mut out = head(run, machine);
+    out += &answer(assessment, context);
+    out += &memory(assessment, context.width);
+    out += &limits(&assessment.limits);
+    out += &levers(found, assessment.fits());
+    out
+}
+
+/// The phases of a step, each as tall as it is.
+pub fn timeline(assessment: &Assessment, width: usize) -> String {
+    let ledger = &assessment.prediction.ledger;
+    let mut out = format!("\n{}  by the formula, before rounding and process\n", paint("timeline of a step", BOLD));
+    let peak = ledger.peak();
+    let mut row = |name: &str, bytes: Bytes| {
+        let bar = Bar::new(vec![Piece { name: name.into(), bytes }], bytes, peak);
+        out += &format!("  {name:<10} {bytes:>9}  {}\n", bar.line(width.saturating_sub(25).max(10)));
+    };
+    row("resident", ledger.resident_total());
+    ledger.phases.iter().for_each(|p| row(&p.name, ledger.resident_total() + p.total()));
+    out
+}
+
+/// The run in one line, its execution in another.
+fn head(run: &Candidate, machine: &Machine) -> String {
+    let (r, e, p) = (&run.run.recipe, &run.run.execution, &run.assessment.prediction);
+    let targets = r.lora.target_modules.join(", ");
+    let title = format!("{}, rank {} on {targets}, {} tokens", run.run.model, r.lora.rank, r.max_seq_length);
+    let mut out = format!("{}\n", paint(&title, BOLD));
+    let _ = writeln!(
+        out,
+        "{}",
+        paint(
+            &format!(
+                "{} of {} parameters learn in {} steps of {} examples, on {}",
+                short_count(p.trainable_params),
+                short_count(p.total_params),
+                p.steps,
+                r.effective_batch_size,
+                machine.name
+            ),
+            DIM
+        )
+    );
+    let checkpoint = if e.grad_checkpoint { "checkpointing" } else { "no checkpointing" };
+    let chunks = match run.run.engine {
+        Engine::Candle => format!(", loss in chunks of {}, attention of {}", e.loss_chunk, e.attention_chunk),
+        Engine::MlxLm => String::new(),
+    };
+    let engine = run.run.engine.name();
+    let execution =
+        format!("{engine}, {} weights, batches of {}, {checkpoint}{chunks}", e.weights.name(), e.batch_size);
+    let _ = writeln!(out, "{}", paint(&execution, DIM));
+    out
+}
+
+/// Fits or not, how much to spare, how long, how sure.
+fn answer(assessment: &Assessment, context: &Context) -> String {
+    let p = &assessment.prediction;
+    let (word, colour) = match assessment.verdict {
+        Verdict::Fits => ("fits", AnsiColor::Green),
+        Verdict::Tight => ("tight", AnsiColor::Yellow),
+        Verdict::Pages => ("pages", AnsiColor::Red),
+        Verdict::DoesNotFit => ("does not fit", AnsiColor::Red),
+    };
+    let sure = percent(assessment.confidence);
+    let mut out = format!("\n{}", paint(word, Style::new().bold().fg_color(Some(colour.into()))));
+    if let Some(limit) = assessment.binding() {
+        let room = if limit.spare() >= 0.0 {
+            format!("{} to spare", Bytes::from_f64(limit.spare()))
+        } else {
+            format!("{} too much", Bytes::from_f64(-limit.spare()))
+        };
+        let (high, name, total) = (limit.high, limit.name, limit.limit);
+        let _ = writeln!(out, "  {room}: at most {high} ({sure} sure) of {total} {name}");
+    }
+    if assessment.verdict == Verdict::Pages {
+        out += "      it would run out of swap, many times slower than said below\n";
+    }
+    let time = p.total_time;
+    let energy = p.energy_wh.map(|e| format!(", about {:.0} Wh", e.point)).unwrap_or_default();
+    let speed = if p.tokens_per_s.point < 9.95 { 1 } else { 0 };
+    let _ = writeln!(
+        out,
+        "{}  most likely, at most {} ({sure} sure): {:.speed$} tokens/s{energy}",
+        paint(&time.point.to_string(), BOLD),
+        time.high,
+        p.tokens_per_s.point
+    );
+    let basis = match &p.basis {
+        Basis::Formula => "by formula and published figures; `headroom calibrate` narrows it".to_owned(),
+        Basis::Calibrated { runs, inside: true } => format!("calibrated by {runs} runs on this machine"),
+        Basis::Calibrated { runs, inside: false } => {
+            format!("calibrated by {runs} runs on this machine, but none like this one: bounds are wider")
+        }
+    };
+    let _ = writeln!(out, "{}", paint(&basis, DIM));
+    if let Some(assumed) = &context.assumed {
+        let _ = writeln!(out, "{}", paint(&format!("assumed: {assumed}"), DIM));
+    }
+    out
+}
+
+fn percent(share: f64) -> String {
+    // As many digits as the question had: 99 %, 99.9 %.
+    let text = format!("{:.3}", 100.0 * share);
+    format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+/// The stacked bar against the limit that binds.
+fn memory(assessment: &Assessment, width: usize) -> String {
+    // A single buffer is no share of the whole, so its limit is no mark on this bar.
+    let whole = assessment.limits.iter().filter(|l| l.name != LARGEST_BUFFER);
+    let Some(limit) = whole.max_by(|a, b| a.load().total_cmp(&b.load())) else { return String::new() };
+    let ledger = &assessment.prediction.ledger;
+    let phase = ledger.tallest().map_or("resident", |p| p.name.as_str());
+    let mut pieces: Vec<Piece> =
+        ledger.at_peak().into_iter().map(|(i, _)| Piece { name: i.name.clone(), bytes: i.bytes }).collect();
+    // The limits are on what the tensors take or on what the process takes: the rest is not in the ledger.
+    let rest = if limit.name == WORKING_SET { "allocator" } else { "allocator, process" };
+    let bytes = limit.point.saturating_sub(ledger.peak());
+    pieces.insert(pieces.len().min(SHOWN), Piece { name: rest.into(), bytes });
+    let bar = Bar::new(pieces, limit.high, limit.limit);
+    let mut out = format!("\n{}  tallest in the {phase} phase\n", paint("memory", BOLD));
+    let _ = writeln!(out, "  {}", bar.line(width.saturating_sub(4).max(20)));
+    for line in bar.legend(width.saturating_sub(2)) {
+        let _ = writeln!(out, "  {line}");
+    }
+    let _ = writeln!(out, "  {} at most {}   ┃ {} {}", paint("·", DIM), limit.high, limit.name, limit.limit);
+    out
+}
+
+fn binds(plan: &Plan) -> String {
+    match &plan.binds {
+        Binding::Time { model } => format!("time: {model} fits, but does not finish"),
+        Binding::Memory { model, name } => format!("memory: {model} is over the {name} at its leanest"),
+        Binding::Nothing => match plan.best.assessment.binding() {
+            Some(limit) => format!("{} is the nearest limit", limit.name),
+            None => "nothing".into(),
+        },
+    }
+}
+
+fn limits(all: &[Limit]) -> String {
+    let mut out = format!("\n{}{:>26}{:>12}{:>12}\n", paint("limits", BOLD), "most likely", "at most", "limit");
+    for limit in all {
+        let mark = if limit.spare() >= 0.0 { "" } else { "  over" };
+        let _ = writeln!(out, "  {:<18}{:>12}{:>12}{:>12}{mark}", limit.name, limit.point, limit.high, limit.limit);
+    }
+    out
+}
+
+fn signed(less: &str, more: &str, text: String, negative: bool) -> String {
+    format!("{text} {}", if negative { less } else { more })
+}
+
+fn levers(all: &[Lever], fits: bool) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut out = format!("\n{}\n", paint("levers", BOLD));
+    for lever in all.iter().take(LEVERS) {
+        let bytes = Bytes(lever.saves.unsigned_abs());
+        let memory = signed("less", "more", bytes.to_string(), lever.saves >= 0);
+        let time = signed("less", "more", Seconds(lever.costs.0.abs()).to_string(), lever.costs.0 < 0.0);
+        let note = match (lever.fits, fits, lever.recipe) {
+            (true, false, false) => "then it fits",
+            (true, false, true) => "then it fits, and learns otherwise",
+            (false, true, _) => "then it does not fit",
+            (_, _, true) => "learns otherwise",
+            _ => "",
+        };
+        let _ = writeln!(out, "  {:<24}{memory:>14}{time:>18}   {}", lever.what, paint(note, DIM));
+    }
+    trimmed(&out)
+}
+
+fn trimmed(text: &str) -> String {
+    text.lines().map(|l| format!("{}\n", l.trim_end())).collect()
+}
+
+fn neighbours(all: &[Neighbour]) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut out = format!("\n{}\n", paint("instead", BOLD));
+    for neighbour in all {
+        let p = &neighbour.candidate.assessment.prediction;
+        let machine = neighbour.machine.as_ref().map(|m| format!(" on {m}")).unwrap_or_default();
+        let _ = writeln!(out, "  {}{machine}: {}", neighbour.wish, p.total_time.point);
+        let model = &neighbour.candidate.run.model;
+        let _ = writeln!(
+            out,
+            "  {}",
+            paint(&format!("  {model}, {} at most, {:.0} tokens/s", p.footprint.high, p.tokens_per_s.point), DIM)
+        );
+    }
+    out
+}
+
+/// The settings of a run that a plan decides, in one line.
+pub fn summary(run: &RunConfig) -> String {
+    format!("{} at {} tokens, rank {}", run.model, run.recipe.max_seq_length, run.recipe.lora.rank)
+}

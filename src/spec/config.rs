@@ -1,0 +1,268 @@
+//! config.json with its spellings hidden: transformers 4 and 5, every family's own names and defaults.
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::spec::model::{Activation, Attention, Dtype, Mlp, ModelSpec, ModelType, Norm, Positions, SUPPORTED};
+use crate::spec::rope;
+
+/// A parsed config.json.
+pub struct Config<'a> {
+    model_type: &'a str,
+    map: &'a Map<String, Value>,
+    /// The whole file, where `map` is its `text_config`: some keys are written only there.
+    outer: &'a Map<String, Value>,
+}
+
+impl<'a> Config<'a> {
+    /// Steps into `text_config` where a multimodal wrapper has one.
+    pub fn new(outer: &'a Map<String, Value>) -> Result<Self> {
+        let model_type = |m: &'a Map<String, Value>| m.get("model_type").and_then(Value::as_str);
+        let map = match (model_type(outer), outer.get("text_config")) {
+            (Some("gemma3"), Some(Value::Object(inner))) => inner,
+            _ => outer,
+        };
+        let name = model_type(map).or_else(|| model_type(outer)).ok_or_else(|| Error::Parse {
+            path: "config.json".into(),
+            line: None,
+            message: "has no `model_type`".into(),
+            hint: Some("this does not look like a Hugging Face model folder".into()),
+        })?;
+        Ok(Self { model_type: name, map, outer })
+    }
+
+    pub(super) fn get(&self, names: &[&str]) -> Option<&'a Value> {
+        names.iter().find_map(|n| self.map.get(*n).or_else(|| self.outer.get(*n))).filter(|v| !v.is_null())
+    }
+
+    pub(super) fn wrong(field: &str, value: &Value, must: &str) -> Error {
+        Error::invalid(format!("{field}` in `config.json"), value, must)
+    }
+
+    pub(super) fn usize_opt(&self, names: &[&str]) -> Result<Option<usize>> {
+        self.get(names)
+            .map(|v| v.as_u64().map(|n| n as usize).ok_or_else(|| Self::wrong(names[0], v, "a whole number")))
+            .transpose()
+    }
+
+    pub(super) fn usize(&self, names: &[&str]) -> Result<usize> {
+        self.usize_opt(names)?.ok_or_else(|| Error::Parse {
+            path: "config.json".into(),
+            line: None,
+            message: format!("has no `{}`", names[0]),
+            hint: None,
+        })
+    }
+
+    pub(super) fn f64_opt(&self, names: &[&str]) -> Result<Option<f64>> {
+        self.get(names).map(|v| v.as_f64().ok_or_else(|| Self::wrong(names[0], v, "a number"))).transpose()
+    }
+
+    pub(super) fn bool_or(&self, names: &[&str], default: bool) -> Result<bool> {
+        self.get(names).map_or(Ok(default), |v| v.as_bool().ok_or_else(|| Self::wrong(names[0], v, "true or false")))
+    }
+
+    pub(super) fn str_opt(&self, names: &[&str]) -> Option<&'a str> {
+        self.get(names).and_then(Value::as_str)
+    }
+
+    /// The architecture that the file describes, not checked yet.
+    pub fn spec(&self) -> Result<ModelSpec> {
+        let model_type = family(self.model_type, self.map)?;
+        use ModelType::*;
+        let gemma = matches!(model_type, Gemma2 | Gemma3);
+        let hidden_size = self.usize(&["hidden_size", "n_embd"])?;
+        let num_hidden_layers = self.usize(&["num_hidden_layers", "n_layer"])?;
+        let intermediate_size = match self.usize_opt(&["intermediate_size", "n_inner"])? {
+            Some(n) => n,
+            None if model_type == Gpt2 => 4 * hidden_size,
+            None => self.usize(&["intermediate_size"])?,
+        };
+        let layer_norm = matches!(model_type, Starcoder2 | Gpt2);
+        let eps = self.f64_opt(&["rms_norm_eps", "layer_norm_epsilon", "norm_epsilon", "layer_norm_eps"])?;
+        let max_position_embeddings =
+            self.usize_opt(&["max_position_embeddings", "n_positions", "n_ctx"])?.unwrap_or(match model_type {
+                Gemma2 => 8192,
+                Gemma3 => 131_072,
+                _ => 4096,
+            });
+        let attention = self.attention(model_type, hidden_size, num_hidden_layers)?;
+        let positions = if model_type == Gpt2 {
+            Positions::Learned
+        } else {
+            rope::positions(self, model_type, &attention, max_position_embeddings)?
+        };
+        // Transformers leaves out what equals the family's default.
+        let tied = !matches!(model_type, Llama | Mistral | Phi3 | Qwen2 | Qwen3);
+        Ok(ModelSpec {
+            model_type,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers,
+            vocab_size: self.usize_opt(&["vocab_size"])?.unwrap_or(if gemma { 262_208 } else { 0 }),
+            max_position_embeddings,
+            tie_word_embeddings: self.bool_or(&["tie_word_embeddings"], tied)?,
+            norm: Norm {
+                layer_norm,
+                eps: eps.unwrap_or(if layer_norm { 1e-5 } else { 1e-6 }),
+                offset: if gemma { 1.0 } else { 0.0 },
+            },
+            post_norms: gemma,
+            attention,
+            mlp: self.mlp(model_type)?,
+            positions,
+            embedding_scale: if gemma { (hidden_size as f64).sqrt() } else { 1.0 },
+            final_logit_softcapping: if gemma { self.f64_opt(&["final_logit_softcapping"])? } else { None },
+            dtype: match self.str_opt(&["dtype", "torch_dtype"]) {
+                Some("bfloat16") => Dtype::Bf16,
+                Some("float16") => Dtype::F16,
+                _ => Dtype::F32,
+            },
+        })
+    }
+
+    fn mlp(&self, model_type: ModelType) -> Result<Mlp> {
+        use ModelType::*;
+        let gated = !matches!(model_type, Starcoder2 | Gpt2);
+        let default = match model_type {
+            Starcoder2 | Gemma2 | Gemma3 => "gelu_pytorch_tanh",
+            Gpt2 => "gelu_new",
+            _ => "silu",
+        };
+        let names: &[&str] = match model_type {
+            Gemma2 | Gemma3 => &["hidden_activation"],
+            Gpt2 => &["activation_function"],
+            _ => &["hidden_act"],
+        };
+        let activation = match self.str_opt(names).unwrap_or(default) {
+            "silu" | "swish" => Activation::Silu,
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
+            "gelu" => Activation::Gelu,
+            other => {
+                return Err(Error::invalid(
+                    "hidden_act` in `config.json",
+                    other,
+                    "silu, gelu, gelu_new or gelu_pytorch_tanh",
+                ));
+            }
+        };
+        let bias = match model_type {
+            Gpt2 => true,
+            Starcoder2 => self.bool_or(&["use_bias"], true)?,
+            Llama => self.bool_or(&["mlp_bias"], false)?,
+            _ => false,
+        };
+        Ok(Mlp { gated, fused: model_type == Phi3, activation, bias })
+    }
+
+    fn attention(&self, model_type: ModelType, hidden_size: usize, layers: usize) -> Result<Attention> {
+        use ModelType::*;
+        let heads = match self.usize_opt(&["num_attention_heads", "n_head"])? {
+            Some(n) => n,
+            None if model_type == Gemma3 => 8, // transformers' default, left out of the 4B file
+            None => self.usize(&["num_attention_heads"])?,
+        };
+        if heads == 0 {
+            return Err(Error::invalid("num_attention_heads", heads, "at least 1"));
+        }
+        let kv_heads = match self.usize_opt(&["num_key_value_heads"])? {
+            _ if model_type == Gpt2 => heads,
+            Some(n) => n,
+            None if model_type == Gemma3 => 4,
+            None => heads,
+        };
+        let default_dim = if matches!(model_type, Gemma2 | Gemma3) { 256 } else { hidden_size / heads };
+        let head_dim = match model_type {
+            Qwen2 | Gpt2 | Starcoder2 | Phi3 => hidden_size / heads,
+            Qwen3 => self.usize_opt(&["head_dim"])?.unwrap_or(128),
+            _ => self.usize_opt(&["head_dim"])?.unwrap_or(default_dim),
+        };
+        let bias = match model_type {
+            Qwen2 | Gpt2 => true,
+            Starcoder2 => self.bool_or(&["use_bias"], true)?,
+            _ => self.bool_or(&["attention_bias"], false)?,
+        };
+        let scalar = if matches!(model_type, Gemma2 | Gemma3) {
+            self.f64_opt(&["query_pre_attn_scalar"])?.unwrap_or(256.0)
+        } else {
+            head_dim as f64
+        };
+        Ok(Attention {
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            qkv_bias: bias,
+            o_bias: bias && model_type != Qwen2,
+            fused_qkv: matches!(model_type, Gpt2 | Phi3),
+            qk_norm: matches!(model_type, Qwen3 | Gemma3),
+            scale: scalar.powf(-0.5),
+            softcap: if model_type == Gemma2 { self.f64_opt(&["attn_logit_softcapping"])? } else { None },
+            windows: self.windows(model_type, layers)?,
+        })
+    }
+
+    /// Which layers see only a window, by `layer_types` where it is written and by the family's rule where not.
+    fn windows(&self, model_type: ModelType, layers: usize) -> Result<Vec<Option<usize>>> {
+        use ModelType::*;
+        let window = match model_type {
+            Mistral | Starcoder2 | Phi3 => self.usize_opt(&["sliding_window"])?,
+            Gemma2 | Gemma3 => Some(self.usize_opt(&["sliding_window"])?.unwrap_or(4096)),
+            Qwen2 | Qwen3 if self.bool_or(&["use_sliding_window"], false)? => {
+                Some(self.usize_opt(&["sliding_window"])?.unwrap_or(4096))
+            }
+            _ => None,
+        };
+        if let (Some(_), Some(Value::Array(types))) = (window, self.get(&["layer_types"])) {
+            if types.len() != layers {
+                return Err(Error::invalid(
+                    "layer_types",
+                    format!("{} long", types.len()),
+                    format!("as long as num_hidden_layers ({layers})"),
+                ));
+            }
+            return Ok(types
+                .iter()
+                .map(|t| if t.as_str() == Some("sliding_attention") { window } else { None })
+                .collect());
+        }
+        let from = self.usize_opt(&["max_window_layers"])?.unwrap_or(28);
+        let pattern = self.usize_opt(&["sliding_window_pattern", "_sliding_window_pattern"])?.unwrap_or(6);
+        Ok((0..layers)
+            .map(|i| match model_type {
+                Qwen2 | Qwen3 if i < from => None,
+                Gemma2 if !i.is_multiple_of(2) => None,
+                Gemma3 if pattern > 0 && (i + 1).is_multiple_of(pattern) => None,
+                _ => window,
+            })
+            .collect())
+    }
+}
+
+fn family(model_type: &str, map: &Map<String, Value>) -> Result<ModelType> {
+    let refuse = |reason: Option<&str>| Error::UnknownArchitecture {
+        model_type: model_type.into(),
+        reason: reason.map(Into::into),
+        supported: SUPPORTED,
+    };
+    Ok(match model_type {
+        "llama" => ModelType::Llama,
+        "mistral" => ModelType::Mistral,
+        "qwen2" => ModelType::Qwen2,
+        "qwen3" => ModelType::Qwen3,
+        "starcoder2" => ModelType::Starcoder2,
+        "gpt2" => ModelType::Gpt2,
+        "gemma2" => ModelType::Gemma2,
+        "gemma3_text" => ModelType::Gemma3,
+        "phi3" => ModelType::Phi3,
+        "qwen3_next" | "qwen3_5" | "qwen3_5_text" | "qwen3_5_moe" | "falcon_mamba" | "mamba" | "mamba2" | "jamba"
+        | "bamba" | "zamba2" => {
+            return Err(refuse(Some(
+                "its hybrid or state-space layers take several times the memory of attention layers, and no model of them has been checked",
+            )));
+        }
+        _ if ["num_experts", "num_local_experts", "n_routed_experts"].iter().any(|k| map.contains_key(*k)) => {
+            return Err(refuse(Some("it is a mixture of experts")));
+        }
+        _ => return Err(refuse(None)),
+    })
+}

@@ -1,0 +1,231 @@
+//! A frozen matrix in its storage format, and its rows in f32 a panel at a time.
+//!
+//! Formats are storage only: every product is computed in f32 from the values that the format holds.
+
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::spec::run::{INT8_GROUP, Weights};
+
+/// `[rows, columns]` numbers in some format.
+#[derive(Clone, Debug)]
+pub enum Stored {
+    /// f32, f16 or bf16.
+    Dense(Tensor),
+    /// Eight bits a number, as `scale * (code - 128)` with one scale per group of a row.
+    Int8 {
+        /// `[rows, columns]`, u8.
+        codes: Tensor,
+        /// `[rows, groups]`, f32.
+        scales: Tensor,
+    },
+    /// Blocks of a GGUF format.
+    Blocks(Arc<QTensor>),
+}
+
+/// The middle of the codes' range.
+const ZERO: f32 = 128.0;
+/// Largest code to either side of it.
+const LARGEST: f32 = 127.0;
+
+impl Stored {
+    /// Puts a matrix of the checkpoint, on the CPU, into a format on `device`. A format whose blocks do not divide
+    /// the rows gives way to bf16, as [`Weights::for_columns`] says.
+    pub fn new(matrix: &Tensor, weights: Weights, device: &Device) -> Result<Self> {
+        match weights.for_columns(matrix.dim(1)?) {
+            Weights::F32 => Ok(Self::Dense(matrix.to_dtype(DType::F32)?.to_device(device)?)),
+            Weights::F16 => Ok(Self::Dense(matrix.to_dtype(DType::F16)?.to_device(device)?)),
+            Weights::Bf16 => Ok(Self::Dense(matrix.to_dtype(DType::BF16)?.to_device(device)?)),
+            Weights::Int8 => int8(matrix, device),
+            Weights::Q8_0 => blocks(matrix, GgmlDType::Q8_0, device),
+            Weights::Q4_0 => blocks(matrix, GgmlDType::Q4_0, device),
+            Weights::Q4K => blocks(matrix, GgmlDType::Q4K, device),
+            Weights::Q6K => blocks(matrix, GgmlDType::Q6K, device),
+        }
+    }
+
+    /// (rows, columns)
+    pub fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Dense(t) | Self::Int8 { codes: t, .. } => t.dims2(),
+            Self::Blocks(q) => q.shape().dims2(),
+        }
+    }
+
+    /// The matrix itself where it is f32, and needs no panels.
+    pub fn f32(&self) -> Option<&Tensor> {
+        match self {
+            Self::Dense(t) if t.dtype() == DType::F32 => Some(t),
+            _ => None,
+        }
+    }
+
+    /// `count` rows from `first`, in f32.
+    pub fn panel(&self, first: usize, count: usize) -> Result<Tensor> {
+        match self {
+            Self::Dense(t) => t.narrow(0, first, count)?.to_dtype(DType::F32),
+            Self::Int8 { codes, scales } => decode(&codes.narrow(0, first, count)?, &scales.narrow(0, first, count)?),
+            Self::Blocks(q) => q.embedding(&Tensor::arange(first as u32, (first + count) as u32, &q.device())?),
+        }
+    }
+
+    /// The rows of these indices, in f32.
+    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(t) => t.index_select(ids, 0)?.to_dtype(DType::F32),
+            Self::Int8 { codes, scales } => decode(&codes.index_select(ids, 0)?, &scales.index_select(ids, 0)?),
+            Self::Blocks(q) => q.embedding(ids),
+        }
+    }
+}
+
+/// Rows whose f32 form is made at one time while a format is made of them.
+fn row_spans(matrix: &Tensor) -> Result<impl Iterator<Item = Result<Tensor>> + '_> {
+    let (rows, columns) = matrix.dims2()?;
+    let step = super::ops::panel_rows(columns);
+    let span = move |first: usize| matrix.narrow(0, first, step.min(rows - first))?.to_dtype(DType::F32)?.contiguous();
+    Ok((0..rows).step_by(step).map(span))
+}
+
+fn int8(matrix: &Tensor, device: &Device) -> Result<Stored> {
+    let (rows, columns) = matrix.dims2()?;
+    let groups = columns.div_ceil(INT8_GROUP);
+    let (mut codes, mut scales) = (vec![0u8; rows * columns], vec![0f32; rows * groups]);
+    let mut done = 0;
+    for span in row_spans(matrix)? {
+        let span = span?;
+        let count = span.dim(0)?;
+        let code_rows = codes[done * columns..(done + count) * columns].par_chunks_mut(columns);
+        let scale_rows = scales[done * groups..(done + count) * groups].par_chunks_mut(groups);
+        super::ops::with_slice(&span, |span| {
+            code_rows.zip(scale_rows).zip(span.par_chunks(columns)).for_each(|((codes, scales), row)| {
+                let parts = codes.chunks_mut(INT8_GROUP).zip(row.chunks(INT8_GROUP));
+                for ((codes, row), scale) in parts.zip(scales) {
+                    *scale = row.iter().fold(0f32, |m, w| m.max(w.abs())) / LARGEST;
+                    let inverse = if *scale > 0.0 { scale.recip() } else { 0.0 };
+                    codes.iter_mut().zip(row).for_each(|(c, w)| *c = ((w * inverse).round() + ZERO) as u8);
+                }
+            });
+        })?;
+        done += count;
+    }
+    Ok(Stored::Int8 {
+        codes: Tensor::from_vec(codes, (rows, columns), device)?,
+        scales: Tensor::from_vec(scales, (rows, groups), device)?,
+    })
+}
+
+fn blocks(matrix: &Tensor, dtype: GgmlDType, device: &Device) -> Result<Stored> {
+    let (rows, columns) = matrix.dims2()?;
+    // Rows are whole blocks, so the bytes of spans of rows lie one after the other.
+    let mut bytes = Vec::with_capacity(rows * columns / dtype.block_size() * dtype.type_size());
+    for span in row_spans(matrix)? {
+        bytes.extend_from_slice(&QTensor::quantize(&span?, dtype)?.data()?);
+    }
+    let storage = QStorage::from_data(bytes.into(), device, dtype)?;
+    Ok(Stored::Blocks(Arc::new(QTensor::new(storage, (rows, columns))?)))
+}
+
+/// Codes and scales of the same rows to f32.
+fn decode(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
+    if codes.device().is_cpu() { decode_cpu(codes, scales) } else { decode_composed(codes, scales) }
+}
+
+fn decode_cpu(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
+    let (rows, columns) = codes.dims2()?;
+    let groups = scales.dim(1)?;
+    let mut out = vec![0f32; rows * columns];
+    let (storage, layout) = codes.storage_and_layout();
+    let (Storage::Cpu(CpuStorage::U8(data)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        bail!("expected contiguous codes on the CPU")
+    };
+    let codes = &data[start..end];
+    super::ops::with_slice(scales, |scales| {
+        out.par_chunks_mut(columns).zip(codes.par_chunks(columns)).zip(scales.par_chunks(groups)).for_each(
+            |((out, codes), scales)| {
+                for ((out, codes), scale) in out.chunks_mut(INT8_GROUP).zip(codes.chunks(INT8_GROUP)).zip(scales) {
+                    out.iter_mut().zip(codes).for_each(|(o, &c)| *o = (f32::from(c) - ZERO) * scale);
+                }
+            },
+        );
+    })?;
+    Tensor::from_vec(out, (rows, columns), &Device::Cpu)
+}
+
+fn decode_composed(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
+    let (rows, columns) = codes.dims2()?;
+    let centred = (codes.to_dtype(DType::F32)? - f64::from(ZERO))?;
+    let groups = scales.dim(1)?;
+    let wide = scales.unsqueeze(2)?.broadcast_as((rows, groups, INT8_GROUP))?.contiguous()?;
+    let wide = wide.reshape((rows, groups * INT8_GROUP))?.narrow(1, 0, columns)?;
+    centred * wide
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+
+    fn matrix(rows: usize, columns: usize) -> Tensor {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+        let data: Vec<f32> = (0..rows * columns).map(|_| rng.random_range(-1.0..1.0)).collect();
+        Tensor::from_vec(data, (rows, columns), &Device::Cpu).unwrap()
+    }
+
+    fn worst(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn formats_hold_the_values_to_their_precision() {
+        let w = matrix(5, 512);
+        // Half a step of the widest group or block, for numbers within one; Q6_K and Q4_K measured.
+        let tolerances = [
+            (Weights::F32, 0.0),
+            (Weights::F16, 5e-4),
+            (Weights::Bf16, 4e-3),
+            (Weights::Int8, 0.5 / 127.0 + 1e-6),
+            (Weights::Q8_0, 0.5 / 127.0 + 1e-3),
+            (Weights::Q6K, 0.035),
+            (Weights::Q4_0, 0.14),
+            (Weights::Q4K, 0.12),
+        ];
+        for (format, tolerance) in tolerances {
+            let stored = Stored::new(&w, format, &Device::Cpu).unwrap();
+            let all = stored.panel(0, 5).unwrap();
+            let error = worst(&all, &w);
+            assert!(error <= tolerance, "{format:?}: {error}");
+            assert!(format == Weights::F32 || error > tolerance / 50.0, "{format:?} is too good: {error}");
+            assert_eq!(worst(&stored.panel(1, 3).unwrap(), &all.narrow(0, 1, 3).unwrap()), 0.0, "{format:?}");
+            let ids = Tensor::new(&[4u32, 0, 4], &Device::Cpu).unwrap();
+            assert_eq!(worst(&stored.rows(&ids).unwrap(), &all.index_select(&ids, 0).unwrap()), 0.0, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn int8_takes_any_width_and_both_decoders_agree() {
+        for columns in [1, 63, 64, 100] {
+            let w = matrix(3, columns);
+            let Stored::Int8 { codes, scales } = Stored::new(&w, Weights::Int8, &Device::Cpu).unwrap() else {
+                panic!()
+            };
+            let decoded = decode_cpu(&codes, &scales).unwrap();
+            assert_eq!(worst(&decoded, &decode_composed(&codes, &scales).unwrap()), 0.0);
+            assert!(worst(&decoded, &w) <= 0.5 / 127.0 + 1e-6);
+        }
+        let zero = Tensor::zeros((2, 64), DType::F32, &Device::Cpu).unwrap();
+        let stored = Stored::new(&zero, Weights::Int8, &Device::Cpu).unwrap();
+        assert_eq!(worst(&stored.panel(0, 2).unwrap(), &zero), 0.0);
+    }
+
+    #[test]
+    fn blocks_that_do_not_divide_a_row_give_way() {
+        let stored = Stored::new(&matrix(3, 100), Weights::Q4K, &Device::Cpu).unwrap();
+        assert!(matches!(stored, Stored::Dense(t) if t.dtype() == DType::BF16));
+        let stored = Stored::new(&matrix(3, 96), Weights::Q4K, &Device::Cpu).unwrap();
+        assert!(matches!(stored, Stored::Blocks(q) if q.dtype() == GgmlDType::Q8_0));
+    }
+}
