@@ -154,6 +154,20 @@ pub enum Error {
         /// The limit that binds.
         limit: Bytes,
     },
+    /// A plan that was asked for and is not to be had on this machine.
+    #[error("{what} does not fit: at its leanest it takes up to {needs}, over the {limit} of {name}")]
+    NothingFits {
+        /// What was to be run.
+        what: String,
+        /// Upper bound of what it takes.
+        needs: Bytes,
+        /// Name of the limit that binds.
+        name: &'static str,
+        /// The limit.
+        limit: Bytes,
+        /// The smallest Mac that holds it.
+        larger: Option<String>,
+    },
     /// Refused, because it would not finish.
     #[error("{what} takes about {needs}, but {limit} are allowed")]
     TooSlow {
@@ -199,6 +213,10 @@ impl Error {
             Self::Schema { .. } => Some("move it aside; a new one is begun, and nothing in the old one is lost".into()),
             Self::RunExists { .. } => Some("go on with it with `--resume`, or give another folder with `--out`".into()),
             Self::DoesNotFit { .. } => Some("`headroom plan` finds what does; `--force` runs it all the same".into()),
+            Self::NothingFits { larger: Some(mac), .. } => {
+                Some(format!("the smallest Mac that holds it: {mac}; or take a smaller model, which `headroom plan` without `--model` finds"))
+            }
+            Self::NothingFits { .. } => Some("no Mac that was sold holds it; `headroom plan` without `--model` finds what fits".into()),
             Self::TooSlow { .. } => Some("give it more with `--hours`, or less to do with `--seq`, `--epochs` or `--model`".into()),
             _ => None,
         }
@@ -207,7 +225,7 @@ impl Error {
     /// The exit code: 1 where the answer is "no", 2 where there is no answer.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::DoesNotFit { .. } | Self::TooSlow { .. } => 1,
+            Self::DoesNotFit { .. } | Self::NothingFits { .. } | Self::TooSlow { .. } => 1,
             _ => 2,
         }
     }

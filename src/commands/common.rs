@@ -6,13 +6,15 @@ use crate::cli::{LimitArgs, MachineArgs};
 use crate::error::{Error, Result};
 use crate::measure::probe;
 use crate::plan::Model;
+use crate::predict::ASSUMED_EXAMPLES;
 use crate::spec::catalogue;
 use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
-use crate::spec::run::{BUILTIN, Data};
+use crate::spec::run::{BUILTIN, DEFAULT_EPOCHS, Data, RunConfig};
 use crate::trainer::rows::Rows;
 use crate::trainer::source::{ModelSource, looks_like_path};
 use crate::trainer::text::Text;
+use crate::units::grouped;
 
 /// Confidence where none is asked for.
 const CONFIDENCE: f64 = 0.99;
@@ -24,21 +26,6 @@ pub fn machine(args: &MachineArgs) -> Result<Machine> {
         (None, Some(ram)) => Machine::plainest(ram),
         (None, None) => probe::this_machine(),
     }
-}
-
-/// The flags that name the same machine again.
-pub fn machine_flags(args: &MachineArgs) -> String {
-    let mut flags = String::new();
-    if let Some(chip) = &args.machine {
-        flags += &format!(" --machine \"{chip}\"");
-    }
-    if let Some(ram) = args.ram {
-        flags += &format!(" --ram {:.0}G", ram.gib());
-    }
-    if let Some(cores) = args.gpu_cores {
-        flags += &format!(" --gpu-cores {cores}");
-    }
-    flags
 }
 
 /// The confidence that was asked for.
@@ -110,4 +97,15 @@ fn text_bytes(value: &serde_json::Value) -> usize {
 /// The data that was given; `builtin` is a name and no path.
 pub fn data(path: &Path) -> Data {
     Data::Train(PathBuf::from(path))
+}
+
+/// What was taken for granted of data that is not at hand.
+pub fn assumed(run: &RunConfig, longest: usize) -> String {
+    let passes = match (run.recipe.steps, run.recipe.epochs) {
+        (Some(_), _) => String::new(),
+        (_, epochs) => format!(", seen {} times", epochs.unwrap_or(DEFAULT_EPOCHS)),
+    };
+    let lengths = TokenLengths::assumed(ASSUMED_EXAMPLES, longest);
+    let (examples, mean) = (grouped(ASSUMED_EXAMPLES as u64), lengths.mean_cut(run.recipe.max_seq_length));
+    format!("{examples} examples of {mean:.0} tokens, the longest of {longest}{passes}")
 }

@@ -6,10 +6,11 @@ use super::{Answer, Output, common};
 use crate::cli::DoctorArgs;
 use crate::error::Result;
 use crate::plan::{Verdict, assess};
-use crate::predict::Request;
 use crate::predict::calibration::Calibration;
+use crate::predict::{ASSUMED_EXAMPLES, Request};
 use crate::report::doctor::{self as page, Row};
 use crate::spec::catalogue;
+use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
 use crate::spec::run::{Data, Engine, Execution, Recipe, RunConfig, Weights};
 
@@ -45,6 +46,7 @@ pub fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
 /// Every model of the catalogue at its leanest: batches of one, checkpointing, weights as stored.
 fn judge(machine: &Machine) -> Result<Vec<Row>> {
     let calibration = Calibration::prior(machine, Engine::Candle);
+    let lengths = TokenLengths::assumed(ASSUMED_EXAMPLES, SEQ);
     let mut entries: Vec<_> = catalogue::all().iter().collect();
     entries.sort_by_key(|e| e.parameters);
     let row = |entry: &&catalogue::Entry| {
@@ -57,7 +59,8 @@ fn judge(machine: &Machine) -> Result<Vec<Row>> {
             execution: Execution { weights: Weights::as_stored(entry.spec.dtype), ..Execution::default() },
         };
         run.recipe.max_seq_length = SEQ.min(entry.spec.max_position_embeddings);
-        let request = Request { spec: &entry.spec, machine, run: &run, lengths: None, calibration: &calibration };
+        let request =
+            Request { spec: &entry.spec, machine, run: &run, lengths: Some(&lengths), calibration: &calibration };
         let found = assess(&request, CONFIDENCE, None)?;
         Ok(Row {
             model: entry.id.clone(),

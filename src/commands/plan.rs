@@ -10,10 +10,12 @@ use crate::predict::calibration::Calibration;
 use crate::report::table::{self, Context};
 use crate::spec::data::TokenLengths;
 use crate::spec::run::{BUILTIN, DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig};
-use crate::units::grouped;
 
 /// A night.
 const HOURS: f64 = 8.0;
+
+/// Longest example where no data says otherwise, in tokens.
+const LONGEST: usize = 2048;
 
 /// Where the rows are said to be in a plan that was made without data.
 const DATA: &str = "train.jsonl";
@@ -28,7 +30,9 @@ pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
     }
     let model = args.given.model.as_deref().map(common::model).transpose()?;
     let start = start(&args.given)?;
-    let lengths = lengths(&args.given, model.as_ref(), output)?;
+    let counted = lengths(&args.given, model.as_ref(), output)?;
+    let longest = args.given.seq.unwrap_or(LONGEST);
+    let lengths = counted.clone().unwrap_or_else(|| TokenLengths::assumed(ASSUMED_EXAMPLES, longest));
     // TODO(merge): the stored calibration of this machine and engine, where there is one.
     let calibration = Calibration::prior(&machine, start.engine);
     let held = Held {
@@ -44,7 +48,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
         run: start,
         held,
         model,
-        lengths: lengths.as_ref(),
+        lengths: &lengths,
         hours,
         confidence,
         budget: args.limits.budget,
@@ -55,7 +59,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
         output.note(&format!("wrote `{}`", path.display()));
     }
     output.answer(&found, |width| {
-        let assumed = lengths.is_none().then(|| assumed(&found.best.run));
+        let assumed = counted.is_none().then(|| common::assumed(&found.best.run, longest));
         table::plan(&found, &machine, &Context { width, assumed, launch: launch(args) })
     })?;
     Ok(Answer::Yes)
@@ -109,24 +113,14 @@ fn lengths(given: &GivenArgs, model: Option<&Model>, output: &Output) -> Result<
     }
 }
 
-fn assumed(run: &RunConfig) -> String {
-    let r = &run.recipe;
-    let passes = match (r.steps, r.epochs) {
-        (Some(_), _) => String::new(),
-        (_, epochs) => format!(", {} times", epochs.unwrap_or(DEFAULT_EPOCHS)),
-    };
-    let examples = grouped(ASSUMED_EXAMPLES as u64);
-    format!("{examples} examples of {} tokens each{passes}; `--data FILE` counts yours", r.max_seq_length)
-}
-
 /// The commands that run the plan.
-fn launch(args: &PlanArgs) -> String {
-    match &args.out {
-        Some(path) => format!("headroom launch {}", path.display()),
-        None => {
-            let data = if args.given.data.is_some() { "" } else { " --data train.jsonl" };
-            let again = common::machine_flags(&args.machine);
-            format!("headroom plan{again}{data} ... --out run.toml && headroom launch run.toml")
-        }
-    }
+fn launch(args: &PlanArgs) -> Vec<String> {
+    let Some(path) = &args.out else {
+        // What was typed, and where to write the run.
+        let typed = std::env::args().skip(1).map(|a| if a.contains(' ') { format!("\"{a}\"") } else { a });
+        let again = typed.collect::<Vec<_>>().join(" ");
+        let data = if args.given.data.is_some() { String::new() } else { format!(" --data {DATA}") };
+        return vec![format!("headroom {again}{data} --out run.toml"), "headroom launch run.toml".into()];
+    };
+    vec![format!("headroom launch {}", path.display())]
 }

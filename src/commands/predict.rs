@@ -7,8 +7,8 @@ use crate::plan::{Candidate, Verdict, assess, levers};
 use crate::predict::calibration::Calibration;
 use crate::predict::{ASSUMED_EXAMPLES, Request};
 use crate::report::table::{self, Context};
+use crate::spec::data::TokenLengths;
 use crate::spec::run::RunConfig;
-use crate::units::grouped;
 
 /// Predicts.
 pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
@@ -20,7 +20,7 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
         let must = format!("at most {}, what `{}` was made for", model.spec.max_position_embeddings, run.model);
         return Err(Error::invalid("max_seq_length", run.recipe.max_seq_length, must));
     }
-    let lengths = match common::lengths(&model, &run.data) {
+    let counted = match common::lengths(&model, &run.data) {
         Ok(lengths) => Some(lengths),
         Err(Error::NoWeights { .. }) if run.data.train().exists() => {
             output.note("the tokenizer is not on this machine: lengths are estimated from the size of the text");
@@ -30,23 +30,18 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
         Err(Error::NoWeights { .. } | Error::Read { .. }) => None,
         Err(e) => return Err(e),
     };
+    let longest = run.recipe.max_seq_length;
+    let lengths = counted.clone().unwrap_or_else(|| TokenLengths::assumed(ASSUMED_EXAMPLES, longest));
     // TODO(merge): the stored calibration of this machine and engine, where there is one.
     let calibration = Calibration::prior(&machine, run.engine);
     let (spec, budget) = (&model.spec, args.limits.budget);
-    let request = Request { spec, machine: &machine, run: &run, lengths: lengths.as_ref(), calibration: &calibration };
+    let request = Request { spec, machine: &machine, run: &run, lengths: Some(&lengths), calibration: &calibration };
     let assessment = assess(&request, confidence, budget)?;
     let levers = levers(&request, &assessment, budget)?;
     let found = Candidate { run: run.clone(), assessment };
     output.answer(&found.assessment, |width| {
-        let assumed = lengths.is_none().then(|| {
-            let n = run.recipe.max_seq_length;
-            let rows = match run.recipe.steps {
-                Some(_) => String::new(),
-                None => format!("{} ", grouped(ASSUMED_EXAMPLES as u64)),
-            };
-            format!("{rows}examples of {n} tokens each, as `{}` cannot be read", run.data.train().display())
-        });
-        let context = Context { width, assumed, launch: String::new() };
+        let unread = || format!("{}; `{}` cannot be read", common::assumed(&run, longest), run.data.train().display());
+        let context = Context { width, assumed: counted.is_none().then(unread), launch: Vec::new() };
         let mut text = table::prediction(&found, &machine, &levers, &context);
         if args.timeline {
             text += &table::timeline(&found.assessment, width);

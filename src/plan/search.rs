@@ -3,8 +3,8 @@
 use super::{Assessment, Binding, Candidate, Neighbour, Plan, assess, levers};
 use crate::cost::params::trainable;
 use crate::error::{Error, Result};
+use crate::predict::Request;
 use crate::predict::calibration::Calibration;
-use crate::predict::{ASSUMED_EXAMPLES, Request};
 use crate::spec::catalogue;
 use crate::spec::chips;
 use crate::spec::data::TokenLengths;
@@ -13,8 +13,6 @@ use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, RunConfig, Weights};
 use crate::units::{Bytes, Seconds};
 
-/// Sequence length where no data says what is needed.
-const SEQ_WITHOUT_DATA: usize = 2048;
 /// Share of the examples that are not to be cut.
 const UNCUT: f64 = 0.99;
 /// Lengths are rounded up to a multiple of this, and not halved below it.
@@ -54,8 +52,8 @@ pub struct Ask<'a> {
     pub held: Held,
     /// The model, where it was given.
     pub model: Option<Model>,
-    /// The data, where it was given.
-    pub lengths: Option<&'a TokenLengths>,
+    /// Lengths of the examples, counted or assumed.
+    pub lengths: &'a TokenLengths,
     /// Longest run.
     pub hours: f64,
     /// Probability that the bounds hold.
@@ -100,7 +98,7 @@ impl<'a> Ask<'a> {
     }
 
     fn request<'b>(&'b self, spec: &'b ModelSpec, run: &'b RunConfig) -> Request<'b> {
-        Request { spec, machine: self.machine, run, lengths: self.lengths, calibration: self.calibration }
+        Request { spec, machine: self.machine, run, lengths: Some(self.lengths), calibration: self.calibration }
     }
 
     /// Longest sequence that the data needs.
@@ -108,8 +106,7 @@ impl<'a> Ask<'a> {
         if self.held.max_seq_length {
             return self.run.recipe.max_seq_length;
         }
-        let needed = self.lengths.map_or(SEQ_WITHOUT_DATA, |l| l.uncut(UNCUT).next_multiple_of(SEQ_STEP));
-        needed.max(SEQ_STEP)
+        self.lengths.uncut(UNCUT).next_multiple_of(SEQ_STEP).max(SEQ_STEP)
     }
 
     /// The length the data needs, then shorter ones, for when nothing finishes or fits at that.
@@ -128,10 +125,7 @@ impl<'a> Ask<'a> {
         if self.held.rank {
             return Ok(vec![lora.rank]);
         }
-        let tokens = match self.lengths {
-            Some(l) => l.mean_cut(seq) * l.len() as f64,
-            None => (ASSUMED_EXAMPLES * seq) as f64,
-        };
+        let tokens = self.lengths.mean_cut(seq) * self.lengths.len() as f64;
         let mut ranks = Vec::new();
         for rank in RANKS {
             ranks.insert(0, rank);
@@ -203,6 +197,9 @@ impl<'a> Ask<'a> {
     }
 }
 
+/// Times that differ by less than this factor are one to a prediction.
+const AS_GOOD_AS: f64 = 1.02;
+
 struct Search<'a> {
     ask: &'a Ask<'a>,
     considered: usize,
@@ -220,8 +217,11 @@ impl Search<'_> {
                 }
                 for rank in self.ask.ranks(&model.spec, seq)? {
                     let recipe = self.ask.recipe(model, seq, rank);
-                    let found = self.fastest(&model.spec, &recipe)?;
-                    if let Some(candidate) = found.filter(|c| self.in_time(&c.assessment)) {
+                    let lean = || self.ask.executions(&model.spec, &recipe).swap_remove(0);
+                    if !self.assess(&model.spec, &lean())?.fits() {
+                        continue;
+                    }
+                    if let Some(candidate) = self.fastest(&model.spec, &recipe, self.ask.hours)? {
                         return Ok(Some((at, candidate)));
                     }
                 }
@@ -230,31 +230,34 @@ impl Search<'_> {
         Ok(None)
     }
 
-    fn in_time(&self, assessment: &Assessment) -> bool {
-        assessment.prediction.total_time.point <= Seconds::from_hours(self.ask.hours)
-    }
-
     fn assess(&mut self, spec: &ModelSpec, run: &RunConfig) -> Result<Assessment> {
         self.considered += 1;
         assess(&self.ask.request(spec, run), self.ask.confidence, self.ask.budget)
     }
 
-    /// The execution of a recipe with the most tokens per second among those that fit.
-    fn fastest(&mut self, spec: &ModelSpec, recipe: &RunConfig) -> Result<Option<Candidate>> {
-        let executions = self.ask.executions(spec, recipe);
+    /// The execution of a recipe with the most tokens per second among those that fit; of those that are as good as
+    /// equally fast, the one that takes least memory. `None` where nothing fits, or nothing finishes in `hours`.
+    fn fastest(&mut self, spec: &ModelSpec, recipe: &RunConfig, hours: f64) -> Result<Option<Candidate>> {
+        let mut timed = Vec::new();
+        for run in self.ask.executions(spec, recipe) {
+            let step = self.ask.request(spec, &run).step_time()?;
+            timed.push((step, run));
+        }
+        timed.sort_by(|a, b| a.0.0.total_cmp(&b.0.0));
         let mut best: Option<Candidate> = None;
-        for (i, run) in executions.into_iter().enumerate() {
+        let mut fastest = Seconds(f64::INFINITY);
+        for (step, run) in timed {
+            let late = self.ask.request(spec, &run).total_time(step) > Seconds::from_hours(hours);
+            if late || step.0 > fastest.0 * AS_GOOD_AS {
+                break;
+            }
             let assessment = self.assess(spec, &run)?;
             if !assessment.fits() {
-                // The first is the leanest: where it does not fit, nothing does.
-                if i == 0 {
-                    return Ok(None);
-                }
                 continue;
             }
-            let faster =
-                |b: &Candidate| assessment.prediction.tokens_per_s.point > b.assessment.prediction.tokens_per_s.point;
-            if best.as_ref().is_none_or(faster) {
+            fastest.0 = fastest.0.min(step.0);
+            let high = |a: &Assessment| a.prediction.footprint.high;
+            if best.as_ref().is_none_or(|b| high(&assessment) < high(&b.assessment)) {
                 best = Some(Candidate { run, assessment });
             }
         }
@@ -286,16 +289,16 @@ impl Search<'_> {
             |ask: &Ask<'_>, model: &Model| ask.recipe(model, best.run.recipe.max_seq_length, best.run.recipe.lora.rank);
         if let Some(larger) = at.checked_sub(1).map(|i| &models[i]) {
             let wanted = recipe(self.ask, larger);
-            if let Some(candidate) = self.fastest(&larger.spec, &wanted)? {
-                all.push(Neighbour { wish: "a size larger, with more time".into(), machine: None, candidate });
+            if let Some(candidate) = self.fastest(&larger.spec, &wanted, f64::INFINITY)? {
+                all.push(Neighbour { wish: "a size larger".into(), machine: None, candidate });
             }
             all.extend(self.larger_mac(larger, &wanted, best)?);
         } else if let Some(mac) = self.ask.machine.next_larger() {
-            all.extend(on_mac(self.ask, &mac, &models[at], &recipe(self.ask, &models[at]), "a Mac with more memory")?);
+            all.extend(on_mac(self.ask, &mac, &models[at], &recipe(self.ask, &models[at]), "a larger Mac")?);
         }
         if let Some(smaller) = models.get(at + 1) {
             let wanted = recipe(self.ask, smaller);
-            if let Some(candidate) = self.fastest(&smaller.spec, &wanted)? {
+            if let Some(candidate) = self.fastest(&smaller.spec, &wanted, self.ask.hours)? {
                 all.push(Neighbour { wish: "a size smaller".into(), machine: None, candidate });
             }
         }
@@ -317,9 +320,7 @@ impl Search<'_> {
             if !enough || mac.name == here.name {
                 continue;
             }
-            let found = on_mac(self.ask, &mac, model, wanted, "a size larger, on another Mac")?;
-            let hours = |n: &Neighbour| n.candidate.assessment.prediction.total_time.point.hours();
-            if let Some(found) = found.filter(|n| hours(n) <= self.ask.hours) {
+            if let Some(found) = on_mac(self.ask, &mac, model, wanted, "a larger Mac")? {
                 return Ok(Some(found));
             }
         }
@@ -334,8 +335,9 @@ impl Search<'_> {
         let lean = self.leanest(smallest, seq, rank)?.assessment;
         let what = format!("`{}` at {seq} tokens", smallest.name);
         Ok(match lean.binding().filter(|_| !lean.fits()) {
-            Some(limit) => {
-                Error::DoesNotFit { what: format!("{what}, at its leanest,"), needs: limit.high, limit: limit.limit }
+            Some(l) => {
+                let larger = self.smallest_mac(smallest, seq, rank)?;
+                Error::NothingFits { what, needs: l.high, name: l.name, limit: l.limit, larger }
             }
             None => Error::TooSlow {
                 what,
@@ -344,12 +346,27 @@ impl Search<'_> {
             },
         })
     }
+
+    /// The Mac with the least memory that holds a model at its leanest.
+    fn smallest_mac(&self, model: &Model, seq: usize, rank: usize) -> Result<Option<String>> {
+        let mut macs = chips::by_speed();
+        macs.sort_by_key(|m| m.memory);
+        for mac in macs {
+            let calibration = Calibration::prior(&mac, self.ask.run.engine);
+            let there = Ask { machine: &mac, calibration: &calibration, budget: None, ..self.ask.clone() };
+            let mut search = Search { ask: &there, considered: 0 };
+            if search.leanest(model, seq, rank)?.assessment.fits() {
+                return Ok(Some(mac.name));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// The fastest execution of a recipe on another Mac, by formula.
 fn on_mac(ask: &Ask<'_>, mac: &Machine, model: &Model, wanted: &RunConfig, wish: &str) -> Result<Option<Neighbour>> {
     let calibration = Calibration::prior(mac, wanted.engine);
     let there = Ask { machine: mac, calibration: &calibration, ..ask.clone() };
-    let found = Search { ask: &there, considered: 0 }.fastest(&model.spec, wanted)?;
+    let found = Search { ask: &there, considered: 0 }.fastest(&model.spec, wanted, ask.hours)?;
     Ok(found.map(|candidate| Neighbour { wish: wish.into(), machine: Some(mac.name.clone()), candidate }))
 }

@@ -9,6 +9,7 @@ fn base() -> RunConfig {
 }
 
 struct Case {
+    lengths: TokenLengths,
     machine: Machine,
     calibration: Calibration,
 }
@@ -20,7 +21,7 @@ impl Case {
 
     fn on(machine: Machine) -> Self {
         let calibration = Calibration::prior(&machine, Engine::Candle);
-        Self { machine, calibration }
+        Self { machine, calibration, lengths: TokenLengths::assumed(2000, 2048) }
     }
 
     fn ask(&self) -> Ask<'_> {
@@ -30,7 +31,7 @@ impl Case {
             run: base(),
             held: Held::default(),
             model: None,
-            lengths: None,
+            lengths: &self.lengths,
             hours: 8.0,
             confidence: 0.99,
             budget: None,
@@ -57,7 +58,7 @@ fn the_plan_fits_and_finishes_and_more_memory_or_time_is_never_worse() {
 fn the_recipe_follows_the_data() {
     let case = Case::new(16.0);
     let short = TokenLengths::new((0..1000).map(|i| 20 + i % 180).collect());
-    let found = plan(&Ask { lengths: Some(&short), ..case.ask() }).unwrap();
+    let found = plan(&Ask { lengths: &short, ..case.ask() }).unwrap();
     // 99 % are at most 198 tokens, which is 224 as a multiple of 32.
     assert_eq!(found.best.run.recipe.max_seq_length, 224);
     let without = plan(&case.ask()).unwrap();
@@ -135,4 +136,25 @@ fn prediction_json_has_the_keys_that_others_read() {
         assert!(!json[key].is_null(), "{key}");
     }
     assert!(json["ledger"][0]["bytes"].is_u64() && json["limits"][0]["predicted"].is_u64());
+}
+
+#[test]
+#[ignore = "a stopwatch: cargo test --release -- --ignored stopwatch --nocapture"]
+fn stopwatch() {
+    let case = Case::new(16.0);
+    let ask = case.ask();
+    let t = std::time::Instant::now();
+    let found = plan(&ask).unwrap();
+    println!("plan {:?}, {} considered", t.elapsed(), found.considered);
+    let spec = &catalogue::find(&found.best.run.model).unwrap().spec;
+    let request = Request { spec, machine: &case.machine, run: &found.best.run, lengths: Some(&case.lengths), calibration: &case.calibration };
+    let t = std::time::Instant::now();
+    for _ in 0..100 { std::hint::black_box(request.step_time().unwrap()); }
+    println!("step_time {:?}", t.elapsed() / 100);
+    let t = std::time::Instant::now();
+    for _ in 0..100 { std::hint::black_box(crate::cost::ledger(spec, &found.best.run, &case.machine, 2048).unwrap()); }
+    println!("ledger {:?}", t.elapsed() / 100);
+    let t = std::time::Instant::now();
+    for _ in 0..100 { std::hint::black_box(assess(&request, 0.99, None).unwrap()); }
+    println!("assess {:?}", t.elapsed() / 100);
 }

@@ -217,6 +217,14 @@ impl Calibration {
         LogNormal { mean, sd, freedom: (NOISE_FREEDOM + self.runs as f64) * share * share }
     }
 
+    /// Most likely time of one step, s, without its interval.
+    pub fn typical_time(&self, cost: &StepCost) -> f64 {
+        let c = &self.coefficients;
+        cost.flops() / (self.rates[0] * c.compute_efficiency.value)
+            + cost.bytes() / (self.rates[1] * c.bandwidth_efficiency.value)
+            + cost.launches() * c.launch_overhead.value
+    }
+
     /// Time of one step, s.
     pub fn step_time(&self, cost: &StepCost, point: &Point) -> LogNormal {
         self.figure(&self.time_equation(cost), self.noise.time, point)

@@ -19,7 +19,7 @@ use crate::spec::model::ModelSpec;
 use crate::spec::run::RunConfig;
 use crate::units::{Bytes, Estimate, Seconds, watt_hours};
 
-/// Examples that are assumed where no data is given and the recipe counts epochs.
+/// Examples that are assumed where no data is at hand.
 pub const ASSUMED_EXAMPLES: usize = 2000;
 
 /// Bytes/s at which weights come off the disk and are put in place; Mac SSDs read 1.5 to 5 GB/s.
@@ -97,6 +97,23 @@ impl Request<'_> {
         self.lengths.filter(|l| !l.is_empty()).map_or(cap, |l| l.max().min(cap))
     }
 
+    /// Most likely time of one step alone, for when nothing else is asked.
+    pub fn step_time(&self) -> Result<Seconds> {
+        let cost = step_cost(self.spec, self.run, self.lengths)?;
+        Ok(Seconds(self.calibration.typical_time(&cost)))
+    }
+
+    /// Starting, and bringing the weights in.
+    fn loading(&self, parameters: u64) -> f64 {
+        START + parameters as f64 * self.spec.dtype.bytes() as f64 / LOADING_RATE
+    }
+
+    /// Most likely time of the whole run, when a step takes this long.
+    pub fn total_time(&self, step: Seconds) -> Seconds {
+        let steps = self.run.steps(self.examples()) as f64;
+        Seconds(self.loading(Parameters::of(self.spec).total()) + step.0 * steps)
+    }
+
     /// Examples of the data.
     fn examples(&self) -> usize {
         self.lengths.map_or(ASSUMED_EXAMPLES, TokenLengths::len)
@@ -118,8 +135,7 @@ pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     let tokens = cost.tokens;
     let steps = run.steps(request.examples());
     let parameters = Parameters::of(spec).total();
-    let loading = START + parameters as f64 * spec.dtype.bytes() as f64 / LOADING_RATE;
-    let total_time = step_time.map(|s| Seconds(loading + s.0 * steps as f64));
+    let total_time = step_time.map(|step| request.total_time(step));
     let trainable_params = trainable(spec, &run.recipe.lora)?;
     Ok(Prediction {
         peak_memory: estimate(calibration.peak(&ledger, &point), level, Bytes::from_f64),

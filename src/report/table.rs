@@ -11,7 +11,7 @@ use crate::plan::{
 };
 use crate::predict::Basis;
 use crate::spec::machine::Machine;
-use crate::spec::run::{Engine, RunConfig};
+use crate::spec::run::Engine;
 use crate::units::{Bytes, Seconds, short_count};
 
 const BOLD: Style = Style::new().bold();
@@ -30,8 +30,8 @@ pub struct Context {
     pub width: usize,
     /// What was taken for granted: `2,000 examples of 2048 tokens`.
     pub assumed: Option<String>,
-    /// The command that launches the plan.
-    pub launch: String,
+    /// The commands that launch the plan.
+    pub launch: Vec<String>,
 }
 
 /// Text in a style.
@@ -57,7 +57,8 @@ pub fn plan(plan: &Plan, machine: &Machine, context: &Context) -> String {
     out += &levers(&plan.levers, best.assessment.fits());
     out += &neighbours(&plan.neighbours);
     if !context.launch.is_empty() {
-        out += &format!("\n{}\n  {}\n", paint("launch it", BOLD), context.launch);
+        out += &format!("\n{}\n", paint("launch it", BOLD));
+        context.launch.iter().for_each(|command| out += &format!("  {command}\n"));
     }
     out
 }
@@ -110,7 +111,7 @@ fn head(run: &Candidate, machine: &Machine) -> String {
     );
     let checkpoint = if e.grad_checkpoint { "checkpointing" } else { "no checkpointing" };
     let chunks = match run.run.engine {
-        Engine::Candle => format!(", loss in chunks of {}, attention of {}", e.loss_chunk, e.attention_chunk),
+        Engine::Candle => format!(", chunks of {} and {}", e.loss_chunk, e.attention_chunk),
         Engine::MlxLm => String::new(),
     };
     let engine = run.run.engine.name();
@@ -252,19 +253,12 @@ fn neighbours(all: &[Neighbour]) -> String {
     let mut out = format!("\n{}\n", paint("instead", BOLD));
     for neighbour in all {
         let p = &neighbour.candidate.assessment.prediction;
-        let machine = neighbour.machine.as_ref().map(|m| format!(" on {m}")).unwrap_or_default();
-        let _ = writeln!(out, "  {}{machine}: {}", neighbour.wish, p.total_time.point);
         let model = &neighbour.candidate.run.model;
-        let _ = writeln!(
-            out,
-            "  {}",
-            paint(&format!("  {model}, {} at most, {:.0} tokens/s", p.footprint.high, p.tokens_per_s.point), DIM)
-        );
+        let memory = format!("{} at most", p.footprint.high);
+        let _ = writeln!(out, "  {:<16}{model} in {}, {memory}", neighbour.wish, p.total_time.point);
+        if let Some(machine) = &neighbour.machine {
+            let _ = writeln!(out, "  {:<16}{}", "", paint(&format!("on {machine}"), DIM));
+        }
     }
     out
-}
-
-/// The settings of a run that a plan decides, in one line.
-pub fn summary(run: &RunConfig) -> String {
-    format!("{} at {} tokens, rank {}", run.model, run.recipe.max_seq_length, run.recipe.lora.rank)
 }

@@ -48,13 +48,13 @@ static ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
 });
 
 /// How alike two names must be to be offered for each other (Jaro-Winkler, 1 is equal).
-const CLOSE: f64 = 0.82;
+const CLOSE: f64 = 0.6;
 
 /// Uses that a model without a given task should not be planned on, by what their names say.
 const SPECIALISED: [&str; 6] = ["coder", "codellama", "starcoder", "distill", "hermes", "zephyr"];
 
-/// Older models are known, but not offered unasked: they were not made to be talked to, nor for 2048 tokens.
-const OLDEST_OFFERED: &str = "2023";
+/// Older models are known, but not offered unasked: every size has a better one since.
+const OLDEST_OFFERED: &str = "2024-07";
 
 /// Two models whose sizes differ by less than this factor are one size to a person.
 const SAME_SIZE: f64 = 1.25;

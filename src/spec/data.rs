@@ -16,6 +16,15 @@ impl TokenLengths {
         Self { lengths }
     }
 
+    /// What is taken for granted of unknown data: exponentially distributed lengths, 99 % of which are at most
+    /// `longest`, so that the mean is a little over a fifth of it. Instruction sets are like that: many short
+    /// examples and a long tail.
+    pub fn assumed(examples: usize, longest: usize) -> Self {
+        let mean = longest as f64 / 100f64.ln();
+        let at = |i| -mean * (1.0 - (i as f64 + 0.5) / examples as f64).ln();
+        Self::new((0..examples).map(|i| at(i).ceil() as u32).collect())
+    }
+
     /// Number of examples.
     pub fn len(&self) -> usize {
         self.lengths.len()
@@ -81,6 +90,14 @@ mod tests {
         assert_eq!(lengths.uncut(0.99), 40);
         assert_eq!(lengths.mean_cut(25), (10 + 20 + 25 + 25) as f64 / 4.0);
         assert_eq!(TokenLengths::new(vec![]).uncut(0.99), 0);
+    }
+
+    #[test]
+    fn assumed_lengths_have_their_tail_where_it_was_asked_for() {
+        let lengths = TokenLengths::assumed(2000, 2048);
+        assert_eq!(lengths.len(), 2000);
+        assert!((2030..=2060).contains(&lengths.uncut(0.99)), "{}", lengths.uncut(0.99));
+        assert!((lengths.mean_cut(2048) - 441.0).abs() < 5.0, "{}", lengths.mean_cut(2048));
     }
 
     #[test]
