@@ -1,12 +1,20 @@
 //! One file a verb: reads, calls, writes; no arithmetic.
 
+pub mod auto;
+pub mod bench;
+pub mod calibrate;
 pub mod common;
 pub mod doctor;
+pub mod interrupt;
+pub mod launch;
 pub mod plan;
 pub mod predict;
+pub mod report;
+pub mod trial;
 
 use std::io::{self, Write};
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::cli::{Cli, Command, OutputArgs};
@@ -23,11 +31,16 @@ pub enum Answer {
 
 /// Does what was typed.
 pub fn run(cli: &Cli) -> Result<Answer> {
-    let output = Output { args: cli.output };
+    let output = Output { args: cli.output, silent: false };
     match &cli.command {
         Command::Plan(args) => plan::run(args, &output),
         Command::Predict(args) => predict::run(args, &output),
         Command::Doctor(args) => doctor::run(args, &output),
+        Command::Calibrate(args) => calibrate::run(args, &output).map(|_| Answer::Yes),
+        Command::Launch(args) => launch::run(args, &output).map(|_| Answer::Yes),
+        Command::Auto(args) => auto::run(args, &output).map(|_| Answer::Yes),
+        Command::Report(args) => report::run(args, &output).map(|_| Answer::Yes),
+        Command::Trial(args) => trial::run(args).map(|()| Answer::Yes),
     }
 }
 
@@ -39,19 +52,50 @@ const WIDEST: usize = 110;
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     args: OutputArgs,
+    /// A step of a larger answer: nothing on stdout.
+    silent: bool,
 }
 
 impl Output {
     /// An answer: `text` for people, `value` for machines.
     pub fn answer(&self, value: &impl Serialize, text: impl FnOnce(usize) -> String) -> Result<()> {
+        if self.silent {
+            return Ok(());
+        }
         let text = if self.args.json {
             let json = serde_json::to_string_pretty(value);
             json.map_err(|e| Error::Serialise { what: "the answer", reason: e.to_string() })? + "\n"
         } else {
             text(terminal_size::terminal_size().map_or(WIDTH, |(w, _)| usize::from(w.0).clamp(60, WIDEST)))
         };
-        let mut stdout = anstream::stdout().lock();
-        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(closed)
+        print(&text)
+    }
+
+    /// A part of a longer answer, for people; machines get the whole at its end, by [`Output::data`].
+    pub fn part(&self, text: &str) -> Result<()> {
+        if self.args.json || self.silent { Ok(()) } else { print(&format!("{text}\n")) }
+    }
+
+    /// The whole of an answer whose parts people have seen, for machines.
+    pub fn data(&self, value: &impl Serialize) -> Result<()> {
+        if self.args.json { self.answer(value, |_| String::new()) } else { Ok(()) }
+    }
+
+    /// For a step of a larger answer: where machines listen, it says nothing.
+    pub fn step(&self) -> Self {
+        Self { silent: self.args.json, ..*self }
+    }
+
+    /// A bar on stderr over `length` steps; none where nobody looks.
+    pub fn bar(&self, length: u64) -> ProgressBar {
+        if self.args.quiet {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::new(length); // draws on stderr, and not at all where that is no terminal
+        match ProgressStyle::with_template("{bar:24} {pos}/{len} {wide_msg}") {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        }
     }
 
     /// A remark beside the answer.
@@ -61,6 +105,11 @@ impl Output {
             let _ = writeln!(anstream::stderr(), "{text}");
         }
     }
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut stdout = anstream::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(closed)
 }
 
 fn closed(source: io::Error) -> Error {

@@ -200,7 +200,10 @@ impl<'a> Watch<'a> {
                 if words.iter().any(|line| speaks_of_memory(line)) {
                     return Outcome::OutOfMemory { at_step };
                 }
-                let last = words.last().map_or_else(String::new, |line| format!(": {line}"));
+                // Ours says what was wrong and then what to do about it; others say what was wrong last.
+                let said =
+                    words.iter().rev().find_map(|line| line.strip_prefix("error: ")).or(words.last().map(|l| &**l));
+                let last = said.map_or_else(String::new, |line| format!(": {line}"));
                 Outcome::Crashed { at_step, reason: format!("{end}{last}") }
             }
         }

@@ -83,6 +83,8 @@ fn a_torn_last_line_is_garbage_and_the_end_a_crash() {
 fn the_last_words_are_kept() {
     let seen = see(&format!("{}echo first >&2; echo 'it broke' >&2; exit 7", echo(&[READY])));
     assert_eq!(seen.outcome, Outcome::Crashed { at_step: 0, reason: "exit code 7: it broke".into() });
+    let seen = see(&format!("{}echo 'error: too hot' >&2; echo 'hint: cool it' >&2; exit 2", echo(&[READY])));
+    assert_eq!(seen.outcome, Outcome::Crashed { at_step: 0, reason: "exit code 2: too hot".into() });
     let seen = see(&format!("{}echo 'memory allocation of 99 bytes failed' >&2; kill -ABRT $$", echo(&[READY])));
     assert_eq!(seen.outcome, Outcome::OutOfMemory { at_step: 0 });
 }

@@ -40,8 +40,7 @@ pub fn state() -> MachineState {
 pub fn machine(brand: String, memory: Bytes, available: Bytes) -> Result<Machine> {
     let chip = text::chip_name(&brand);
     let cores = ask("ioreg", &["-rc", "AGXAccelerator", "-d1"]).and_then(|out| text::gpu_cores(&out));
-    // TODO(merge): `Machine::named(chip, Some(memory), cores).ok()`.
-    let known: Option<Machine> = None;
+    let known = Machine::named(chip, Some(memory), cores).ok();
     let mut machine = known.unwrap_or_else(|| unknown(chip, cores.unwrap_or(8), memory));
     machine.available = available;
     if let Some(working_set) = metal_working_set() {

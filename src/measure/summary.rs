@@ -1,5 +1,6 @@
 //! What a list of steps says: the warm-up is cut by rule, and the rest is put in a few robust figures.
 
+use crate::stats::{self, MAD_TO_SD};
 use crate::trainer::Step;
 
 /// The first step compiles kernels, touches memory for the first time and grows pools; it is never counted.
@@ -7,16 +8,7 @@ pub const WARMUP_STEPS: usize = 1;
 
 /// The middle value; `None` of nothing.
 pub fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.is_empty() {
-        None
-    } else if sorted.len() % 2 == 1 {
-        Some(sorted[middle])
-    } else {
-        Some((sorted[middle - 1] + sorted[middle]) / 2.0)
-    }
+    (!values.is_empty()).then(|| stats::median(values))
 }
 
 /// The steps after the warm-up; a single step is better than none.
@@ -45,8 +37,7 @@ pub fn time(steps: &[Step]) -> Option<StepTime> {
     let middle = median(&times)?;
     let per_token: Vec<f64> = steps.iter().map(|s| s.step_time_s / s.padded_tokens.max(1) as f64).collect();
     let typical = median(&per_token)?;
-    let away: Vec<f64> = per_token.iter().map(|t| (t - typical).abs()).collect();
-    let spread = 1.4826 * median(&away)? / typical;
+    let spread = MAD_TO_SD * stats::mad(&per_token) / typical;
     Some(StepTime { median: middle, spread, relative_error: 1.2533 * spread / (steps.len() as f64).sqrt() })
 }
 
@@ -76,7 +67,7 @@ mod tests {
         let time = time(&steps).unwrap();
         assert_eq!(time.median, 1.1);
         // Deviations 0.1, 0.1, 0: their median is 0.1.
-        assert!((time.spread - 1.4826 * 0.1 / 1.1).abs() < 1e-9);
+        assert!((time.spread - MAD_TO_SD * 0.1 / 1.1).abs() < 1e-9);
         assert!((time.relative_error - 1.2533 * time.spread / 3f64.sqrt()).abs() < 1e-12);
         assert_eq!(counted(&steps[..1]).len(), 1);
     }

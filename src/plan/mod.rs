@@ -3,6 +3,7 @@
 pub mod ask;
 pub mod levers;
 pub mod search;
+pub mod trials;
 
 use serde::{Serialize, Serializer};
 

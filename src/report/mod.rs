@@ -1,5 +1,9 @@
 //! Values to tables, pictures and pages. Pure: what comes out is text, and the same values give the same bytes.
 
 pub mod bar;
+pub mod brief;
+pub mod compare;
 pub mod doctor;
+pub mod page;
+pub mod plot;
 pub mod table;

@@ -188,6 +188,13 @@ pub fn append_csv(path: &Path, header: &[String], row: &[String]) -> Result<()> 
     append_line(path, &csv_line(row)?)
 }
 
+/// Puts a whole table in place.
+pub fn write_csv(path: &Path, header: &[String], rows: &[Vec<String>]) -> Result<()> {
+    let lines: Vec<String> =
+        std::iter::once(header).chain(rows.iter().map(Vec::as_slice)).map(csv_line).collect::<Result<_>>()?;
+    write(path, lines.concat().as_bytes())
+}
+
 /// Columns and rows of a table; both empty if the file is not there.
 pub fn read_csv(path: &Path) -> Result<(Vec<String>, Vec<Vec<String>>)> {
     let text = read_lines(path)?.join("\n");

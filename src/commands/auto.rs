@@ -1,0 +1,131 @@
+//! `headroom auto`: plan, calibrate, launch and report in one go.
+
+use std::path::Path;
+
+use crate::cli::{AutoArgs, LaunchArgs, ReportArgs};
+use crate::commands::bench::{self, Bench, Subject};
+use crate::commands::calibrate::{self, Calibrating};
+use crate::commands::{Output, launch, report};
+use crate::error::Result;
+use crate::plan::search::Held;
+use crate::plan::{Ask, Model, Plan, plan};
+use crate::spec::run::{Data, RunConfig};
+use crate::store;
+use crate::units::Seconds;
+
+/// Probability that the bounds hold.
+const CONFIDENCE: f64 = 0.99;
+/// Longest run, hours: a night; and for the model that ships, a minute and a half.
+const HOURS: f64 = 8.0;
+const HOURS_BUILTIN: f64 = 1.5 / 60.0;
+/// Passes over the rows that ship, where three take too long.
+const EPOCHS_BUILTIN: [f64; 3] = [1.0, 0.3, 0.1];
+/// Time for the trials; for the model that ships they take seconds.
+const CALIBRATING: Seconds = Seconds(180.0);
+const CALIBRATING_BUILTIN: Seconds = Seconds(40.0);
+
+/// The verb.
+pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
+    let builtin = args.model.is_none();
+    let mut start = calibrate::builtin_run();
+    if let (Some(model), Some(data)) = (&args.model, &args.data) {
+        (start.model, start.data) = (model.clone(), Data::Train(data.clone()));
+    }
+    start.engine = args.engine.unwrap_or_default();
+    bench::anchor(&mut start);
+    let subject = Subject::of(&start)?;
+    let mut bench = Bench::open(start.engine, &args.bench)?;
+    let hours = args.hours.unwrap_or(if builtin { HOURS_BUILTIN } else { HOURS });
+
+    // For machines the answer is the report's alone.
+    let steps = output.step();
+    let head = |title: &str| output.part(&format!("\n{title}"));
+    head("1. Plan, from formulas")?;
+    let epochs: &[f64] = if builtin { &EPOCHS_BUILTIN } else { &[] };
+    let first = search(&bench, &subject, &start, (hours, epochs))?;
+    output.part(&describe(&first))?;
+    head("2. Calibrate")?;
+    let budget = if builtin { CALIBRATING_BUILTIN } else { CALIBRATING };
+    let script = args.bench.script.as_deref();
+    let what = Calibrating { run: &first.best.run, subject: &subject, budget, again: false, script };
+    calibrate::calibrate(&mut bench, &what, &steps)?;
+    head("3. Plan, calibrated")?;
+    let best = search(&bench, &subject, &start, (hours, epochs))?;
+    output.part(&describe(&best))?;
+    head("4. Launch")?;
+    let folder = launch::run(&launch_args(args, &best.best.run)?, &steps)?;
+    head("5. Report")?;
+    let report = ReportArgs {
+        runs: vec![folder.path().into()],
+        name: None,
+        reports: args.reports.clone(),
+        results: args.bench.results.clone(),
+    };
+    report::run(&report, output).map(|_| ())
+}
+
+/// The best run within `hours`. Of `epochs` the first is taken for which there is one: the model that ships is
+/// there to show the way from end to end, on a slow machine with fewer passes.
+fn search(bench: &Bench, subject: &Subject, start: &RunConfig, (hours, epochs): (f64, &[f64])) -> Result<Plan> {
+    let mut ask = Ask {
+        machine: &bench.machine,
+        calibration: &bench.calibration,
+        run: start.clone(),
+        held: Held::default(),
+        model: Some(Model { name: start.model.clone(), spec: subject.spec.clone() }),
+        lengths: subject.lengths.as_ref(),
+        hours,
+        confidence: CONFIDENCE,
+        budget: Some(bench.limit),
+    };
+    let mut answer = plan(&ask);
+    for &fewer in epochs {
+        if answer.is_ok() {
+            break;
+        }
+        ask.run.recipe.epochs = Some(fewer);
+        answer = plan(&ask);
+    }
+    answer
+}
+
+fn describe(plan: &Plan) -> String {
+    let (run, p) = (&plan.best.run, &plan.best.assessment.prediction);
+    format!(
+        "  {}: {} tokens, rank {}, micro-batch {} of {}, {} steps\n  {} ({} to {}), {:.0} tok/s, {} in all",
+        run.model,
+        run.recipe.max_seq_length,
+        run.recipe.lora.rank,
+        run.execution.batch_size,
+        run.recipe.effective_batch_size,
+        p.steps,
+        p.footprint.point,
+        p.footprint.low,
+        p.footprint.high,
+        p.tokens_per_s.point,
+        p.total_time.point
+    )
+}
+
+/// The planned run, in a file in the first folder under `runs/` that is free.
+fn launch_args(args: &AutoArgs, run: &RunConfig) -> Result<LaunchArgs> {
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => {
+            let name = Path::new(&run.model).file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let candidate = |n: usize| Path::new("runs").join(store::file_name(&format!("{name}-{n}")));
+            (1..).map(candidate).find(|path| !path.exists()).unwrap_or_default()
+        }
+    };
+    let file = out.with_extension("toml");
+    store::write(&file, run.to_toml()?.as_bytes())?;
+    Ok(LaunchArgs {
+        run: file,
+        out: Some(out),
+        resume: false,
+        force: false,
+        save_every: 50,
+        confidence: CONFIDENCE,
+        bench: args.bench.clone(),
+    })
+}

@@ -1,0 +1,231 @@
+//! What the commands that measure have in common: who trains, what the run is made of, what has been
+//! measured here before and what follows from it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::cli;
+use crate::commands::common;
+use crate::error::{Error, Result};
+use crate::measure::{Measurement, Place, Predicted, probe, row};
+use crate::plan::{Assessment, Model, assess};
+use crate::predict::calibration::{Calibration, Observation};
+use crate::predict::{Measured, Prediction, Request};
+use crate::spec::data::TokenLengths;
+use crate::spec::machine::Machine;
+use crate::spec::model::ModelSpec;
+use crate::spec::run::{BUILTIN, Data, Engine, RunConfig};
+use crate::store;
+use crate::trainer::Trainer;
+use crate::trainer::candle::CandleTrainer;
+use crate::trainer::scripted::{Script, ScriptedTrainer};
+use crate::trainer::source::ModelSource;
+use crate::units::Bytes;
+
+/// Who trains for this engine.
+pub fn trainer(engine: Engine, script: Option<&Path>) -> Result<Box<dyn Trainer>> {
+    if let Some(path) = script {
+        return Ok(Box::new(ScriptedTrainer::new(store::load_json::<Script>(path)?, engine)));
+    }
+    match engine {
+        Engine::Candle => Ok(Box::new(CandleTrainer)),
+        Engine::MlxLm => {
+            let reason = "it cannot be run from here yet; `plan` and `predict` know it".into();
+            Err(Error::Engine { engine: engine.name().into(), reason })
+        }
+    }
+}
+
+/// The run file at `path`, with paths that stay right wherever it is copied to.
+pub fn read_run(path: &Path) -> Result<RunConfig> {
+    let mut run = RunConfig::from_toml(&store::read_text(path)?, path)?;
+    anchor(&mut run);
+    Ok(run)
+}
+
+/// Makes every path of a run absolute.
+pub fn anchor(run: &mut RunConfig) {
+    let fix = |path: &mut PathBuf| {
+        if path.as_os_str() != BUILTIN {
+            *path = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
+        }
+    };
+    match &mut run.data {
+        Data::Train(train) => fix(train),
+        Data::Split(split) => {
+            fix(&mut split.train);
+            split.valid.iter_mut().for_each(fix);
+        }
+    }
+    run.recipe.lora.init_adapter.iter_mut().for_each(fix);
+    if run.model != BUILTIN && Path::new(&run.model).is_dir() {
+        let mut folder = PathBuf::from(&run.model);
+        fix(&mut folder);
+        run.model = folder.to_string_lossy().into_owned();
+    }
+}
+
+/// This machine, an engine on it, and what has been measured of them.
+pub struct Bench {
+    /// This machine, now.
+    pub machine: Machine,
+    /// What measurements made here have in common.
+    pub place: Place,
+    /// Of the same machine, engine and version; in the order they were made.
+    pub measurements: Vec<Measurement>,
+    /// Before any of them.
+    pub prior: Calibration,
+    /// With them.
+    pub calibration: Calibration,
+    /// Rows of the table that could not be used, because their model or data are gone.
+    pub unusable: usize,
+    /// Footprint that is not to be exceeded.
+    pub limit: Bytes,
+    path: PathBuf,
+}
+
+impl Bench {
+    /// Asks the machine and reads its table.
+    pub fn open(engine: Engine, args: &cli::Bench) -> Result<Self> {
+        let machine = probe::this_machine()?;
+        let engine_version = trainer(engine, args.script.as_deref())?.version();
+        let limit = args.limit.map_or(machine.available, |limit| limit.min(machine.available));
+        Self::of(engine, engine_version, (machine, limit), &args.results)
+    }
+
+    /// The bench that a run was made on, as far as this machine is it.
+    pub fn of_record(record: &Measurement, results: &Path) -> Result<Self> {
+        let machine = probe::this_machine()?;
+        if machine.name != record.machine {
+            return Err(Error::invalid("machine", &machine.name, format!("`{}`, where it ran", record.machine)));
+        }
+        let limit = machine.available;
+        Self::of(record.config.engine, record.engine_version.clone(), (machine, limit), results)
+    }
+
+    fn of(engine: Engine, engine_version: String, (machine, limit): (Machine, Bytes), results: &Path) -> Result<Self> {
+        let path = results.join(store::file_name(&machine.name)).join("measurements.csv");
+        let prior = Calibration::prior(&machine, engine);
+        let place = Place { machine: machine.name.clone(), os: probe::os(), engine_version };
+        let mut bench = Self {
+            measurements: Vec::new(),
+            calibration: prior.clone(),
+            unusable: 0,
+            machine,
+            place,
+            prior,
+            limit,
+            path,
+        };
+        bench.measurements = read_measurements(&bench.path)?;
+        let version = &bench.place.engine_version;
+        bench.measurements.retain(|m| m.config.engine == engine && m.engine_version == *version);
+        bench.refit()?;
+        Ok(bench)
+    }
+
+    /// Writes one down and learns from it.
+    pub fn add(&mut self, measurement: Measurement) -> Result<()> {
+        store::append_csv(&self.path, &row::header(), &measurement.to_row()?)?;
+        self.measurements.push(measurement);
+        self.refit()
+    }
+
+    /// Where they are written down.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Always from the prior and all raw runs.
+    fn refit(&mut self) -> Result<()> {
+        let mut known = HashMap::new();
+        let mut observations = Vec::new();
+        self.unusable = 0;
+        for m in self.measurements.iter().filter(|m| m.has_speed()) {
+            match self.observation(m, &mut known) {
+                Some(observation) => observations.push(observation),
+                None => self.unusable += 1,
+            }
+        }
+        self.calibration = Calibration::fit(&self.prior, &observations)?;
+        Ok(())
+    }
+
+    fn observation(&self, m: &Measurement, known: &mut Known) -> Option<Observation> {
+        let key = format!("{} {:?} {}", m.config.model, m.config.data, m.pad_to_max);
+        let entry = known.entry(key).or_insert_with(|| {
+            let model = common::model(&m.config.model).ok()?;
+            // Padded rows are all of the greatest length, which is what no lengths mean.
+            let lengths = if m.pad_to_max { None } else { Some(common::lengths(&model, &m.config.data).ok()?) };
+            Some((model.spec, lengths))
+        });
+        let (spec, lengths) = entry.as_ref()?;
+        let measured = Measured {
+            step_time: crate::units::Seconds(m.measured.step_time_s?),
+            peak_memory: m.measured.peak_memory_bytes?,
+            footprint: m.measured.footprint_bytes?,
+        };
+        let lengths = lengths.as_ref();
+        let (machine, calibration) = (&self.machine, &self.prior);
+        Observation::new(&Request { spec, machine, run: &m.config, lengths, calibration }, measured).ok()
+    }
+
+    /// What `run` takes, held against the limit.
+    pub fn assess(&self, subject: &Subject, run: &RunConfig, confidence: f64) -> Result<Assessment> {
+        assess(&self.request(subject, run, &self.calibration), confidence, Some(self.limit))
+    }
+
+    /// The same by another calibration.
+    pub fn request<'a>(&'a self, subject: &'a Subject, run: &'a RunConfig, by: &'a Calibration) -> Request<'a> {
+        Request { spec: &subject.spec, machine: &self.machine, run, lengths: subject.lengths.as_ref(), calibration: by }
+    }
+}
+
+/// Architecture and lengths by model and data; `None` where they are gone.
+type Known = HashMap<String, Option<(ModelSpec, Option<TokenLengths>)>>;
+
+/// A prediction as a row of measurements keeps it.
+pub fn predicted(prediction: &Prediction) -> Predicted {
+    Predicted {
+        peak_memory_bytes: Some(prediction.peak_memory),
+        footprint_bytes: Some(prediction.footprint),
+        tokens_per_s: Some(prediction.tokens_per_s),
+        step_time_s: Some(prediction.step_time.map(|s| s.0)),
+    }
+}
+
+/// What a run is about.
+pub struct Subject {
+    /// The model.
+    pub spec: ModelSpec,
+    /// Its data, where it is there.
+    pub lengths: Option<TokenLengths>,
+}
+
+impl Subject {
+    /// Of a run that is to be done: model and data must be there.
+    pub fn of(run: &RunConfig) -> Result<Self> {
+        let model = Model { name: run.model.clone(), spec: ModelSource::find(&run.model)?.spec()? };
+        let lengths = Some(common::lengths(&model, &run.data)?);
+        Ok(Self { spec: model.spec, lengths })
+    }
+
+    /// The same with every row as long as it may be.
+    pub fn padded(&self) -> Self {
+        Self { spec: self.spec.clone(), lengths: None }
+    }
+}
+
+/// All rows of a table.
+pub fn read_measurements(path: &Path) -> Result<Vec<Measurement>> {
+    let (columns, rows) = store::read_csv(path)?;
+    let parse = |(i, row): (usize, &Vec<String>)| {
+        Measurement::from_row(&columns, row).map_err(|message| Error::Parse {
+            path: path.into(),
+            line: Some(i + 2),
+            message,
+            hint: None,
+        })
+    };
+    rows.iter().enumerate().map(parse).collect()
+}

@@ -1,0 +1,255 @@
+//! A run beside what was predicted of it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cost::ledger::{Item, MemoryLedger, Phase};
+use crate::measure::Measurement;
+use crate::spec::run::RunConfig;
+use crate::trainer::{Outcome, Step};
+use crate::units::{Bytes, Estimate, Seconds};
+
+/// What `prediction.json` holds, as far as a report needs it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PredictionFile {
+    /// Highest allocation of tensors.
+    pub peak_memory_bytes: Estimate<Bytes>,
+    /// Highest memory of the process.
+    pub footprint_bytes: Estimate<Bytes>,
+    /// Tokens of the examples per second.
+    pub tokens_per_s: Estimate<f64>,
+    /// One optimizer step.
+    pub step_time_s: Estimate<Seconds>,
+    /// The whole run.
+    pub total_time_s: Estimate<Seconds>,
+    /// What is in memory at the tallest moment: `phase` is `resident`, or the phase of that moment.
+    pub ledger: Vec<LedgerLine>,
+    /// What is in memory in every phase of a step, in their order.
+    #[serde(default)]
+    pub timeline: Vec<LedgerLine>,
+    /// Limits that it was held to.
+    #[serde(default)]
+    pub limits: Vec<LimitLine>,
+    /// Parameters that learn.
+    pub trainable_params: u64,
+    /// All parameters.
+    pub total_params: u64,
+}
+
+/// One thing in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerLine {
+    /// What it is.
+    pub name: String,
+    /// Its size.
+    pub bytes: Bytes,
+    /// When it is there.
+    pub phase: String,
+}
+
+/// One limit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LimitLine {
+    /// Which.
+    pub name: String,
+    /// Where it is.
+    pub limit: Bytes,
+    /// What was predicted to be held against it.
+    pub predicted: Bytes,
+}
+
+/// Phase of what is there from loading to the end.
+pub const RESIDENT: &str = "resident";
+
+/// A ledger as lines.
+pub fn ledger_lines(ledger: &MemoryLedger) -> Vec<LedgerLine> {
+    let line =
+        |item: &Item, phase: &str| LedgerLine { name: item.name.clone(), bytes: item.bytes, phase: phase.into() };
+    let resident = ledger.resident.iter().map(|item| line(item, RESIDENT));
+    let phases = ledger.phases.iter().flat_map(|phase| phase.items.iter().map(|item| line(item, &phase.name)));
+    resident.chain(phases).collect()
+}
+
+impl PredictionFile {
+    /// The lines as resident items and phases again.
+    pub fn phases(&self) -> (Vec<Item>, Vec<Phase>) {
+        let item = |line: &LedgerLine| Item { name: line.name.clone(), bytes: line.bytes };
+        let lines = if self.timeline.is_empty() { &self.ledger } else { &self.timeline };
+        let resident = lines.iter().filter(|l| l.phase == RESIDENT).map(item).collect();
+        let mut phases: Vec<Phase> = Vec::new();
+        for line in lines.iter().filter(|l| l.phase != RESIDENT) {
+            match phases.iter_mut().find(|p| p.name == line.phase) {
+                Some(phase) => phase.items.push(item(line)),
+                None => phases.push(Phase { name: line.phase.clone(), items: vec![item(line)] }),
+            }
+        }
+        (resident, phases)
+    }
+}
+
+/// All that is known of one run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunReport {
+    /// Name of its folder.
+    pub name: String,
+    /// What was run.
+    pub config: RunConfig,
+    /// What was expected.
+    pub prediction: Option<PredictionFile>,
+    /// How it ended and what was measured; absent while it runs.
+    pub record: Option<Measurement>,
+    /// Its optimizer steps.
+    pub steps: Vec<Step>,
+    /// What calibrating has changed in what is expected of it.
+    pub calibration: Vec<Change>,
+}
+
+/// A figure before and after calibrating.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// Of what.
+    pub quantity: Quantity,
+    /// From formulas alone.
+    pub before: Estimate<f64>,
+    /// Refitted to runs on this machine.
+    pub after: Estimate<f64>,
+}
+
+/// What is compared. In memory bytes, in time seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Quantity {
+    Peak,
+    Footprint,
+    Speed,
+    StepTime,
+    TotalTime,
+}
+
+impl Quantity {
+    /// As people say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Peak => "peak memory (tensors)",
+            Self::Footprint => "footprint (process)",
+            Self::Speed => "speed",
+            Self::StepTime => "optimizer step",
+            Self::TotalTime => "whole run",
+        }
+    }
+
+    /// Unit of the value in tables for machines.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Peak | Self::Footprint => "bytes",
+            Self::Speed => "tokens/s",
+            Self::StepTime | Self::TotalTime => "s",
+        }
+    }
+
+    /// A value of it, for people.
+    pub fn show(self, value: f64) -> String {
+        match self {
+            Self::Peak | Self::Footprint => Bytes::from_f64(value).to_string(),
+            Self::Speed if value >= 99.5 => format!("{value:.0} tok/s"),
+            Self::Speed => format!("{value:.1} tok/s"),
+            // Finer than times are shown elsewhere: here they stand beside each other.
+            Self::StepTime | Self::TotalTime if value < 9.95 => format!("{value:.2} s"),
+            Self::StepTime | Self::TotalTime if (119.5..7200.0).contains(&value) => format!("{:.1} min", value / 60.0),
+            Self::StepTime | Self::TotalTime => Seconds(value).to_string(),
+        }
+    }
+}
+
+/// One quantity, predicted and measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    /// Of what.
+    pub quantity: Quantity,
+    /// What was expected.
+    pub predicted: Estimate<f64>,
+    /// What came, if it did.
+    pub measured: Option<f64>,
+}
+
+impl Comparison {
+    /// How far the prediction was from the measurement, relative to the measurement; positive if too high.
+    pub fn error(&self) -> Option<f64> {
+        self.measured.filter(|&m| m > 0.0).map(|m| (self.predicted.point - m) / m)
+    }
+
+    /// Whether the measurement lies in the interval.
+    pub fn inside(&self) -> Option<bool> {
+        self.measured.map(|m| (self.predicted.low..=self.predicted.high).contains(&m))
+    }
+}
+
+impl RunReport {
+    /// Every quantity that was predicted, beside what was measured.
+    pub fn comparisons(&self) -> Vec<Comparison> {
+        let Some(p) = &self.prediction else { return Vec::new() };
+        let measured = self.record.as_ref().map(|r| r.measured);
+        let row = |quantity, predicted, measured| Comparison { quantity, predicted, measured };
+        let of = |pick: fn(&crate::measure::Measured) -> Option<f64>| measured.as_ref().and_then(pick);
+        vec![
+            row(Quantity::Peak, p.peak_memory_bytes.map(Bytes::as_f64), of(|m| m.peak_memory_bytes.map(Bytes::as_f64))),
+            row(
+                Quantity::Footprint,
+                p.footprint_bytes.map(Bytes::as_f64),
+                of(|m| m.footprint_bytes.map(Bytes::as_f64)),
+            ),
+            row(Quantity::Speed, p.tokens_per_s, of(|m| m.tokens_per_s)),
+            row(Quantity::StepTime, p.step_time_s.map(|s| s.0), of(|m| m.step_time_s)),
+            row(Quantity::TotalTime, p.total_time_s.map(|s| s.0), self.total_time()),
+        ]
+    }
+
+    /// Wall time, where one process ran from the first step to the last.
+    fn total_time(&self) -> Option<f64> {
+        let record = self.record.as_ref().filter(|r| r.outcome == Outcome::Finished)?;
+        let counted = record.measured.steps + record.measured.warmup_steps;
+        (counted == self.steps.len()).then_some(record.measured.wall_time_s)
+    }
+
+    /// One sentence: what happened, and whether it was what had been said.
+    pub fn answer(&self) -> String {
+        let Some(record) = &self.record else { return "It has not ended yet.".into() };
+        let what = match &record.outcome {
+            Outcome::Finished => "It fit and it finished".to_owned(),
+            Outcome::Stopped { at_step } => format!("It was stopped after step {at_step}"),
+            Outcome::OutOfMemory { at_step } => format!("It ran out of memory after step {at_step}"),
+            Outcome::TimedOut { at_step } => format!("It ran out of time after step {at_step}"),
+            Outcome::Crashed { at_step, reason } => format!("It died after step {at_step} ({reason})"),
+        };
+        let judged: Vec<bool> = self.comparisons().iter().filter_map(Comparison::inside).collect();
+        match judged.iter().filter(|&&inside| inside).count() {
+            _ if judged.is_empty() => format!("{what}; nothing had been predicted."),
+            n if n == judged.len() => format!("{what}; all {n} measured figures lie in their predicted intervals."),
+            n => format!("{what}; {n} of {} measured figures lie in their predicted intervals.", judged.len()),
+        }
+    }
+}
+
+/// The comparisons of all runs as a table for machines.
+pub fn csv(runs: &[RunReport]) -> (Vec<String>, Vec<Vec<String>>) {
+    let header = ["run", "quantity", "unit", "predicted", "low", "high", "level", "measured", "error", "inside"];
+    let mut rows = Vec::new();
+    for run in runs {
+        for c in run.comparisons() {
+            let p = c.predicted;
+            let text = |v: Option<f64>| v.map(|v| v.to_string()).unwrap_or_default();
+            rows.push(vec![
+                run.name.clone(),
+                c.quantity.name().into(),
+                c.quantity.unit().into(),
+                p.point.to_string(),
+                p.low.to_string(),
+                p.high.to_string(),
+                p.level.to_string(),
+                text(c.measured),
+                text(c.error()),
+                c.inside().map(|i| i.to_string()).unwrap_or_default(),
+            ]);
+        }
+    }
+    (header.map(String::from).to_vec(), rows)
+}
