@@ -2,24 +2,22 @@
 
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
 
-/// How much is alive by name. A dozen names at most, copied at every new height: a list beats a map.
-type Alive = Vec<(&'static str, u64)>;
-
 /// Memory over time. Things of the same name are counted together.
 #[derive(Debug, Default)]
 pub struct Timeline {
     resident: Vec<Item>,
-    live: Alive,
+    /// Alive now, by name: a few, so that a search by name is quicker than any map.
+    live: Vec<(&'static str, u64)>,
     total: u64,
     phases: Vec<Highest>,
-    largest: Option<Item>,
+    largest: Option<(&'static str, u64)>,
 }
 
 #[derive(Debug)]
 struct Highest {
     name: &'static str,
     total: u64,
-    live: Alive,
+    live: Vec<(&'static str, u64)>,
 }
 
 /// Something alive; it must be given back to [`Timeline::free`].
@@ -40,34 +38,42 @@ impl Timeline {
     pub fn phase(&mut self, name: &'static str) {
         match self.phases.iter().position(|p| p.name == name) {
             Some(i) => self.phases[i..].rotate_left(1),
-            None => self.phases.push(Highest { name, total: 0, live: Alive::new() }),
+            None => self.phases.push(Highest { name, total: 0, live: Vec::new() }),
         }
         self.note();
     }
 
     /// An allocation.
     pub fn alloc(&mut self, name: &'static str, bytes: u64) -> Live {
-        self.add(name, bytes);
-        if self.largest.as_ref().is_none_or(|l| l.bytes.0 < bytes) {
-            self.largest = Some(Item::new(name, bytes));
+        *self.place(name) += bytes;
+        self.total += bytes;
+        if self.largest.is_none_or(|(_, largest)| largest < bytes) {
+            self.largest = Some((name, bytes));
         }
         self.note();
         Live { name, bytes }
     }
 
+    fn place(&mut self, name: &'static str) -> &mut u64 {
+        let i = self.live.iter().position(|(n, _)| std::ptr::eq(*n, name) || *n == name).unwrap_or_else(|| {
+            self.live.push((name, 0));
+            self.live.len() - 1
+        });
+        &mut self.live[i].1
+    }
+
     /// A release.
     pub fn free(&mut self, live: Live) {
         self.total -= live.bytes;
-        if let Some(sum) = self.find(live.name) {
-            *sum -= live.bytes;
-        }
+        *self.place(live.name) -= live.bytes;
     }
 
     /// The same memory under another name: a tensor's role changes as the step goes on.
     pub fn rename(&mut self, live: Live, name: &'static str) -> Live {
         let bytes = live.bytes;
         self.free(live);
-        self.add(name, bytes);
+        *self.place(name) += bytes;
+        self.total += bytes;
         Live { name, bytes }
     }
 
@@ -75,20 +81,6 @@ impl Timeline {
     pub fn brief(&mut self, name: &'static str, bytes: u64) {
         let live = self.alloc(name, bytes);
         self.free(live);
-    }
-
-    fn find(&mut self, name: &'static str) -> Option<&mut u64> {
-        // Nearly always the same literal, which is told without reading it.
-        let same = |n: &str| std::ptr::eq(n, name) || n == name;
-        self.live.iter_mut().find(|(n, _)| same(n)).map(|(_, sum)| sum)
-    }
-
-    fn add(&mut self, name: &'static str, bytes: u64) {
-        self.total += bytes;
-        match self.find(name) {
-            Some(sum) => *sum += bytes,
-            None => self.live.push((name, bytes)),
-        }
     }
 
     fn note(&mut self) {
@@ -102,11 +94,14 @@ impl Timeline {
 
     /// The tallest moment of each phase.
     pub fn ledger(self) -> MemoryLedger {
-        let items = |live: Alive| live.iter().filter(|(_, b)| *b > 0).map(|(n, b)| Item::new(n, *b)).collect();
+        let items = |mut live: Vec<(&str, u64)>| {
+            live.sort_unstable();
+            live.into_iter().filter(|(_, b)| *b > 0).map(|(n, b)| Item::new(n, b)).collect()
+        };
         MemoryLedger {
             resident: self.resident,
             phases: self.phases.into_iter().map(|p| Phase::new(p.name, items(p.live))).collect(),
-            largest_buffer: self.largest.unwrap_or(Item::new("nothing", 0)),
+            largest_buffer: self.largest.map_or(Item::new("nothing", 0), |(n, b)| Item::new(n, b)),
         }
     }
 }
