@@ -1,10 +1,9 @@
 //! `headroom predict`: what one given run takes.
 
-use super::{Answer, Output, common};
+use super::{Answer, Output, bench, common};
 use crate::cli::PredictArgs;
 use crate::error::{Error, Result};
 use crate::plan::{Candidate, Verdict, assess, levers};
-use crate::predict::calibration::Calibration;
 use crate::predict::{ASSUMED_EXAMPLES, Request};
 use crate::report::table::{self, Context};
 use crate::spec::data::TokenLengths;
@@ -35,8 +34,7 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     };
     let longest = run.recipe.max_seq_length;
     let lengths = counted.clone().unwrap_or_else(|| TokenLengths::assumed(ASSUMED_EXAMPLES, longest));
-    // TODO(merge): the stored calibration of this machine and engine, where there is one.
-    let calibration = Calibration::prior(&machine, run.engine);
+    let calibration = bench::known(run.engine, &machine, &args.machine.results)?;
     let (spec, budget) = (&model.spec, args.limits.budget);
     let request = Request { spec, machine: &machine, run: &run, lengths: Some(&lengths), calibration: &calibration };
     let assessment = assess(&request, confidence, budget)?;
