@@ -147,14 +147,26 @@ fn stopwatch() {
     let found = plan(&ask).unwrap();
     println!("plan {:?}, {} considered", t.elapsed(), found.considered);
     let spec = &catalogue::find(&found.best.run.model).unwrap().spec;
-    let request = Request { spec, machine: &case.machine, run: &found.best.run, lengths: Some(&case.lengths), calibration: &case.calibration };
+    let request = Request {
+        spec,
+        machine: &case.machine,
+        run: &found.best.run,
+        lengths: Some(&case.lengths),
+        calibration: &case.calibration,
+    };
     let t = std::time::Instant::now();
-    for _ in 0..100 { std::hint::black_box(request.step_time().unwrap()); }
+    for _ in 0..100 {
+        std::hint::black_box(request.step_time().unwrap());
+    }
     println!("step_time {:?}", t.elapsed() / 100);
     let t = std::time::Instant::now();
-    for _ in 0..100 { std::hint::black_box(crate::cost::ledger(spec, &found.best.run, &case.machine, 2048).unwrap()); }
+    for _ in 0..100 {
+        std::hint::black_box(crate::cost::ledger(spec, &found.best.run, &case.machine, 2048).unwrap());
+    }
     println!("ledger {:?}", t.elapsed() / 100);
     let t = std::time::Instant::now();
-    for _ in 0..100 { std::hint::black_box(assess(&request, 0.99, None).unwrap()); }
+    for _ in 0..100 {
+        std::hint::black_box(assess(&request, 0.99, None).unwrap());
+    }
     println!("assess {:?}", t.elapsed() / 100);
 }
