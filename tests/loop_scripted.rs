@@ -1,11 +1,13 @@
 //! The whole loop on a machine whose truth is known: the scripted trainer in the place of the engine, the
 //! real program around it.
 
+#![allow(clippy::unwrap_used)] // the helpers of tests are tests too
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use headroom::cost::{self, time::step_cost};
+use headroom::cost::{self, time::StepCost, time::step_cost};
 use headroom::measure::Measurement;
 use headroom::measure::probe::this_machine;
 use headroom::report::compare::PredictionFile;
@@ -24,27 +26,32 @@ fn run(length: usize, batch: usize) -> RunConfig {
     RunConfig::from_toml(&text, Path::new("run.toml")).unwrap()
 }
 
-/// A machine that keeps to the formulas, with coefficients of its own: arithmetic at 0.3 of the nominal rate, no
-/// time for bytes, 1 ms a micro-batch, 40 MiB beside the tensors.
+/// A machine that keeps to the formulas, with coefficients of its own: arithmetic at 0.3 of the nominal rate, bytes
+/// at 0.6 of theirs, 2 us a launch, 40 MiB beside the tensors.
 fn script() -> Script {
     let machine = this_machine().unwrap();
     let spec = ModelSource::find("builtin").unwrap().spec().unwrap();
     let runs = [run(32, 1), run(64, 4)];
-    let [small, large] = runs.each_ref().map(|r| step_cost(&spec, r, None).unwrap().flops());
-    let [low, high] =
+    let costs = runs.each_ref().map(|r| step_cost(&spec, r, None).unwrap());
+    let peaks =
         runs.each_ref().map(|r| cost::ledger(&spec, r, &machine, r.recipe.max_seq_length).unwrap().peak().as_f64());
-    // Two equations, FLOPs = tokens (a + length b), and two, bytes = c + tokens d.
-    let (small, large) = (small / 32.0, large / 256.0);
-    let per_pair = (large - small) / 32.0;
-    let per_token = (high - low) / (256.0 - 32.0);
+    // A line through two micro-batches of 32 and of 256 tokens: its value at none, and its slope.
+    let line = |[low, high]: [f64; 2]| {
+        let slope = (high - low) / (256.0 - 32.0);
+        [low - 32.0 * slope, slope]
+    };
+    let (flops_per_s, bytes_per_s) = (0.3 * machine.peak_flops.0, 0.6 * machine.bandwidth);
+    let time = |c: &StepCost| c.flops() / flops_per_s + c.bytes() / bytes_per_s + c.launches() * 2e-6;
+    let [overhead_s, per_token] = line(costs.each_ref().map(time));
+    let [fixed_memory, memory_per_token] = line(peaks);
     Script {
-        flops_per_token: small - 32.0 * per_pair,
-        flops_per_token_pair: per_pair,
-        flops_per_s: 0.3 * machine.peak_flops.0,
+        flops_per_token: per_token * flops_per_s,
+        flops_per_token_pair: 0.0,
+        flops_per_s,
         bytes_per_micro_batch: 0.0,
-        overhead_s: 1e-3,
-        fixed_memory: Bytes::from_f64(low - 32.0 * per_token),
-        memory_per_token: per_token,
+        overhead_s,
+        fixed_memory: Bytes::from_f64(fixed_memory),
+        memory_per_token,
         process_memory: Bytes::from_mib(40),
         noise: 0.02,
         lengths: vec![64; 10],

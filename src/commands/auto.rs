@@ -73,7 +73,7 @@ fn search(bench: &Bench, subject: &Subject, start: &RunConfig, (hours, epochs): 
         run: start.clone(),
         held: Held::default(),
         model: Some(Model { name: start.model.clone(), spec: subject.spec.clone() }),
-        lengths: subject.lengths.as_ref(),
+        lengths: &subject.lengths,
         hours,
         confidence: CONFIDENCE,
         budget: Some(bench.limit),

@@ -188,7 +188,7 @@ impl Bench {
 
     /// The same by another calibration.
     pub fn request<'a>(&'a self, subject: &'a Subject, run: &'a RunConfig, by: &'a Calibration) -> Request<'a> {
-        Request { spec: &subject.spec, machine: &self.machine, run, lengths: subject.lengths.as_ref(), calibration: by }
+        Request { spec: &subject.spec, machine: &self.machine, run, lengths: Some(&subject.lengths), calibration: by }
     }
 }
 
@@ -209,21 +209,21 @@ pub fn predicted(prediction: &Prediction) -> Predicted {
 pub struct Subject {
     /// The model.
     pub spec: ModelSpec,
-    /// Its data, where it is there.
-    pub lengths: Option<TokenLengths>,
+    /// Lengths of its training rows.
+    pub lengths: TokenLengths,
 }
 
 impl Subject {
     /// Of a run that is to be done: model and data must be there.
     pub fn of(run: &RunConfig) -> Result<Self> {
         let model = Model { name: run.model.clone(), spec: ModelSource::find(&run.model)?.spec()? };
-        let lengths = Some(common::lengths(&model, &run.data)?);
+        let lengths = common::lengths(&model, &run.data)?;
         Ok(Self { spec: model.spec, lengths })
     }
 
-    /// The same with every row as long as it may be.
+    /// The same with every row padded to the greatest length, as trials do it: a row longer than any cut.
     pub fn padded(&self) -> Self {
-        Self { spec: self.spec.clone(), lengths: None }
+        Self { spec: self.spec.clone(), lengths: TokenLengths::new(vec![u32::MAX]) }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::measure::observe::{Limits, observe};
 use crate::measure::{Measurement, probe};
 use crate::plan::Assessment;
 use crate::plan::trials::trials;
+use crate::predict::calibration::Calibration;
 use crate::predict::predict;
 use crate::report::brief;
 use crate::spec::run::{BUILTIN, Data, Execution, Recipe, RunConfig};
@@ -59,6 +60,8 @@ pub struct Calibrated {
     pub runs: usize,
     /// What is expected of the planned run, before and after.
     pub changes: Vec<(&'static str, [Estimate<f64>; 2])>,
+    /// What is known now.
+    pub calibration: Option<Calibration>,
 }
 
 /// The verb.
@@ -100,6 +103,7 @@ pub fn calibrate(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> 
     let changes = brief::changes(&by(&old)?, &by(&bench.calibration)?);
     result.runs = bench.calibration.runs;
     result.changes = changes.iter().map(|c| (c.quantity.name(), [c.before, c.after])).collect();
+    result.calibration = Some(bench.calibration.clone());
     output.part(&format!(
         "\n{} trials measured, {} known from before; {} runs of this machine and engine count. The planned run:",
         result.measured, result.reused, result.runs

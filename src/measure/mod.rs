@@ -15,8 +15,11 @@ use serde::{Deserialize, Serialize};
 use crate::measure::observe::Observed;
 use crate::measure::probe::MachineState;
 use crate::spec::run::RunConfig;
-use crate::trainer::{Job, Outcome};
+use crate::trainer::Job;
 use crate::units::{Bytes, Estimate};
+
+/// What a measurement is made of, for those who read measurements and know no trainer.
+pub use crate::trainer::{Outcome, Step};
 
 /// Version of the columns; raised whenever they change their meaning.
 pub const SCHEMA: u32 = 1;
@@ -98,7 +101,7 @@ pub struct Measured {
 impl Measured {
     /// The figures of a trial.
     pub fn of(observed: &Observed) -> Self {
-        use crate::trainer::{Step, TrainEvent};
+        use crate::trainer::TrainEvent;
         let counted = summary::counted(&observed.steps);
         let middle = |of: fn(&Step) -> f64| summary::median(&counted.iter().map(of).collect::<Vec<_>>());
         let time = summary::time(&observed.steps);

@@ -146,9 +146,11 @@ impl<'a> Watch<'a> {
         if self.heard.elapsed().as_secs_f64() > self.limits.silence.0 {
             return Some(Outcome::TimedOut { at_step });
         }
-        (self.started.elapsed().as_secs_f64() > self.limits.time.0).then(|| {
-            if at_step > summary::WARMUP_STEPS { Outcome::Stopped { at_step } } else { Outcome::TimedOut { at_step } }
-        })
+        if self.started.elapsed().as_secs_f64() <= self.limits.time.0 {
+            return None;
+        }
+        let measured = at_step > summary::WARMUP_STEPS;
+        Some(if measured { Outcome::Stopped { at_step } } else { Outcome::TimedOut { at_step } })
     }
 
     fn take(&mut self, line: &str, on: &mut dyn FnMut(&TrainEvent)) {

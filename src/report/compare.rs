@@ -3,9 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
-use crate::measure::Measurement;
+use crate::measure::{Measurement, Outcome, Step};
 use crate::spec::run::RunConfig;
-use crate::trainer::{Outcome, Step};
 use crate::units::{Bytes, Estimate, Seconds};
 
 /// What `prediction.json` holds, as far as a report needs it.
