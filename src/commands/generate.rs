@@ -45,7 +45,8 @@ fn subject(args: &GenerateArgs) -> Result<(String, Option<PathBuf>)> {
         return Ok((args.model.clone().unwrap_or_else(|| BUILTIN.into()), None));
     };
     let run_file = folder.join("run.toml");
-    let of_run = run_file.is_file().then(|| RunConfig::from_toml(&store::read_text(&run_file)?, &run_file)).transpose()?;
+    let of_run =
+        run_file.is_file().then(|| RunConfig::from_toml(&store::read_text(&run_file)?, &run_file)).transpose()?;
     let adapter = if of_run.is_some() { folder.join("adapter") } else { folder.clone() };
     let model = args.model.clone().or(of_run.map(|run| run.model)).unwrap_or_else(|| BUILTIN.into());
     Ok((model, Some(adapter)))
