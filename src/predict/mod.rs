@@ -12,11 +12,12 @@ use crate::cost;
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::params::{Parameters, trainable};
 use crate::cost::time::{StepCost, step_cost};
+use crate::cost::work::heaviest;
 use crate::error::Result;
 use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
-use crate::spec::run::RunConfig;
+use crate::spec::run::{Engine, RunConfig};
 use crate::units::{Bytes, Estimate, Seconds, watt_hours};
 
 /// Examples that are assumed where no data is at hand.
@@ -91,10 +92,19 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// Tokens of the longest row.
-    fn longest(&self) -> usize {
+    /// Tokens of a row in the run's heaviest micro-batch.
+    fn tokens_per_row(&self) -> usize {
         let cap = self.run.recipe.max_seq_length;
-        self.lengths.filter(|l| !l.is_empty()).map_or(cap, |l| l.max().min(cap))
+        let Some(lengths) = self.lengths.filter(|l| !l.is_empty()) else { return cap };
+        match self.run.engine {
+            // Examples lie end to end: their sum counts, and not the longest of them.
+            Engine::Candle => {
+                let micro_batches = (self.run.steps(lengths.len()) * self.run.accumulation()) as f64;
+                heaviest(lengths, self.run, micro_batches).div_ceil(self.run.execution.batch_size)
+            }
+            // Each is padded to the longest.
+            Engine::MlxLm => lengths.max().min(cap),
+        }
     }
 
     /// Most likely time of one step alone, for when nothing else is asked.
@@ -129,7 +139,7 @@ fn estimate<T>(figure: LogNormal, level: f64, make: impl Fn(f64) -> T) -> Estima
 pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     let Request { spec, machine, run, lengths, calibration } = *request;
     let point = Point::of(spec, run);
-    let ledger = cost::ledger(spec, run, machine, request.longest())?;
+    let ledger = cost::ledger(spec, run, machine, request.tokens_per_row())?;
     let cost = step_cost(spec, run, lengths)?;
     let step_time = estimate(calibration.step_time(&cost, &point), level, Seconds);
     let tokens = cost.tokens;
@@ -181,7 +191,7 @@ impl Observation {
     /// A measured run, beside what it should have cost.
     pub fn new(request: &Request<'_>, measured: Measured) -> Result<Self> {
         let Request { spec, machine, run, lengths, .. } = *request;
-        let ledger = cost::ledger(spec, run, machine, request.longest())?;
+        let ledger = cost::ledger(spec, run, machine, request.tokens_per_row())?;
         Ok(Self {
             cost: step_cost(spec, run, lengths)?,
             ledger_peak: ledger.peak(),
