@@ -6,8 +6,12 @@ use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 use crate::error::{Error, Result};
-use crate::spec::machine::{Accelerator, Machine};
-use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
+#[cfg(not(target_os = "macos"))]
+use crate::spec::machine::Accelerator;
+use crate::spec::machine::Machine;
+use crate::units::Bytes;
+#[cfg(not(target_os = "macos"))]
+use crate::units::{Flops, bandwidth_from_gb_s};
 
 #[cfg(target_os = "macos")]
 #[path = "probe_mac.rs"]

@@ -30,7 +30,7 @@ use super::text::Text;
 use super::{Flow, Job, Outcome, Step, TrainEvent, Trainer, memory};
 use crate::error::{Error, Result};
 use crate::spec::run::{Engine, LrSchedule, RunConfig};
-use crate::units::Seconds;
+use crate::units::{Bytes, Seconds};
 
 /// The candle version this is built on, part of the key of a calibration.
 const CANDLE: &str = "0.11.1";
@@ -98,6 +98,8 @@ struct Session {
     optimizer: AdamW,
     rows: Rows,
     total_steps: usize,
+    /// Memory alive before the model was loaded.
+    before: Bytes,
 }
 
 impl Session {
@@ -113,6 +115,10 @@ impl Session {
         // Data and tokenizer first: they are quick to read, and what is wrong with them shows before the weights load.
         let text = Text::open(&source, &spec, &run.model)?;
         let rows = Rows::read(&run.data, &text, spec.vocab_size)?;
+        drop(text);
+        // From here on it is tensors that are allocated: what was there before is not counted as theirs.
+        let before = memory::live();
+        memory::reset_peak();
         let device = device()?;
         let mut decoder = Decoder::load(&source.weights()?, &spec, &run, &device)?;
         for i in 0..decoder.sites.len() {
@@ -127,7 +133,7 @@ impl Session {
             checkpoint::restore(out, &mut decoder, &mut optimizer, &run)?;
         }
         let total_steps = run.steps(rows.train.len());
-        Ok(Self { run, spec, decoder, optimizer, rows, total_steps })
+        Ok(Self { run, spec, decoder, optimizer, rows, total_steps, before })
     }
 
     /// Parameters of the adapters, and of the base.
@@ -201,9 +207,19 @@ impl Session {
             tokens: tokens as u64,
             step_time_s: seconds,
             tokens_per_s: tokens as f64 / seconds,
-            allocated_peak_bytes: allocated_peak(self.decoder.device()),
+            allocated_peak_bytes: self.allocated_peak(),
             footprint_bytes: memory::footprint_peak(),
         })
+    }
+
+    /// Highest allocation of tensors so far: by our own count on the CPU, by Metal's on a GPU (sampled at the end of
+    /// a step).
+    fn allocated_peak(&self) -> Bytes {
+        #[cfg(target_os = "macos")]
+        if let Device::Metal(metal) = self.decoder.device() {
+            return Bytes(metal.metal_device().current_allocated_size() as u64);
+        }
+        memory::peak().saturating_sub(self.before)
     }
 
     fn validate(&self) -> Result<Option<TrainEvent>> {
@@ -220,16 +236,6 @@ impl Session {
         let loss = sum / targets.max(1) as f64;
         Ok(Some(TrainEvent::Validation { step: self.optimizer.steps, loss }))
     }
-}
-
-/// Highest allocation so far: by our own count on the CPU, by Metal's on a GPU (sampled at the end of a step).
-fn allocated_peak(device: &Device) -> crate::units::Bytes {
-    #[cfg(target_os = "macos")]
-    if let Device::Metal(metal) = device {
-        return crate::units::Bytes(metal.metal_device().current_allocated_size() as u64);
-    }
-    let _ = device;
-    memory::peak()
 }
 
 /// Stops the run before a broken number reaches the adapters.
