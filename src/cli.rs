@@ -48,6 +48,8 @@ pub enum Command {
     Auto(AutoArgs),
     /// Write a page that compares runs with what was predicted of them
     Report(ReportArgs),
+    /// Ask a model something, with an adapter and without
+    Generate(GenerateArgs),
     /// Run one job from stdin and print what happens
     #[command(hide = true)]
     Trial(TrialArgs),
@@ -66,6 +68,9 @@ pub struct MachineArgs {
     /// GPU cores, where the chip was sold with several
     #[arg(long, value_name = "N", requires = "machine")]
     pub gpu_cores: Option<usize>,
+    /// Folder of measurements, which calibrate what is said of the machine they were made on
+    #[arg(long, value_name = "DIR", default_value = "results")]
+    pub results: PathBuf,
 }
 
 /// How sure and how much.
@@ -273,6 +278,36 @@ pub struct TrialArgs {
     /// Play this script in the place of the engine
     #[arg(long, value_name = "FILE")]
     pub script: Option<PathBuf>,
+}
+
+// ---- generate ----
+
+/// Arguments of `generate`.
+#[derive(Args, Clone, Debug)]
+pub struct GenerateArgs {
+    /// What to ask
+    pub prompt: String,
+    /// Hub id or folder; that of the run, or the model that ships inside
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Folder of a run, or of an adapter in PEFT's layout
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Show the answer without the adapter too
+    #[arg(long, requires = "adapter")]
+    pub compare: bool,
+    /// 0 takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Keep only the likeliest tokens up to this share
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// Of the drawing
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// At most this many
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_tokens: usize,
 }
 
 /// `90s`, `3m`, `1.5h`; the unit is required.

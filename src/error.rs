@@ -165,7 +165,9 @@ pub enum Error {
         name: &'static str,
         /// The limit.
         limit: Bytes,
-        /// The smallest Mac that holds it.
+        /// A weight format in which it fits.
+        weights: Option<&'static str>,
+        /// The smallest Mac that holds it as it is.
         larger: Option<String>,
     },
     /// Refused, because it would not finish.
@@ -213,10 +215,12 @@ impl Error {
             Self::Schema { .. } => Some("move it aside; a new one is begun, and nothing in the old one is lost".into()),
             Self::RunExists { .. } => Some("go on with it with `--resume`, or give another folder with `--out`".into()),
             Self::DoesNotFit { .. } => Some("`headroom plan` finds what does; `--force` runs it all the same".into()),
-            Self::NothingFits { larger: Some(mac), .. } => {
-                Some(format!("the smallest Mac that holds it: {mac}; or take a smaller model, which `headroom plan` without `--model` finds"))
+            Self::NothingFits { weights, larger, .. } => {
+                let weights = weights.map(|w| format!("it fits with `--weights {w}`, which rounds the base"));
+                let larger = larger.as_ref().map(|mac| format!("the smallest Mac that holds it as it is: {mac}"));
+                let smaller = Some("`headroom plan` without `--model` finds what fits here".to_owned());
+                Some(weights.into_iter().chain(larger).chain(smaller).collect::<Vec<_>>().join("\nhint: "))
             }
-            Self::NothingFits { .. } => Some("no Mac that was sold holds it; `headroom plan` without `--model` finds what fits".into()),
             Self::TooSlow { .. } => Some("give it more with `--hours`, or less to do with `--seq`, `--epochs` or `--model`".into()),
             _ => None,
         }

@@ -36,6 +36,17 @@ pub fn trainer(engine: Engine, script: Option<&Path>) -> Result<Box<dyn Trainer>
     }
 }
 
+/// What is known of an engine on a machine: the prior, and the measurements that were made there.
+pub fn known(engine: Engine, machine: &Machine, results: &Path) -> Result<Calibration> {
+    match engine {
+        Engine::MlxLm => Ok(Calibration::prior(machine, engine)),
+        Engine::Candle => {
+            let here = (machine.clone(), machine.available);
+            Ok(Bench::of(engine, CandleTrainer.version(), here, results)?.calibration)
+        }
+    }
+}
+
 /// The run file at `path`, with paths that stay right wherever it is copied to.
 pub fn read_run(path: &Path) -> Result<RunConfig> {
     let mut run = RunConfig::from_toml(&store::read_text(path)?, path)?;

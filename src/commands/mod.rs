@@ -5,6 +5,7 @@ pub mod bench;
 pub mod calibrate;
 pub mod common;
 pub mod doctor;
+pub mod generate;
 pub mod interrupt;
 pub mod launch;
 pub mod plan;
@@ -40,6 +41,7 @@ pub fn run(cli: &Cli) -> Result<Answer> {
         Command::Launch(args) => launch::run(args, &output).map(|_| Answer::Yes),
         Command::Auto(args) => auto::run(args, &output).map(|_| Answer::Yes),
         Command::Report(args) => report::run(args, &output).map(|_| Answer::Yes),
+        Command::Generate(args) => generate::run(args, &output),
         Command::Trial(args) => trial::run(args).map(|()| Answer::Yes),
     }
 }

@@ -1,12 +1,10 @@
 //! `headroom plan`: the best safe run for a Mac.
 
-use super::{Answer, Output, common};
+use super::{Answer, Output, bench, common};
 use crate::cli::{GivenArgs, PlanArgs};
 use crate::error::{Error, Result};
-use crate::plan::search::Held;
-use crate::plan::{Ask, Model, plan};
+use crate::plan::{Ask, Held, Model, plan};
 use crate::predict::ASSUMED_EXAMPLES;
-use crate::predict::calibration::Calibration;
 use crate::report::table::{self, Context};
 use crate::spec::data::TokenLengths;
 use crate::spec::run::{BUILTIN, DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig};
@@ -33,8 +31,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
     let counted = lengths(&args.given, model.as_ref(), output)?;
     let longest = args.given.seq.unwrap_or(LONGEST);
     let lengths = counted.clone().unwrap_or_else(|| TokenLengths::assumed(ASSUMED_EXAMPLES, longest));
-    // TODO(merge): the stored calibration of this machine and engine, where there is one.
-    let calibration = Calibration::prior(&machine, start.engine);
+    let calibration = bench::known(start.engine, &machine, &args.machine.results)?;
     let held = Held {
         max_seq_length: args.given.seq.is_some(),
         rank: args.given.rank.is_some(),

@@ -1,10 +1,9 @@
 //! `headroom predict`: what one given run takes.
 
-use super::{Answer, Output, common};
+use super::{Answer, Output, bench, common};
 use crate::cli::PredictArgs;
 use crate::error::{Error, Result};
 use crate::plan::{Candidate, Verdict, assess, levers};
-use crate::predict::calibration::Calibration;
 use crate::predict::{ASSUMED_EXAMPLES, Request};
 use crate::report::table::{self, Context};
 use crate::spec::data::TokenLengths;
@@ -27,21 +26,23 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
             Some(common::estimated_lengths(run.data.train())?)
         }
         // The worst case can be told without the data.
-        Err(Error::NoWeights { .. } | Error::Read { .. }) => None,
+        Err(Error::NoWeights { .. } | Error::Read { .. }) => {
+            output.note(&format!("`{}` cannot be read: its lengths are assumed", run.data.train().display()));
+            None
+        }
         Err(e) => return Err(e),
     };
     let longest = run.recipe.max_seq_length;
     let lengths = counted.clone().unwrap_or_else(|| TokenLengths::assumed(ASSUMED_EXAMPLES, longest));
-    // TODO(merge): the stored calibration of this machine and engine, where there is one.
-    let calibration = Calibration::prior(&machine, run.engine);
+    let calibration = bench::known(run.engine, &machine, &args.machine.results)?;
     let (spec, budget) = (&model.spec, args.limits.budget);
     let request = Request { spec, machine: &machine, run: &run, lengths: Some(&lengths), calibration: &calibration };
     let assessment = assess(&request, confidence, budget)?;
     let levers = levers(&request, &assessment, budget)?;
     let found = Candidate { run: run.clone(), assessment };
     output.answer(&found.assessment, |width| {
-        let unread = || format!("{}; `{}` cannot be read", common::assumed(&run, longest), run.data.train().display());
-        let context = Context { width, assumed: counted.is_none().then(unread), launch: Vec::new() };
+        let assumed = counted.is_none().then(|| common::assumed(&run, longest));
+        let context = Context { width, assumed, launch: Vec::new() };
         let mut text = table::prediction(&found, &machine, &levers, &context);
         if args.timeline {
             text += &table::timeline(&found.assessment, width);

@@ -27,8 +27,10 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Resul
     let parameters = Parameters::of(spec);
     let adapters = trainable(spec, &run.recipe.lora)?;
     let kept = adapted(spec, &run.recipe.lora)?.1 as u64;
-    let width = run.execution.weights.bits() / 8.0;
-    let sized = |numbers: u64| (numbers as f64 * width).round() as u64;
+    let bytes = |numbers: u64, bits: f64| (numbers as f64 * bits / 8.0).round() as u64;
+    let stored = |numbers: u64| bytes(numbers, run.execution.weights.bits());
+    // Over a quantised base the activations are in 16 bits.
+    let sized = |numbers: u64| bytes(numbers, run.execution.weights.bits().max(16.0));
 
     let (h, heads) = (spec.hidden_size as u64, spec.attention.num_attention_heads as u64);
     let outputs: u64 = spec.projections().iter().map(|p| p.out_features as u64).sum();
@@ -49,9 +51,9 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Resul
         resident: vec![
             Item::new(
                 "base weights",
-                sized(parameters.blocks * (parameters.block_matrices + parameters.block_vectors)),
+                stored(parameters.blocks * (parameters.block_matrices + parameters.block_vectors)),
             ),
-            Item::new("embedding and head", sized(parameters.embedding + parameters.head + parameters.final_norm)),
+            Item::new("embedding and head", stored(parameters.embedding + parameters.head + parameters.final_norm)),
             Item::new("adapters", F32 * adapters),
             Item::new("optimizer state", 2 * F32 * adapters),
             Item::new("gradient sum", sum),
@@ -73,7 +75,7 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Resul
         largest_buffer: [
             Item::new("logits", F32 * rows * spec.vocab_size as u64),
             Item::new("attention scores", scores / SCORES),
-            Item::new("embedding", sized(spec.vocab_size as u64 * h)),
+            Item::new("embedding", stored(spec.vocab_size as u64 * h)),
         ]
         .into_iter()
         .max_by_key(|b| b.bytes)

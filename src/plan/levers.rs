@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Assessment, assess};
 use crate::error::Result;
 use crate::predict::Request;
-use crate::spec::run::RunConfig;
+use crate::spec::run::{Engine, RunConfig, Weights};
 use crate::units::{Bytes, Seconds};
 
 /// One change to a run.
@@ -36,7 +36,7 @@ fn halved(value: &mut usize, least: usize) -> Option<String> {
 }
 
 /// All changes: the name of the setting, whether it is part of the recipe, and the change.
-const CHANGES: [Change; 8] = [
+const CHANGES: [Change; 9] = [
     ("grad_checkpoint", false, |r| {
         r.execution.grad_checkpoint = !r.execution.grad_checkpoint;
         Some(r.execution.grad_checkpoint.to_string())
@@ -51,6 +51,14 @@ const CHANGES: [Change; 8] = [
     }),
     ("loss_chunk", false, |r| halved(&mut r.execution.loss_chunk, 64)),
     ("attention_chunk", false, |r| halved(&mut r.execution.attention_chunk, 32)),
+    ("weights", true, |r| {
+        // Eight bits round the base a little, which is close to nothing, but not nothing.
+        let wide = r.execution.weights.bits() >= 16.0;
+        (wide && r.engine == Engine::Candle).then(|| {
+            r.execution.weights = Weights::Int8;
+            format!("\"{}\"", Weights::Int8.name())
+        })
+    }),
     ("max_seq_length", true, |r| halved(&mut r.recipe.max_seq_length, 64)),
     ("rank", true, |r| {
         r.recipe.lora.alpha /= 2.0;
@@ -76,15 +84,16 @@ pub fn levers(request: &Request<'_>, now: &Assessment, budget: Option<Bytes>) ->
         if saves.abs() < WORTH * memory.as_f64() && costs.abs() < WORTH * time.0 {
             continue;
         }
+        // A run that fits has nothing to gain from one that does not.
+        if now.fits() && !after.fits() {
+            continue;
+        }
         let what = format!("{name} = {value}");
         found.push(Lever { what, recipe, saves: saves as i64, costs: Seconds(costs), fits: after.fits() });
     }
-    // Gain on one side for loss on the other, each as a share of the run.
+    // First what makes it fit, then what leaves the recipe alone, then by the gain on either side as a share of the run.
     let worth = |l: &Lever| (l.saves as f64 / memory.as_f64()).max(-l.costs.0 / time.0);
-    found.sort_by(|a, b| {
-        (b.fits && !now.fits(), worth(b))
-            .partial_cmp(&(a.fits && !now.fits(), worth(a)))
-            .unwrap_or(std::cmp::Ordering::Equal)
-    });
+    let mends = |l: &Lever| l.fits && !now.fits();
+    found.sort_by(|a, b| (!mends(a), a.recipe).cmp(&(!mends(b), b.recipe)).then(worth(b).total_cmp(&worth(a))));
     Ok(found)
 }

@@ -1,5 +1,6 @@
 //! What fits, what is best, and what a little more would buy.
 
+pub mod ask;
 pub mod levers;
 pub mod search;
 pub mod trials;
@@ -12,8 +13,9 @@ use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::run::{Engine, RunConfig};
 use crate::units::Bytes;
 
+pub use ask::{Ask, Held, Model};
 pub use levers::{Lever, levers};
-pub use search::{Ask, Model, plan};
+pub use search::plan;
 
 /// What is to be kept under.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,77 +1,14 @@
 //! The search for the best run: the recipe first, then the execution.
 
+use super::ask::{Ask, Model, RANKS, SEQ_LEAST};
 use super::{Assessment, Binding, Candidate, Neighbour, Plan, assess, levers};
-use crate::cost::params::trainable;
 use crate::error::{Error, Result};
-use crate::predict::Request;
 use crate::predict::calibration::Calibration;
-use crate::spec::catalogue;
 use crate::spec::chips;
-use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
-use crate::spec::run::{Engine, RunConfig, Weights};
-use crate::units::{Bytes, Seconds};
-
-/// Share of the examples that are not to be cut.
-const UNCUT: f64 = 0.99;
-/// Lengths are rounded up to a multiple of this, and not halved below it.
-const SEQ_STEP: usize = 32;
-const SEQ_LEAST: usize = 128;
-
-/// Ranks to choose from, smallest first.
-const RANKS: [usize; 5] = [8, 16, 32, 64, 128];
-/// Bits that an adapter's parameter can hold, for about one bit that a token of data carries
-/// (Thinking Machines, "LoRA Without Regret", 2025).
-const BITS_PER_PARAMETER: f64 = 2.0;
-
-/// Examples that are worked on together.
-const BATCH_SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
-const LOSS_CHUNKS: [usize; 3] = [128, 512, 2048];
-const ATTENTION_CHUNKS: [usize; 2] = [128, 256];
-
-/// A model to choose.
-#[derive(Clone, Debug)]
-pub struct Model {
-    /// Name or folder.
-    pub name: String,
-    /// Its architecture.
-    pub spec: ModelSpec,
-}
-
-/// What is asked.
-#[derive(Clone, Debug)]
-pub struct Ask<'a> {
-    /// Where it is to run.
-    pub machine: &'a Machine,
-    /// What is known of it.
-    pub calibration: &'a Calibration,
-    /// Settings to start from; what `held` names is kept.
-    pub run: RunConfig,
-    /// What was given and is not searched.
-    pub held: Held,
-    /// The model, where it was given.
-    pub model: Option<Model>,
-    /// Lengths of the examples, counted or assumed.
-    pub lengths: &'a TokenLengths,
-    /// Longest run.
-    pub hours: f64,
-    /// Probability that the bounds hold.
-    pub confidence: f64,
-    /// Memory it may take at most, where less than is free.
-    pub budget: Option<Bytes>,
-}
-
-/// Which settings were given.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)] // the settings of the same names
-pub struct Held {
-    pub max_seq_length: bool,
-    pub rank: bool,
-    pub batch_size: bool,
-    pub weights: bool,
-    pub grad_checkpoint: bool,
-}
+use crate::spec::run::{RunConfig, Weights};
+use crate::units::Seconds;
 
 /// The best run, or an honest no.
 pub fn plan(ask: &Ask<'_>) -> Result<Plan> {
@@ -86,116 +23,8 @@ pub fn plan(ask: &Ask<'_>) -> Result<Plan> {
     Ok(Plan { binds, levers, neighbours, considered: search.considered, best })
 }
 
-impl<'a> Ask<'a> {
-    fn models(&self) -> Vec<Model> {
-        match &self.model {
-            Some(model) => vec![model.clone()],
-            None => {
-                let general = catalogue::representatives();
-                general.into_iter().map(|e| Model { name: e.id.clone(), spec: e.spec.clone() }).collect()
-            }
-        }
-    }
-
-    fn request<'b>(&'b self, spec: &'b ModelSpec, run: &'b RunConfig) -> Request<'b> {
-        Request { spec, machine: self.machine, run, lengths: Some(self.lengths), calibration: self.calibration }
-    }
-
-    /// Longest sequence that the data needs.
-    fn needed_length(&self) -> usize {
-        if self.held.max_seq_length {
-            return self.run.recipe.max_seq_length;
-        }
-        self.lengths.uncut(UNCUT).next_multiple_of(SEQ_STEP).max(SEQ_STEP)
-    }
-
-    /// The length the data needs, then shorter ones, for when nothing finishes or fits at that.
-    fn seq_lengths(&self) -> Vec<usize> {
-        let needed = self.needed_length();
-        if self.held.max_seq_length {
-            return vec![needed];
-        }
-        let shorter = |n: &usize| (*n / 2 >= SEQ_LEAST).then_some((*n / 2).next_multiple_of(SEQ_STEP));
-        std::iter::successors(Some(needed), shorter).collect()
-    }
-
-    /// The smallest rank that can hold what the data carries, then the smaller ones.
-    fn ranks(&self, spec: &ModelSpec, seq: usize) -> Result<Vec<usize>> {
-        let lora = &self.run.recipe.lora;
-        if self.held.rank {
-            return Ok(vec![lora.rank]);
-        }
-        let tokens = self.lengths.mean_cut(seq) * self.lengths.len() as f64;
-        let mut ranks = Vec::new();
-        for rank in RANKS {
-            ranks.insert(0, rank);
-            let mut lora = lora.clone();
-            lora.rank = rank;
-            if trainable(spec, &lora)? as f64 * BITS_PER_PARAMETER >= tokens {
-                break;
-            }
-        }
-        Ok(ranks)
-    }
-
-    /// The ask's run with a model, a length and a rank.
-    fn recipe(&self, model: &Model, seq: usize, rank: usize) -> RunConfig {
-        let mut run = self.run.clone();
-        run.model = model.name.clone();
-        run.recipe.max_seq_length = seq.min(model.spec.max_position_embeddings);
-        if rank != run.recipe.lora.rank {
-            // The customary alpha of twice the rank.
-            run.recipe.lora.alpha = 2.0 * rank as f64;
-            run.recipe.lora.rank = rank;
-        }
-        run
-    }
-
-    /// Every execution of a recipe, the leanest first.
-    fn executions(&self, spec: &ModelSpec, recipe: &RunConfig) -> Vec<RunConfig> {
-        let held = &self.held;
-        let e = &recipe.execution;
-        let stored = Weights::as_stored(spec.dtype);
-        let effective = recipe.recipe.effective_batch_size;
-        let batches: Vec<usize> = if held.batch_size {
-            vec![e.batch_size]
-        } else {
-            BATCH_SIZES.into_iter().filter(|b| effective.is_multiple_of(*b)).collect()
-        };
-        // Never below the stored format, which would change the model.
-        let weights = if held.weights {
-            vec![e.weights]
-        } else if stored == Weights::F32 {
-            vec![stored]
-        } else {
-            vec![stored, Weights::F32]
-        };
-        let checkpoints = if held.grad_checkpoint { vec![e.grad_checkpoint] } else { vec![true, false] };
-        // mlx-lm has no chunks to choose.
-        let ours = recipe.engine == Engine::Candle;
-        let loss_chunks = if ours { LOSS_CHUNKS.to_vec() } else { vec![e.loss_chunk] };
-        let attention_chunks = if ours { ATTENTION_CHUNKS.to_vec() } else { vec![e.attention_chunk] };
-        let mut all = Vec::new();
-        for &batch_size in &batches {
-            for &weights in &weights {
-                for &grad_checkpoint in &checkpoints {
-                    for &loss_chunk in &loss_chunks {
-                        for &attention_chunk in &attention_chunks {
-                            let mut run = recipe.clone();
-                            run.execution.batch_size = batch_size;
-                            run.execution.weights = weights;
-                            run.execution.grad_checkpoint = grad_checkpoint;
-                            run.execution.loss_chunk = loss_chunk;
-                            run.execution.attention_chunk = attention_chunk;
-                            all.push(run);
-                        }
-                    }
-                }
-            }
-        }
-        all
-    }
-}
+/// Formats below the stored one, the widest first: they are offered, and taken only when asked for.
+const QUANTISED: [Weights; 2] = [Weights::Int8, Weights::Q4K];
 
 /// Times that differ by less than this factor are one to a prediction.
 const AS_GOOD_AS: f64 = 1.02;
@@ -246,13 +75,22 @@ impl Search<'_> {
         timed.sort_by(|a, b| a.0.0.total_cmp(&b.0.0));
         let mut best: Option<Candidate> = None;
         let mut fastest = Seconds(f64::INFINITY);
+        let mut hopeless: Vec<RunConfig> = Vec::new();
         for (step, run) in timed {
             let late = self.ask.request(spec, &run).total_time(step) > Seconds::from_hours(hours);
             if late || step.0 > fastest.0 * AS_GOOD_AS {
                 break;
             }
+            let lean = self.ask.leanest_chunks(&run);
+            if hopeless.contains(&lean) {
+                continue;
+            }
             let assessment = self.assess(spec, &run)?;
             if !assessment.fits() {
+                // Smaller chunks are slower, and come later; where even the smallest are too large, none need be tried.
+                if run != lean && !self.assess(spec, &lean)?.fits() {
+                    hopeless.push(lean);
+                }
                 continue;
             }
             fastest.0 = fastest.0.min(step.0);
@@ -337,7 +175,8 @@ impl Search<'_> {
         Ok(match lean.binding().filter(|_| !lean.fits()) {
             Some(l) => {
                 let larger = self.smallest_mac(smallest, seq, rank)?;
-                Error::NothingFits { what, needs: l.high, name: l.name, limit: l.limit, larger }
+                let weights = self.format_that_fits(smallest, seq, rank)?;
+                Error::NothingFits { what, needs: l.high, name: l.name, limit: l.limit, weights, larger }
             }
             None => Error::TooSlow {
                 what,
@@ -345,6 +184,18 @@ impl Search<'_> {
                 limit: Seconds::from_hours(self.ask.hours),
             },
         })
+    }
+
+    /// The widest quantised format in which a model fits at its leanest.
+    fn format_that_fits(&mut self, model: &Model, seq: usize, rank: usize) -> Result<Option<&'static str>> {
+        for weights in QUANTISED {
+            let mut run = self.leanest(model, seq, rank)?.run;
+            run.execution.weights = weights;
+            if run.check().is_ok() && self.assess(&model.spec, &run)?.fits() {
+                return Ok(Some(weights.name()));
+            }
+        }
+        Ok(None)
     }
 
     /// The Mac with the least memory that holds a model at its leanest.

@@ -2,7 +2,6 @@ use super::*;
 use crate::predict::calibration::Calibration;
 use crate::spec::catalogue;
 use crate::spec::data::TokenLengths;
-use search::Held;
 
 fn base() -> RunConfig {
     RunConfig::from_toml("model = \"m\"\ndata = \"train.jsonl\"", "run.toml".as_ref()).unwrap()

@@ -17,6 +17,10 @@ use crate::units::{Bytes, Seconds, short_count};
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
 
+/// Changes that are not worth a figure.
+const LITTLE_MEMORY: Bytes = Bytes(1 << 20);
+const LITTLE_TIME: Seconds = Seconds(30.0);
+
 /// Levers that are worth a line on the first screen.
 const LEVERS: usize = 4;
 
@@ -93,31 +97,22 @@ fn head(run: &Candidate, machine: &Machine) -> String {
     let (r, e, p) = (&run.run.recipe, &run.run.execution, &run.assessment.prediction);
     let targets = r.lora.target_modules.join(", ");
     let title = format!("{}, rank {} on {targets}, {} tokens", run.run.model, r.lora.rank, r.max_seq_length);
-    let mut out = format!("{}\n", paint(&title, BOLD));
-    let _ = writeln!(
-        out,
-        "{}",
-        paint(
-            &format!(
-                "{} of {} parameters learn in {} steps of {} examples, on {}",
-                short_count(p.trainable_params),
-                short_count(p.total_params),
-                p.steps,
-                r.effective_batch_size,
-                machine.name
-            ),
-            DIM
-        )
+    let learn = format!(
+        "{} of {} parameters learn in {} steps of {} examples",
+        short_count(p.trainable_params),
+        short_count(p.total_params),
+        p.steps,
+        r.effective_batch_size
     );
-    let checkpoint = if e.grad_checkpoint { "checkpointing" } else { "no checkpointing" };
     let chunks = match run.run.engine {
         Engine::Candle => format!(", chunks of {} and {}", e.loss_chunk, e.attention_chunk),
         Engine::MlxLm => String::new(),
     };
-    let engine = run.run.engine.name();
-    let execution =
-        format!("{engine}, {} weights, batches of {}, {checkpoint}{chunks}", e.weights.name(), e.batch_size);
-    let _ = writeln!(out, "{}", paint(&execution, DIM));
+    let checkpoint = if e.grad_checkpoint { "checkpointing" } else { "no checkpointing" };
+    let execution = format!("{} weights, batches of {}, {checkpoint}{chunks}", e.weights.name(), e.batch_size);
+    let place = format!("{}, with {}", machine.name, run.run.engine.name());
+    let mut out = format!("{}\n", paint(&title, BOLD));
+    [place, learn, execution].iter().for_each(|line| out += &format!("{}\n", paint(line, DIM)));
     out
 }
 
@@ -139,7 +134,7 @@ fn answer(assessment: &Assessment, context: &Context) -> String {
             format!("{} too much", Bytes::from_f64(-limit.spare()))
         };
         let (high, name, total) = (limit.high, limit.name, limit.limit);
-        let _ = writeln!(out, "  {room}: at most {high} ({sure} sure) of {total} {name}");
+        let _ = writeln!(out, "  {room}: at most {high} of {total} {name} ({sure} sure)");
     }
     if assessment.verdict == Verdict::Pages {
         out += "      it would run out of swap, many times slower than said below\n";
@@ -149,7 +144,7 @@ fn answer(assessment: &Assessment, context: &Context) -> String {
     let speed = if p.tokens_per_s.point < 9.95 { 1 } else { 0 };
     let _ = writeln!(
         out,
-        "{}  most likely, at most {} ({sure} sure): {:.speed$} tokens/s{energy}",
+        "{}, at most {} ({sure} sure); {:.speed$} tokens/s{energy}",
         paint(&time.point.to_string(), BOLD),
         time.high,
         p.tokens_per_s.point
@@ -217,8 +212,9 @@ fn limits(all: &[Limit]) -> String {
     out
 }
 
-fn signed(less: &str, more: &str, text: String, negative: bool) -> String {
-    format!("{text} {}", if negative { less } else { more })
+/// `5 min less`, or a dash where the change is too small to speak of.
+fn change(size: String, less: bool, little: bool) -> String {
+    if little { "-".into() } else { format!("{size} {}", if less { "less" } else { "more" }) }
 }
 
 fn levers(all: &[Lever], fits: bool) -> String {
@@ -228,22 +224,19 @@ fn levers(all: &[Lever], fits: bool) -> String {
     let mut out = format!("\n{}\n", paint("levers", BOLD));
     for lever in all.iter().take(LEVERS) {
         let bytes = Bytes(lever.saves.unsigned_abs());
-        let memory = signed("less", "more", bytes.to_string(), lever.saves >= 0);
-        let time = signed("less", "more", Seconds(lever.costs.0.abs()).to_string(), lever.costs.0 < 0.0);
+        let memory = change(bytes.to_string(), lever.saves >= 0, bytes < LITTLE_MEMORY);
+        let seconds = Seconds(lever.costs.0.abs());
+        let time = change(seconds.to_string(), lever.costs.0 < 0.0, seconds < LITTLE_TIME);
         let note = match (lever.fits, fits, lever.recipe) {
             (true, false, false) => "then it fits",
-            (true, false, true) => "then it fits, and learns otherwise",
-            (false, true, _) => "then it does not fit",
-            (_, _, true) => "learns otherwise",
+            (true, false, true) => "fits, learns otherwise",
+            (_, _, true) => "changes what is learned",
             _ => "",
         };
-        let _ = writeln!(out, "  {:<24}{memory:>14}{time:>18}   {}", lever.what, paint(note, DIM));
+        let note = if note.is_empty() { String::new() } else { format!("  {}", paint(note, DIM)) };
+        let _ = writeln!(out, "  {:<23}{memory:>14}{time:>16}{note}", lever.what);
     }
-    trimmed(&out)
-}
-
-fn trimmed(text: &str) -> String {
-    text.lines().map(|l| format!("{}\n", l.trim_end())).collect()
+    out
 }
 
 fn neighbours(all: &[Neighbour]) -> String {
@@ -253,7 +246,7 @@ fn neighbours(all: &[Neighbour]) -> String {
     let mut out = format!("\n{}\n", paint("instead", BOLD));
     for neighbour in all {
         let p = &neighbour.candidate.assessment.prediction;
-        let model = &neighbour.candidate.run.model;
+        let model = neighbour.candidate.run.model.rsplit('/').next().unwrap_or_default();
         let memory = format!("{} at most", p.footprint.high);
         let _ = writeln!(out, "  {:<16}{model} in {}, {memory}", neighbour.wish, p.total_time.point);
         if let Some(machine) = &neighbour.machine {

@@ -9,6 +9,7 @@ mod mlp;
 
 use self::attention::AttentionTape;
 use crate::cost::ledger::MemoryLedger;
+use crate::cost::params::Parameters;
 use crate::cost::timeline::{Live, Timeline};
 use crate::error::Result;
 use crate::spec::machine::{Accelerator, Machine};
@@ -131,7 +132,16 @@ impl Engine<'_> {
             [rows, columns] => weights.matrix_bytes(*rows, *columns),
             _ => shape.iter().product::<usize>() as u64 * F32,
         };
-        let base = self.spec.tensors().iter().map(|t| of(&t.shape)).sum();
+        // Block by block and not by the list of all tensors, whose names a search would make thousands of times.
+        let (spec, counted) = (self.spec, Parameters::of(self.spec));
+        let blocks = spec.num_hidden_layers as u64 * spec.block_tensors().iter().map(|(_, s)| of(s)).sum::<u64>();
+        let table = of(&[spec.vocab_size, spec.hidden_size]);
+        let head = if spec.tie_word_embeddings { 0 } else { table };
+        let positions = match spec.positions {
+            Positions::Learned => of(&[spec.max_position_embeddings, spec.hidden_size]),
+            Positions::Rope { .. } => 0,
+        };
+        let base = blocks + table + head + positions + counted.final_norm * F32;
         self.t.resident("base weights", base);
         let adapters = self.adapter_params() * F32;
         self.t.resident("adapters", adapters);

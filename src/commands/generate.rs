@@ -1,0 +1,53 @@
+//! `generate`: tries a model, with an adapter and without.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{Answer, Output};
+use crate::cli::GenerateArgs;
+use crate::error::{Error, Result};
+use crate::spec::run::{BUILTIN, RunConfig};
+use crate::store;
+use crate::trainer::generate::{Choice, Generator};
+
+#[derive(Serialize)]
+struct Answers {
+    prompt: String,
+    base: Option<String>,
+    adapted: Option<String>,
+}
+
+/// The verb.
+pub fn run(args: &GenerateArgs, output: &Output) -> Result<Answer> {
+    let (model, adapter) = subject(args)?;
+    let choice =
+        Choice { temperature: args.temperature, top_p: args.top_p, seed: args.seed, max_tokens: args.max_tokens };
+    if !(0.0..=10.0).contains(&args.temperature) {
+        return Err(Error::invalid("--temperature", args.temperature, "between 0 and 10"));
+    }
+    let ask = |adapter: Option<&Path>| Generator::open(&model, adapter)?.answer(&args.prompt, choice);
+    let adapted = adapter.as_deref().map(|folder| ask(Some(folder))).transpose()?;
+    // With an adapter the base's answer is the comparison, and asked for.
+    let base = if adapted.is_none() || args.compare { Some(ask(None)?) } else { None };
+    let answers = Answers { prompt: args.prompt.clone(), base, adapted };
+    output.answer(&answers, |_| match (&answers.base, &answers.adapted) {
+        (Some(base), Some(adapted)) => format!("before  {base}\nafter   {adapted}\n"),
+        (Some(one), None) | (None, Some(one)) => format!("{one}\n"),
+        (None, None) => String::new(),
+    })?;
+    Ok(Answer::Yes)
+}
+
+/// The model and the adapter folder: of a run folder, or as given.
+fn subject(args: &GenerateArgs) -> Result<(String, Option<PathBuf>)> {
+    let Some(folder) = &args.adapter else {
+        return Ok((args.model.clone().unwrap_or_else(|| BUILTIN.into()), None));
+    };
+    let run_file = folder.join("run.toml");
+    let of_run =
+        run_file.is_file().then(|| RunConfig::from_toml(&store::read_text(&run_file)?, &run_file)).transpose()?;
+    let adapter = if of_run.is_some() { folder.join("adapter") } else { folder.clone() };
+    let model = args.model.clone().or(of_run.map(|run| run.model)).unwrap_or_else(|| BUILTIN.into());
+    Ok((model, Some(adapter)))
+}

@@ -1,0 +1,113 @@
+//! `plan`, `predict` and `doctor` as a user meets them: exit code, standard output and standard error together.
+//!
+//! What is planned for a named Mac is arithmetic, so the figures themselves are in the snapshots: a change of
+//! theirs is a change of an answer, and belongs in the changelog.
+
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+
+fn headroom(args: &[&str]) -> Output {
+    Command::cargo_bin("headroom").unwrap().env("NO_COLOR", "1").env_remove("COLUMNS").args(args).output().unwrap()
+}
+
+fn shown(args: &[&str]) -> String {
+    let out = headroom(args);
+    let code = out.status.code().unwrap();
+    let (stdout, stderr) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap());
+    format!("headroom {}\n----- exit {code}\n{stdout}----- stderr\n{stderr}", args.join(" "))
+}
+
+fn run_file(folder: &Path, extra: &str) -> String {
+    let path = folder.join("run.toml");
+    let text = format!("model = \"Qwen/Qwen2.5-1.5B-Instruct\"\ndata = \"train.jsonl\"\n{extra}");
+    std::fs::write(&path, text).unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+/// Snapshots without the temporary folder's name.
+fn settings() -> insta::Settings {
+    let mut settings = insta::Settings::clone_current();
+    settings.add_filter(r"(/[^ `\n]*)?/\.tmp[A-Za-z0-9]+", "[FOLDER]");
+    settings
+}
+
+#[test]
+fn the_seed_macs_get_a_plan() {
+    insta::assert_snapshot!("plan_8g", shown(&["plan", "--ram", "8G"]));
+    insta::assert_snapshot!("plan_16g", shown(&["plan", "--ram", "16G"]));
+    for ram in ["8G", "16G"] {
+        let out = headroom(&["plan", "--ram", ram]);
+        let text = String::from_utf8(out.stdout).unwrap();
+        let widest = text.lines().map(|l| l.chars().count()).max().unwrap();
+        assert!(widest <= 80, "{widest} columns in\n{text}");
+    }
+}
+
+#[test]
+fn a_run_is_predicted_with_its_timeline() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = run_file(folder.path(), "[recipe]\nsteps = 100\n[execution]\nbatch_size = 2\n");
+    settings().bind(|| {
+        insta::assert_snapshot!("predict", shown(&["predict", &run, "--machine", "M2 Pro", "--timeline"]));
+    });
+}
+
+#[test]
+fn a_run_that_does_not_fit_is_a_no() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = run_file(folder.path(), "[recipe]\nsteps = 100\n[execution]\ngrad_checkpoint = false\n");
+    let out = headroom(&["predict", &run, "--ram", "8G", "--json"]);
+    assert_eq!(out.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(json["verdict"], "does_not_fit");
+    assert!(json["limits"].as_array().unwrap().iter().any(|l| l["predicted"].as_u64() > l["limit"].as_u64()));
+}
+
+#[test]
+fn a_plan_can_be_written_and_predicted_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.toml");
+    let path = path.to_string_lossy();
+    let out = headroom(&["plan", "--ram", "16G", "--out", &path, "--json", "--quiet"]);
+    assert!(out.status.success() && out.stderr.is_empty());
+    let plan: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let again = headroom(&["predict", &path, "--ram", "16G", "--json"]);
+    let again: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
+    for key in ["peak_memory_bytes", "footprint_bytes", "verdict", "trainable_params"] {
+        assert_eq!(plan[key], again[key], "{key}");
+    }
+}
+
+#[test]
+fn bad_input_is_answered_with_what_was_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let misspelt = run_file(folder.path(), "[recipe]\nmax_seq_lenght = 512\n");
+    let cases: [&[&str]; 9] = [
+        &["plan", "--ram", "8"],
+        &["plan", "--ram", "10G"],
+        &["plan", "--machine", "M2 Pro", "--ram", "8G"],
+        &["plan", "--machine", "M7"],
+        &["plan", "--ram", "8G", "--model", "Qwen2.5-1.5B-Instuct"],
+        &["plan", "--ram", "8G", "--model", "Llama-3.3-70B-Instruct"],
+        &["plan", "--ram", "8G", "--model", "Qwen2.5-7B-Instruct"],
+        &["plan", "--ram", "8G", "--confidence", "2"],
+        &["plan", "--ram", "8G", "--hours", "0.01"],
+    ];
+    let mut text: Vec<String> = cases.into_iter().map(shown).collect();
+    text.push(shown(&["predict", &misspelt, "--ram", "8G"]));
+    text.push(shown(&["predict", "missing.toml", "--ram", "8G"]));
+    settings().bind(|| insta::assert_snapshot!("bad_input", text.join("\n")));
+}
+
+#[test]
+fn the_doctor_judges_every_model() {
+    let out = headroom(&["doctor", "--ram", "16G", "--models", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let models = json["models"].as_array().unwrap();
+    let verdict = |name: &str| models.iter().find(|m| m["model"] == name).unwrap()["verdict"].clone();
+    assert_eq!(verdict("HuggingFaceTB/SmolLM2-135M"), "yes");
+    assert_eq!(verdict("meta-llama/Llama-3.3-70B-Instruct"), "no");
+    assert!(headroom(&["doctor"]).status.success());
+}
