@@ -20,7 +20,7 @@ use crate::trainer::Trainer;
 use crate::trainer::candle::CandleTrainer;
 use crate::trainer::scripted::{Script, ScriptedTrainer};
 use crate::trainer::source::ModelSource;
-use crate::units::Bytes;
+use crate::units::{Bytes, Seconds};
 
 /// Who trains for this engine.
 pub fn trainer(engine: Engine, script: Option<&Path>) -> Result<Box<dyn Trainer>> {
@@ -88,7 +88,7 @@ pub struct Bench {
     pub prior: Calibration,
     /// With them.
     pub calibration: Calibration,
-    /// Rows of the table that could not be used, because their model or data are gone.
+    /// Rows of the table that could not be used, because their model is gone.
     pub unusable: usize,
     /// Footprint that is not to be exceeded.
     pub limit: Bytes,
@@ -148,12 +148,17 @@ impl Bench {
     }
 
     /// Always from the prior and all raw runs.
+    ///
+    /// Only padded runs count: how high memory went in others depends on which long rows happened to meet, and a
+    /// prediction speaks of the worst that can.
     fn refit(&mut self) -> Result<()> {
-        let mut known = HashMap::new();
+        let mut specs = HashMap::new();
         let mut observations = Vec::new();
         self.unusable = 0;
-        for m in self.measurements.iter().filter(|m| m.has_speed()) {
-            match self.observation(m, &mut known) {
+        for m in self.measurements.iter().filter(|m| m.has_speed() && m.pad_to_max) {
+            let name = &m.config.model;
+            let spec = specs.entry(name.clone()).or_insert_with(|| common::model(name).ok().map(|model| model.spec));
+            match spec.as_ref().and_then(|spec| self.observation(m, spec)) {
                 Some(observation) => observations.push(observation),
                 None => self.unusable += 1,
             }
@@ -162,23 +167,15 @@ impl Bench {
         Ok(())
     }
 
-    fn observation(&self, m: &Measurement, known: &mut Known) -> Option<Observation> {
-        let key = format!("{} {:?} {}", m.config.model, m.config.data, m.pad_to_max);
-        let entry = known.entry(key).or_insert_with(|| {
-            let model = common::model(&m.config.model).ok()?;
-            // Padded rows are all of the greatest length, which is what no lengths mean.
-            let lengths = if m.pad_to_max { None } else { Some(common::lengths(&model, &m.config.data).ok()?) };
-            Some((model.spec, lengths))
-        });
-        let (spec, lengths) = entry.as_ref()?;
+    fn observation(&self, m: &Measurement, spec: &ModelSpec) -> Option<Observation> {
         let measured = Measured {
-            step_time: crate::units::Seconds(m.measured.step_time_s?),
+            step_time: Seconds(m.measured.step_time_s?),
             peak_memory: m.measured.peak_memory_bytes?,
             footprint: m.measured.footprint_bytes?,
         };
-        let lengths = lengths.as_ref();
-        let (machine, calibration) = (&self.machine, &self.prior);
-        Observation::new(&Request { spec, machine, run: &m.config, lengths, calibration }, measured).ok()
+        let (machine, calibration, lengths) = (&self.machine, &self.prior, longer_than_any_cut());
+        let request = Request { spec, machine, run: &m.config, lengths: Some(&lengths), calibration };
+        Observation::new(&request, measured).ok()
     }
 
     /// What `run` takes, held against the limit.
@@ -192,8 +189,10 @@ impl Bench {
     }
 }
 
-/// Architecture and lengths by model and data; `None` where they are gone.
-type Known = HashMap<String, Option<(ModelSpec, Option<TokenLengths>)>>;
+/// Rows that are all padded to the greatest length.
+fn longer_than_any_cut() -> TokenLengths {
+    TokenLengths::new(vec![u32::MAX])
+}
 
 /// A prediction as a row of measurements keeps it.
 pub fn predicted(prediction: &Prediction) -> Predicted {
@@ -221,9 +220,9 @@ impl Subject {
         Ok(Self { spec: model.spec, lengths })
     }
 
-    /// The same with every row padded to the greatest length, as trials do it: a row longer than any cut.
+    /// The same with every row padded to the greatest length, as trials do it.
     pub fn padded(&self) -> Self {
-        Self { spec: self.spec.clone(), lengths: TokenLengths::new(vec![u32::MAX]) }
+        Self { spec: self.spec.clone(), lengths: longer_than_any_cut() }
     }
 }
 

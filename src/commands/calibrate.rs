@@ -105,7 +105,7 @@ pub fn calibrate(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> 
     result.skipped.iter().for_each(|s| output.note(&format!("  left out {s}")));
     if bench.unusable > 0 {
         let n = bench.unusable;
-        output.note(&format!("  {n} older measurements could not be used: their model or data are gone"));
+        output.note(&format!("  {n} older measurements could not be used: their model is gone"));
     }
     let by = |calibration| predict(&bench.request(what.subject, what.run, calibration), LEVEL);
     let changes = brief::changes(&by(&old)?, &by(&bench.calibration)?);

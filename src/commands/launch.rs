@@ -33,12 +33,14 @@ pub fn run(args: &LaunchArgs, output: &Output) -> Result<RunFolder> {
         (None, Some(folder)) => folder.path().into(),
         (None, None) => default_folder(&args.run),
     };
-    let folder = if args.resume { resumed(&out, &run)? } else { RunFolder::create(&out)? };
+    let earlier = args.resume.then(|| resumed(&out, &run)).transpose()?;
     let mut bench = Bench::open(run.engine, &args.bench)?;
     let subject = Subject::of(&run)?;
     let plan = bench.assess(&subject, &run, args.confidence)?;
     preflight(&plan, args.force)?;
     let mut trainer = bench::trainer(run.engine, args.bench.script.as_deref())?;
+    // Only now, when all that can be wrong with the question has been asked, is anything written.
+    let folder = earlier.map_or_else(|| RunFolder::create(&out), Ok)?;
     // Forced past the limits, only one that was set by hand still guards.
     let limit = if args.force { args.bench.limit } else { Some(bench.limit) };
     let launch = Launch { run, folder, plan, limit, save_every: args.save_every, resume: args.resume, output: *output };
@@ -105,6 +107,14 @@ impl Launch {
         let mut watch = Watch::new(self);
         let result = trainer.train(&job, &mut |event| watch.on(event));
         watch.bar.finish_and_clear();
+        let result = match result {
+            // It never began: its folder would only stand in the way of the next try.
+            Err(error) if watch.steps.is_empty() && !self.resume => {
+                store::remove_folder(self.folder.path())?;
+                return Err(error);
+            }
+            result => result,
+        };
         let at_step = watch.last_step();
         let outcome = match (&result, watch.failure.take()) {
             (_, Some(error)) => return Err(error),

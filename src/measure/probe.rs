@@ -6,13 +6,12 @@ use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 use crate::error::{Error, Result};
-#[cfg(not(target_os = "macos"))]
-use crate::spec::machine::Accelerator;
 use crate::spec::machine::Machine;
 use crate::units::Bytes;
-#[cfg(not(target_os = "macos"))]
-use crate::units::{Flops, bandwidth_from_gb_s};
 
+#[cfg(not(target_os = "macos"))]
+#[path = "probe_linux.rs"]
+mod linux;
 #[cfg(target_os = "macos")]
 #[path = "probe_mac.rs"]
 mod mac;
@@ -79,15 +78,7 @@ fn platform_state() -> MachineState {
 
 #[cfg(not(target_os = "macos"))]
 fn platform_state() -> MachineState {
-    let text = std::fs::read_to_string("/proc/pressure/memory").unwrap_or_default();
-    MachineState { pressure: parse_pressure(&text), ..MachineState::default() }
-}
-
-/// `avg10` of the line `some` of /proc/pressure/memory, in percent.
-#[cfg(not(target_os = "macos"))]
-fn parse_pressure(text: &str) -> Option<f64> {
-    let line = text.lines().find(|line| line.starts_with("some"))?;
-    line.split_whitespace().find_map(|word| word.strip_prefix("avg10="))?.parse().ok()
+    MachineState { pressure: linux::pressure(), ..MachineState::default() }
 }
 
 fn memory() -> Result<System> {
@@ -121,7 +112,7 @@ pub fn this_machine() -> Result<Machine> {
     let limit = system.cgroup_limits().map_or(u64::MAX, |c| c.total_memory);
     let memory = Bytes(system.total_memory().min(limit));
     let (chip, ghz) = cpu();
-    Ok(processor(chip, ghz, memory, available(&system)))
+    Ok(linux::processor((chip, ghz), memory, available(&system)))
 }
 
 /// Name and clock in GHz of the processor.
@@ -133,53 +124,6 @@ fn cpu() -> (String, f64) {
     // Containers and some ARM machines do not tell their clock.
     let ghz = first.map(|cpu| cpu.frequency() as f64 / 1000.0).filter(|&ghz| ghz > 0.1).unwrap_or(2.5);
     (name.unwrap_or_else(|| std::env::consts::ARCH.into()), ghz)
-}
-
-/// A machine that computes on its processor. Its rates are nominal, to be corrected by a calibration:
-///
-/// * f32 = cores x clock x lanes x 2 (a fused multiply-add) x units: 64 a cycle with AVX-512, 32 with
-///   AVX2, 16 otherwise (NEON with two units, SSE). Two threads share a core's units, so cores are
-///   counted where they are known, and never more than the threads that this process may use.
-/// * memory = 10 GB/s a thread up to 40 GB/s, which two channels of DDR4 or DDR5 give.
-#[cfg(not(target_os = "macos"))]
-fn processor(chip: String, ghz: f64, memory: Bytes, available: Bytes) -> Machine {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let cores = System::physical_core_count().unwrap_or(threads).clamp(1, threads);
-    Machine {
-        name: format!("{chip}, {threads} threads, {:.0} GiB", memory.gib()),
-        chip,
-        cores: threads,
-        accelerator: Accelerator::Cpu,
-        memory,
-        working_set: memory,
-        max_buffer: memory,
-        available,
-        bandwidth: bandwidth_from_gb_s((10.0 * threads as f64).min(40.0)),
-        peak_flops: Flops::from_tera(cores as f64 * ghz * per_cycle() / 1000.0),
-        measured_flops: None,
-        matrix_flops: None,
-        fanless: false,
-        power_w: None,
-        source: "asked; nominal rates from cores, clock and instruction set".into(),
-    }
-}
-
-/// f32 operations of a core in a cycle.
-#[cfg(all(not(target_os = "macos"), target_arch = "x86_64"))]
-fn per_cycle() -> f64 {
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        64.0
-    } else if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-        32.0
-    } else {
-        16.0
-    }
-}
-
-/// f32 operations of a core in a cycle.
-#[cfg(all(not(target_os = "macos"), not(target_arch = "x86_64")))]
-fn per_cycle() -> f64 {
-    16.0
 }
 
 #[cfg(test)]
@@ -194,15 +138,5 @@ mod tests {
         let state = state();
         assert!(state.available_bytes > Some(Bytes(0)) && state.load_average.is_some());
         assert!(!os().is_empty() && unix_time() > 1_700_000_000);
-    }
-
-    #[cfg(not(target_os = "macos"))]
-    #[test]
-    fn pressure_is_read_from_recorded_text() {
-        let text = "some avg10=1.50 avg60=0.00 avg300=0.00 total=3\nfull avg10=0.20 avg60=0.00 avg300=0.00 total=0\n";
-        assert_eq!(parse_pressure(text), Some(1.5));
-        for broken in ["", "some", "some avg10=x", "full avg10=1"] {
-            assert_eq!(parse_pressure(broken), None);
-        }
     }
 }

@@ -143,7 +143,12 @@ fn percent(fraction: f64) -> String {
 }
 
 fn interval(quantity: Quantity, estimate: &Estimate<f64>) -> String {
-    format!("{} – {}", quantity.show(estimate.low), quantity.show(estimate.high))
+    let (low, high) = (quantity.show(estimate.low), quantity.show(estimate.high));
+    // One unit is enough where both have the same.
+    match (low.rsplit_once(' '), high.rsplit_once(' ')) {
+        (Some((number, unit)), Some((_, same))) if unit == same => format!("{number} – {high}"),
+        _ => format!("{low} – {high}"),
+    }
 }
 
 fn row(c: &Comparison) -> Row {
@@ -194,7 +199,10 @@ fn ledger_words(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> St
     let tallest = phases.iter().max_by_key(|p| p.total());
     let peak = base + tallest.map_or(Bytes(0), Phase::total);
     let when = tallest.map_or(String::new(), |p| format!(" in \u{201c}{}\u{201d}", p.name));
-    let limit = limit.map_or(String::new(), |l| format!(" The tightest limit, {l}, is the line."));
+    let limit = limit.map_or(String::new(), |l| {
+        let line = if plot::is_near(l, peak) { " (the line)" } else { "" };
+        format!(" The tightest limit is {l}{line}.")
+    });
     format!("As predicted: {base} are always there, and the tallest moment is {peak}{when}.{limit}")
 }
 

@@ -215,6 +215,11 @@ pub fn named(resident: &[Item], phases: &[Phase]) -> Vec<Item> {
     largest
 }
 
+/// A limit that can be drawn: one far away would press all that matters into a corner.
+pub fn is_near(limit: Bytes, tallest: Bytes) -> bool {
+    limit.as_f64() < 3.0 * tallest.as_f64()
+}
+
 /// The phases of a step as stacked bars on a common base of what is always there, and the limit.
 pub fn ledger(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> Result<String> {
     const ROW: i32 = 34;
@@ -223,8 +228,7 @@ pub fn ledger(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> Resu
     let names = named(resident, phases);
     let base: Bytes = resident.iter().map(|i| i.bytes).sum();
     let tallest = base + phases.iter().map(Phase::total).max().unwrap_or_default();
-    // A limit far away would press all that matters into a corner; the page names it in words.
-    let limit = limit.filter(|l| l.as_f64() < 3.0 * tallest.as_f64());
+    let limit = limit.filter(|l| is_near(*l, tallest));
     let highest = tallest.max(limit.unwrap_or_default()).as_f64().max(1.0) * 1.03;
     let bottom = 8 + ROW * phases.len() as i32;
     let width = |bytes: Bytes| (f64::from(RIGHT - LEFT) * bytes.as_f64() / highest).round() as i32;

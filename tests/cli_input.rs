@@ -1,0 +1,111 @@
+//! What a person can get wrong: each mistake gets a clear error that names the place and the mend, the right exit code,
+//! and nothing half written.
+
+use std::path::Path;
+
+use assert_cmd::Command;
+
+fn headroom(folder: &Path, args: &[&str]) -> (i32, String) {
+    let mut command = Command::cargo_bin("headroom").unwrap();
+    let output = command.current_dir(folder).args(args).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code().unwrap_or(-1), text)
+}
+
+const RUN: &str = "model = \"builtin\"\ndata = \"builtin\"\n[recipe]\nsteps = 2\nmax_seq_length = 64\n";
+
+/// The run file with something added, what is said, and what it hints at.
+const MISTAKES: [(&str, &str, &str, &str); 10] = [
+    ("[recipe]\nlearning_rat = 1.0", "unknown field `learning_rat`", "line 6", "did you mean `learning_rate`?"),
+    ("[execution]\nweights = \"int9\"", "unknown variant `int9`", "line 7", "int8"),
+    ("[execution]\nbatch_size = \"two\"", "invalid type: string", "line 7", ""),
+    ("[execution]\nbatch_size = 3", "`batch_size` is 3, but must be a divisor", "", ""),
+    ("[recipe]\nlora = { rank = 0 }", "`rank` is 0", "", ""),
+    ("[recipe]\nlora = { target_modules = [\"q_prj\"] }", "`q_prj`", "", "q_proj"),
+    ("[recipe]\nepochs = 2.0", "`epochs` is given together with `steps`", "", ""),
+    ("[extra]\nx = 1", "unknown field `extra`", "line 6", ""),
+    ("not toml at all", "", "line 6", ""),
+    ("[recipe]\nmax_grad_norm = nan", "`max_grad_norm` is NaN", "", ""),
+];
+
+#[test]
+fn mistakes_in_a_run_file_name_their_line_and_write_nothing() {
+    for (extra, what, place, mend) in MISTAKES {
+        let folder = tempfile::tempdir().unwrap();
+        // A key of [recipe] goes under the table that is there already.
+        let text = match extra.strip_prefix("[recipe]\n") {
+            Some(line) => format!("{RUN}{line}\n"),
+            None => format!("{RUN}{extra}\n"),
+        };
+        std::fs::write(folder.path().join("run.toml"), text).unwrap();
+        for verb in ["predict", "launch"] {
+            let (code, said) = headroom(folder.path(), &[verb, "run.toml"]);
+            assert_eq!(code, 2, "{verb} {extra}: {said}");
+            for part in [what, place, mend] {
+                assert!(said.contains(part), "{verb} {extra}: `{part}` is not in\n{said}");
+            }
+            let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+            assert_eq!(files, ["run.toml"], "{verb} {extra} left something behind");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_answered_exits_with_two_and_a_no_with_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: [(&[&str], i32, &[&str]); 10] = [
+        (&["plan", "--ram", "8"], 2, &["`8` has no unit", "8G"]),
+        (&["plan", "--ram", "8X"], 2, &["unknown unit `x`"]),
+        (&["plan", "--ram", "7G"], 2, &["7"]),
+        (&["plan", "--machine", "M99"], 2, &["unknown machine `M99`", "M2 Pro"]),
+        (&["plan", "--model", "Qwen2.5-1.5B-Instuct", "--ram", "8G"], 2, &["unknown model", "Qwen2.5-1.5B-Instruct"]),
+        (&["plan", "--model", "./nowhere", "--ram", "8G"], 2, &["cannot read"]),
+        (&["plan", "--model", "meta-llama/Llama-3.3-70B-Instruct", "--ram", "8G"], 1, &["70B", "GiB"]),
+        (&["launch", "nothing.toml"], 2, &["cannot read `nothing.toml`"]),
+        (&["predict", "nothing.toml"], 2, &["cannot read `nothing.toml`"]),
+        (&["generate", "hello", "--adapter", "nothing"], 2, &["cannot read"]),
+    ];
+    for (args, expected, parts) in cases {
+        let (code, said) = headroom(folder.path(), args);
+        assert_eq!(code, expected, "{args:?}: {said}");
+        for part in parts {
+            assert!(said.contains(part), "{args:?}: `{part}` is not in\n{said}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "something was left behind");
+}
+
+#[test]
+fn a_run_that_cannot_fit_is_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("run.toml"), RUN).unwrap();
+    let (code, said) = headroom(folder.path(), &["launch", "run.toml", "--limit", "5M"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("--force"), "{said}");
+    assert!(!folder.path().join("runs").exists());
+}
+
+#[test]
+fn data_that_cannot_be_used_is_named_by_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("empty.jsonl", "");
+    write("broken.jsonl", "{\"text\": \"The bell rang.\"}\n{\"text\": \n");
+    write("form.jsonl", "{\"txt\": \"The bell rang.\"}\n");
+    let cases = [
+        ("empty.jsonl", vec!["empty.jsonl", "no example"]),
+        ("broken.jsonl", vec!["broken.jsonl`, line 2", "is no JSON"]),
+        ("form.jsonl", vec!["form.jsonl`, line 1", "{\"prompt\",\"completion\"}"]),
+    ];
+    for (file, parts) in cases {
+        let run = RUN.replace("data = \"builtin\"", &format!("data = \"{file}\""));
+        write("run.toml", &run);
+        let auto = ["auto", "--model", "builtin", "--data", file];
+        for args in [&["launch", "run.toml"][..], &["predict", "run.toml"], &auto] {
+            let (code, said) = headroom(folder.path(), args);
+            assert_eq!(code, 2, "{args:?}: {said}");
+            assert!(parts.iter().all(|p| said.contains(p)), "{args:?}: {said}");
+        }
+    }
+    assert!(!folder.path().join("runs").exists());
+}
