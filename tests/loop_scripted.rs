@@ -17,6 +17,10 @@ use headroom::trainer::source::ModelSource;
 use headroom::trainer::{Outcome, Step};
 use headroom::units::Bytes;
 
+fn full(tokens_per_row: usize) -> cost::Heaviest {
+    cost::Heaviest { tokens_per_row, learned: 1.0 }
+}
+
 /// What is run: the model that ships, on short rows.
 fn run(length: usize, batch: usize) -> RunConfig {
     let text = format!(
@@ -33,8 +37,9 @@ fn script() -> Script {
     let spec = ModelSource::find("builtin").unwrap().spec().unwrap();
     let runs = [run(32, 1), run(64, 4)];
     let costs = runs.each_ref().map(|r| step_cost(&spec, r, None).unwrap());
-    let peaks =
-        runs.each_ref().map(|r| cost::ledger(&spec, r, &machine, r.recipe.max_seq_length).unwrap().peak().as_f64());
+    let peaks = runs
+        .each_ref()
+        .map(|r| cost::ledger(&spec, r, &machine, full(r.recipe.max_seq_length)).unwrap().peak().as_f64());
     // A line through two micro-batches of 32 and of 256 tokens: its value at none, and its slope.
     let line = |[low, high]: [f64; 2]| {
         let slope = (high - low) / (256.0 - 32.0);

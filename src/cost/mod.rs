@@ -14,13 +14,19 @@ use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, RunConfig};
 use ledger::MemoryLedger;
 
-/// What is in memory when, for the run's engine on a machine, when its longest micro-batch has `tokens_per_row`
-/// tokens a row.
-pub fn ledger(spec: &ModelSpec, run: &RunConfig, machine: &Machine, tokens_per_row: usize) -> Result<MemoryLedger> {
+/// The micro-batch that decides the memory of a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heaviest {
+    /// Tokens of a row.
+    pub tokens_per_row: usize,
+    /// Share of them that is learned from.
+    pub learned: f64,
+}
+
+/// What is in memory when, for the run's engine on a machine, in a step over its heaviest micro-batch.
+pub fn ledger(spec: &ModelSpec, run: &RunConfig, machine: &Machine, heaviest: Heaviest) -> Result<MemoryLedger> {
     match run.engine {
-        Engine::Candle => {
-            candle::ledger(spec, run, &candle::Micro::full(run.execution.batch_size, tokens_per_row, machine))
-        }
-        Engine::MlxLm => mlx::ledger(spec, run, tokens_per_row),
+        Engine::Candle => candle::ledger(spec, run, &candle::Micro::full(run.execution.batch_size, heaviest, machine)),
+        Engine::MlxLm => mlx::ledger(spec, run, heaviest.tokens_per_row),
     }
 }

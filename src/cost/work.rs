@@ -28,23 +28,20 @@ pub fn mlx_padded(n: usize, cap: usize) -> usize {
     (1 + n.div_ceil(MLX_PADDING) * MLX_PADDING).min(cap)
 }
 
-/// Probability that no micro-batch of a run is heavier than [`heaviest`] says.
-const SURE: f64 = 0.99;
-
 /// Tilts that are looked through, each 8 % above the one before.
 const TILTS: usize = 160;
 
 /// Groups of like length that the lengths are thinned to; each counts as its longest.
 const GROUPS: usize = 64;
 
-/// Tokens of the heaviest micro-batch among `micro_batches`, when its examples are drawn at random, cut to the run's
+/// Tokens that the heaviest of `micro_batches` stays under in a share `quantile` of all runs, when its examples are drawn at random, cut to the run's
 /// length and laid end to end.
 ///
 /// The memory of a run is decided by its unluckiest micro-batch. The tail of a sum of b lengths follows from their
 /// cumulants K under a tilt t (Bahadur and Rao 1960): `P(S >= b K'(t)) = exp(b (K - t K')) / (t sqrt(2 pi b K''))`.
 /// The t is sought at which that is the chance that one micro-batch of the run may have; the answer is never more than
 /// the b longest together.
-pub fn heaviest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64) -> usize {
+pub fn heaviest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64, quantile: f64) -> usize {
     let (cap, batch) = (run.recipe.max_seq_length, run.execution.batch_size);
     let sorted = lengths.sorted();
     let last = sorted.len() - 1;
@@ -55,7 +52,8 @@ pub fn heaviest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64) -> 
         .chunks(size)
         .map(|group| ((group[group.len() - 1] as usize).min(cap) as f64, group.len() as f64 / sorted.len() as f64))
         .collect();
-    let (b, chance) = (batch as f64, ((1.0 - SURE) / micro_batches.max(1.0)).ln());
+    // All of them stay under it with probability `quantile`.
+    let (b, chance) = (batch as f64, (-quantile.ln() / micro_batches.max(1.0)).ln());
     // Mean of the sum and the logarithm of its tail at the i-th tilt; the tail falls as the tilt grows.
     let at = |i: usize| {
         let t = 1e-2 * 1.08f64.powi(i as i32) / most;
@@ -158,7 +156,8 @@ mod tests {
         let known = TokenLengths::new(lengths.clone());
         for batch in [1, 4, 16] {
             let run = run("candle", batch);
-            let predicted = heaviest(&known, &run, 300.0);
+            let predicted = heaviest(&known, &run, 300.0, 0.99);
+            let typical = heaviest(&known, &run, 300.0, 0.5) as f64;
             let heaviest_of_a_run = |rng: &mut rand_chacha::ChaCha8Rng| -> usize {
                 let mut draw = || lengths[rng.random_range(0..lengths.len())].min(100) as usize;
                 (0..300).map(|_| (0..batch).map(|_| draw()).sum()).max().unwrap()
@@ -166,12 +165,13 @@ mod tests {
             let mut seen: Vec<usize> = (0..400).map(|_| heaviest_of_a_run(&mut rng)).collect();
             seen.sort_unstable();
             let (median, p97, p99) = (seen[200], seen[388], seen[396]);
+            assert!((typical / median as f64 - 1.0).abs() < 0.12, "batch {batch}: {typical}, seen {median}");
             assert!(p97 <= predicted, "batch {batch}: {predicted}, seen {p97}");
             assert!(predicted as f64 <= 1.1 * p99 as f64, "batch {batch}: {predicted}, seen {median} to {p99}");
         }
         // Never more than the longest together, and exactly that where all are equal.
-        assert_eq!(heaviest(&TokenLengths::new(vec![u32::MAX; 3]), &run("candle", 4), 300.0), 400);
-        assert_eq!(heaviest(&TokenLengths::new(vec![7]), &run("candle", 2), 1.0), 14);
+        assert_eq!(heaviest(&TokenLengths::new(vec![u32::MAX; 3]), &run("candle", 4), 300.0, 0.99), 400);
+        assert_eq!(heaviest(&TokenLengths::new(vec![7]), &run("candle", 2), 1.0, 0.5), 14);
     }
 
     #[test]

@@ -160,7 +160,15 @@ fn stopwatch() {
     println!("step_time {:?}", t.elapsed() / 100);
     let t = std::time::Instant::now();
     for _ in 0..100 {
-        std::hint::black_box(crate::cost::ledger(spec, &found.best.run, &case.machine, 2048).unwrap());
+        std::hint::black_box(
+            crate::cost::ledger(
+                spec,
+                &found.best.run,
+                &case.machine,
+                crate::cost::Heaviest { tokens_per_row: 2048, learned: 1.0 },
+            )
+            .unwrap(),
+        );
     }
     println!("ledger {:?}", t.elapsed() / 100);
     let t = std::time::Instant::now();

@@ -48,7 +48,7 @@ impl Truth {
     fn observe(&self, run: &RunConfig, rng: &mut ChaCha8Rng) -> Observation {
         let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
         let cost = step_cost(spec, run, None).unwrap();
-        let ledger = cost::ledger(spec, run, &self.machine, run.recipe.max_seq_length).unwrap();
+        let ledger = cost::ledger(spec, run, &self.machine, full(run.recipe.max_seq_length)).unwrap();
         let point = Point::of(spec, run);
         let mut noisy = |kind: usize, figure: LogNormal| (figure.mean + self.noise[kind] * normal(rng)).exp();
         Observation {
@@ -70,6 +70,10 @@ impl Truth {
         }
         Calibration::fit(&Calibration::prior(&self.machine, Engine::Candle), &seen).unwrap()
     }
+}
+
+fn full(tokens_per_row: usize) -> cost::Heaviest {
+    cost::Heaviest { tokens_per_row, learned: 1.0 }
 }
 
 #[test]
@@ -102,7 +106,7 @@ fn intervals_cover_what_they_say() {
     for seed in 0..seeds {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let truth = Truth::new(&mut rng);
-        let ledger = cost::ledger(spec, &new, &truth.machine, 512).unwrap();
+        let ledger = cost::ledger(spec, &new, &truth.machine, full(512)).unwrap();
         let fitted = truth.fitted(&mut rng, false);
         let seen = truth.observe(&new, &mut rng);
         let cases = [

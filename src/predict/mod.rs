@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 use self::calibration::{Calibration, LogNormal, Observation};
 use self::coverage::Point;
 use crate::cost;
+use crate::cost::Heaviest;
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::params::{Parameters, trainable};
 use crate::cost::time::{StepCost, step_cost};
 use crate::cost::work::heaviest;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
@@ -28,6 +29,9 @@ const LOADING_RATE: f64 = 1e9;
 
 /// Start of the process, tokenizing and compiling kernels, s.
 const START: f64 = 5.0;
+
+/// The heaviest micro-batch of a usual run: half of all runs have a heavier one.
+const USUAL: f64 = 0.5;
 
 /// Relative error of a published power figure: counters understate the whole machine's draw.
 const POWER_SD: f64 = 0.3;
@@ -92,19 +96,40 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// Tokens of a row in the run's heaviest micro-batch.
-    fn tokens_per_row(&self) -> usize {
+    /// The micro-batch that decides the memory, as heavy as it stays in a share `quantile` of all runs.
+    fn heaviest(&self, quantile: f64) -> Heaviest {
         let cap = self.run.recipe.max_seq_length;
-        let Some(lengths) = self.lengths.filter(|l| !l.is_empty()) else { return cap };
-        match self.run.engine {
+        let Some(lengths) = self.lengths.filter(|l| !l.is_empty()) else {
+            return Heaviest { tokens_per_row: cap, learned: 1.0 };
+        };
+        let tokens_per_row = match self.run.engine {
             // Examples lie end to end: their sum counts, and not the longest of them.
             Engine::Candle => {
                 let micro_batches = (self.run.steps(lengths.len()) * self.run.accumulation()) as f64;
-                heaviest(lengths, self.run, micro_batches).div_ceil(self.run.execution.batch_size)
+                heaviest(lengths, self.run, micro_batches, quantile).div_ceil(self.run.execution.batch_size)
             }
             // Each is padded to the longest.
             Engine::MlxLm => lengths.max().min(cap),
-        }
+        };
+        Heaviest { tokens_per_row, learned: if self.run.recipe.mask_prompt { lengths.completion() } else { 1.0 } }
+    }
+
+    fn ledger(&self, quantile: f64) -> Result<MemoryLedger> {
+        cost::ledger(self.spec, self.run, self.machine, self.heaviest(quantile))
+    }
+
+    /// How far the peak of a lucky and of an unlucky run lies from that of a usual one, as factors: what the draw of
+    /// the examples adds to the interval at this level.
+    fn draw(&self, usual: &MemoryLedger, level: f64) -> Result<(f64, f64)> {
+        let tail = (1.0 - level) / 2.0;
+        let usual_rows = self.heaviest(USUAL);
+        let factor = |quantile| {
+            if self.heaviest(quantile) == usual_rows {
+                return Ok::<f64, Error>(1.0);
+            }
+            Ok(self.ledger(quantile)?.peak().as_f64() / usual.peak().as_f64())
+        };
+        Ok((factor(tail)?, factor(1.0 - tail)?))
     }
 
     /// Most likely time of one step alone, for when nothing else is asked.
@@ -139,17 +164,23 @@ fn estimate<T>(figure: LogNormal, level: f64, make: impl Fn(f64) -> T) -> Estima
 pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     let Request { spec, machine, run, lengths, calibration } = *request;
     let point = Point::of(spec, run);
-    let ledger = cost::ledger(spec, run, machine, request.tokens_per_row())?;
+    let ledger = request.ledger(USUAL)?;
     let cost = step_cost(spec, run, lengths)?;
     let step_time = estimate(calibration.step_time(&cost, &point), level, Seconds);
     let tokens = cost.tokens;
     let steps = run.steps(request.examples());
     let parameters = Parameters::of(spec).total();
-    let total_time = step_time.map(|step| request.total_time(step));
+    let mut total_time = step_time.map(|step| request.total_time(step));
+    // Loading is a guess of its own: from nothing, where the system has the file at hand, to twice as long.
+    let loading = request.loading(parameters);
+    total_time.low.0 -= loading;
+    total_time.high.0 += loading;
+    let (lucky, unlucky) = request.draw(&ledger, level)?;
+    let drawn = |e: Estimate<Bytes>| Estimate { low: e.low.scale(lucky), high: e.high.scale(unlucky), ..e };
     let trainable_params = trainable(spec, &run.recipe.lora)?;
     Ok(Prediction {
-        peak_memory: estimate(calibration.peak(&ledger, &point), level, Bytes::from_f64),
-        footprint: estimate(calibration.footprint(&ledger, &point), level, Bytes::from_f64),
+        peak_memory: drawn(estimate(calibration.peak(&ledger, &point), level, Bytes::from_f64)),
+        footprint: drawn(estimate(calibration.footprint(&ledger, &point), level, Bytes::from_f64)),
         // Faster is less time, so the ends change places.
         tokens_per_s: Estimate {
             point: tokens / step_time.point.0,
@@ -190,8 +221,8 @@ pub struct Measured {
 impl Observation {
     /// A measured run, beside what it should have cost.
     pub fn new(request: &Request<'_>, measured: Measured) -> Result<Self> {
-        let Request { spec, machine, run, lengths, .. } = *request;
-        let ledger = cost::ledger(spec, run, machine, request.tokens_per_row())?;
+        let Request { spec, run, lengths, .. } = *request;
+        let ledger = request.ledger(USUAL)?;
         Ok(Self {
             cost: step_cost(spec, run, lengths)?,
             ledger_peak: ledger.peak(),

@@ -3,17 +3,29 @@
 use serde::{Deserialize, Serialize};
 
 /// Token lengths of a data set's examples, before any cut.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenLengths {
     /// Ascending.
     lengths: Vec<u32>,
+    /// Share of the tokens that are not prompt.
+    completion: f64,
 }
 
 impl TokenLengths {
     /// From lengths in any order.
     pub fn new(mut lengths: Vec<u32>) -> Self {
         lengths.sort_unstable();
-        Self { lengths }
+        Self { lengths, completion: 1.0 }
+    }
+
+    /// The same, with only this share of the tokens outside of prompts.
+    pub fn with_completion(self, completion: f64) -> Self {
+        Self { completion, ..self }
+    }
+
+    /// Share of the tokens that are not prompt.
+    pub fn completion(&self) -> f64 {
+        self.completion
     }
 
     /// What is taken for granted of unknown data: exponentially distributed lengths, 99 % of which are at most

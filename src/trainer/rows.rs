@@ -57,7 +57,10 @@ impl Rows {
 
     /// Lengths of the training examples.
     pub fn lengths(&self) -> TokenLengths {
-        TokenLengths::new(self.train.iter().map(|e| e.tokens.len() as u32).collect())
+        let all: usize = self.train.iter().map(|e| e.tokens.len()).sum();
+        let completion: usize = self.train.iter().map(|e| e.tokens.len() - e.prompt.min(e.tokens.len())).sum();
+        let lengths = TokenLengths::new(self.train.iter().map(|e| e.tokens.len() as u32).collect());
+        lengths.with_completion(completion as f64 / all.max(1) as f64)
     }
 }
 

@@ -8,6 +8,7 @@ mod attention;
 mod mlp;
 
 use self::attention::AttentionTape;
+use crate::cost::Heaviest;
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::params::Parameters;
 use crate::cost::timeline::{Live, Timeline};
@@ -35,6 +36,12 @@ const PRODUCT: &str = "matrix product's own";
 /// The `gemm` crate packs the rows of the left matrix this deep at a time (`gemm_common::cache::kernel_params`).
 const PACKED_DEPTH: u64 = 512;
 
+/// Name of what the matrix product keeps for each thread.
+pub const SLABS: &str = "matrix product's buffers";
+/// The `gemm` crate keeps a buffer of the size of a core's L2 cache for every thread that ever multiplied: 1 MiB on
+/// the processors of today's servers, between 0.5 and 2 elsewhere.
+const SLAB: u64 = 1 << 20;
+
 /// Score-sized temporaries of candle's ops on Metal beside those of the CPU kernels: scaled, masked, shifted and
 /// exponentiated scores live at one time. Read off `attention::Shape::probabilities_composed`; unproven on a Mac.
 const COMPOSED_SCORES: u64 = 3;
@@ -53,11 +60,12 @@ pub struct Micro {
 }
 
 impl Micro {
-    /// `batch_size` examples of `tokens` tokens each, all of them learned.
-    pub fn full(batch_size: usize, tokens: usize, machine: &Machine) -> Self {
-        let rows = tokens.saturating_sub(1).max(1);
+    /// `batch_size` examples of like length.
+    pub fn full(batch_size: usize, heaviest: Heaviest, machine: &Machine) -> Self {
+        let rows = heaviest.tokens_per_row.saturating_sub(1).max(1);
         let (accelerator, threads) = (machine.accelerator, machine.cores);
-        Self { examples: vec![rows; batch_size], targets: rows * batch_size, accelerator, threads }
+        let targets = (heaviest.learned * (rows * batch_size) as f64).ceil() as usize;
+        Self { examples: vec![rows; batch_size], targets, accelerator, threads }
     }
 
     fn rows(&self) -> u64 {
@@ -146,6 +154,10 @@ impl Engine<'_> {
         let adapters = self.adapter_params() * F32;
         self.t.resident("adapters", adapters);
         self.t.resident("optimizer state", 2 * adapters);
+        if self.micro.accelerator == Accelerator::Cpu {
+            // The threads of the pool, and the one that calls.
+            self.t.resident(SLABS, (self.micro.threads as u64 + 1) * SLAB);
+        }
         if let Positions::Rope { global, local } = &self.spec.positions {
             let table = |dims: usize| (self.run.recipe.max_seq_length * dims) as u64 * F32; // cos and sin, dims / 2 each
             let bytes = table(global.dims) + local.as_ref().map_or(0, |l| table(l.dims));
