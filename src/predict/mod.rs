@@ -16,7 +16,7 @@ use crate::cost::time::{StepCost, step_cost};
 use crate::cost::work::heaviest;
 use crate::error::{Error, Result};
 use crate::spec::data::TokenLengths;
-use crate::spec::machine::Machine;
+use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, RunConfig};
 use crate::units::{Bytes, Estimate, Seconds, watt_hours};
@@ -27,8 +27,9 @@ pub const ASSUMED_EXAMPLES: usize = 2000;
 /// Bytes/s at which weights come off the disk and are put in place; Mac SSDs read 1.5 to 5 GB/s.
 const LOADING_RATE: f64 = 1e9;
 
-/// Start of the process, tokenizing and compiling kernels, s.
-const START: f64 = 5.0;
+/// Start of the process and tokenizing, s; on Metal the kernels are compiled too.
+const START: f64 = 0.5;
+const START_METAL: f64 = 5.0;
 
 /// The heaviest micro-batch of a usual run: half of all runs have a heavier one.
 const USUAL: f64 = 0.5;
@@ -140,7 +141,8 @@ impl Request<'_> {
 
     /// Starting, and bringing the weights in.
     fn loading(&self, parameters: u64) -> f64 {
-        START + parameters as f64 * self.spec.dtype.bytes() as f64 / LOADING_RATE
+        let start = if self.machine.accelerator == Accelerator::Metal { START_METAL } else { START };
+        start + parameters as f64 * self.spec.dtype.bytes() as f64 / LOADING_RATE
     }
 
     /// Most likely time of the whole run, when a step takes this long.

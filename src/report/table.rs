@@ -134,7 +134,7 @@ fn answer(assessment: &Assessment, context: &Context) -> String {
             format!("{} too much", Bytes::from_f64(-limit.spare()))
         };
         let (high, name, total) = (limit.high, limit.name, limit.limit);
-        let _ = writeln!(out, "  {room}: at most {high} of {total} {name} ({sure} sure)");
+        let _ = writeln!(out, "  {room}: at most {high} of {total} {name} ({sure})");
     }
     if assessment.verdict == Verdict::Pages {
         out += "      it would run out of swap, many times slower than said below\n";
