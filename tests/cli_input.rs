@@ -1,6 +1,8 @@
 //! What a person can get wrong: each mistake gets a clear error that names the place and the mend, the right exit code,
 //! and nothing half written.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
+
 use std::path::Path;
 
 use assert_cmd::Command;

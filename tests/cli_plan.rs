@@ -3,6 +3,8 @@
 //! What is planned for a named Mac is arithmetic, so the figures themselves are in the snapshots: a change of
 //! theirs is a change of an answer, and belongs in the changelog.
 
+#![allow(clippy::unwrap_used)] // the helpers of tests are tests too
+
 use std::path::Path;
 use std::process::Output;
 

@@ -1,6 +1,8 @@
 //! Our engine's ledger against the counting allocator, over random shapes of every family and lever.
 //! One test alone in its process: the allocator counts everything that the process does.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
+
 use std::collections::HashMap;
 use std::path::Path;
 

@@ -1,6 +1,8 @@
 //! Our decoder, gradients and training loop against transformers and PEFT, for every family.
 //! `tests/fixtures/reference/make.py` made the models and the numbers.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -98,7 +100,7 @@ fn adapted(family: &str, execution: &str) -> Fixture {
 fn worst_logit(fixture: &Fixture, expected: &str) -> f64 {
     let row = tokens(&fixture.reference["logits_tokens"]);
     let n = row.len();
-    let batch = MicroBatch { tokens: row, examples: vec![0..n], targets: vec![] };
+    let batch = MicroBatch { tokens: row, examples: std::iter::once(0..n).collect(), targets: vec![] };
     let all: Vec<u32> = (0..n as u32).collect();
     let logits = fixture.decoder.logits(&batch, &all).unwrap().to_vec2::<f32>().unwrap();
     let expected = fixture.reference[expected].as_array().unwrap();

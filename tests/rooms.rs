@@ -1,5 +1,7 @@
 //! The house has rules: who may know whom, who may print, who may touch the disk. This test is the rules.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,8 @@
 //! The training loop as a whole, on a small model folder that transformers wrote: it repeats itself, goes on where it
 //! stopped, stops before a broken number, and refuses what does not belong together.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
+
 use std::path::{Path, PathBuf};
 
 use headroom::error::{Error, Result};

@@ -239,10 +239,10 @@ impl ModelSpec {
                 format!("a divisor of num_attention_heads ({})", a.num_attention_heads),
             ));
         }
-        if let Positions::Rope { global, .. } = &self.positions {
-            if !global.dims.is_multiple_of(2) || global.dims > a.head_dim || global.dims == 0 {
-                return Err(Error::invalid("head_dim", a.head_dim, "even, and at least as wide as the rotated part"));
-            }
+        if let Positions::Rope { global, .. } = &self.positions
+            && (!global.dims.is_multiple_of(2) || global.dims > a.head_dim || global.dims == 0)
+        {
+            return Err(Error::invalid("head_dim", a.head_dim, "even, and at least as wide as the rotated part"));
         }
         Ok(())
     }

@@ -155,13 +155,13 @@ impl Session {
             flow = on(&event);
             let done = self.optimizer.steps;
             let stopping = done == last || flow == Flow::Stop;
-            if let Some(out) = &job.out {
-                if stopping || (job.save_every > 0 && done.is_multiple_of(job.save_every)) {
-                    let path = checkpoint::save(out, &self.decoder, &self.optimizer, &self.run)?;
-                    on(&TrainEvent::Saved { path });
-                    if let Some(event) = self.validate()? {
-                        on(&event);
-                    }
+            if let Some(out) = &job.out
+                && (stopping || (job.save_every > 0 && done.is_multiple_of(job.save_every)))
+            {
+                let path = checkpoint::save(out, &self.decoder, &self.optimizer, &self.run)?;
+                on(&TrainEvent::Saved { path });
+                if let Some(event) = self.validate()? {
+                    on(&event);
                 }
             }
         }
