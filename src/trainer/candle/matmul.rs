@@ -53,7 +53,7 @@ pub fn gemm(out: &mut [f32], a: View<'_>, b: View<'_>, scale: f32, into: Into, t
     gemm_strided(out, b.cols, (a, b), scale, into, threaded);
 }
 
-/// [`gemm`] into a matrix whose rows are `row_stride` apart.
+/// [`gemm()`] into a matrix whose rows are `row_stride` apart.
 pub fn gemm_strided(
     out: &mut [f32],
     row_stride: usize,
