@@ -1,4 +1,45 @@
 //! Headroom: what is the best LoRA run this Mac can finish, and will it really fit?
+//!
+//! The library behind the `headroom` command. Rooms, from those that know nothing to those that know all:
+//!
+//! - [`units`], [`stats`], [`error`]: quantities, numbers, what went wrong.
+//! - [`store`]: the disk. Whole files at once, logs that survive a tear, run folders.
+//! - [`spec`]: what can be asked for, as plain values: [`spec::model::ModelSpec`] from a `config.json`,
+//!   [`spec::machine::Machine`] from the chip table, [`spec::run::RunConfig`] from a `run.toml`.
+//! - [`cost`]: what a run should cost, from shapes alone: parameters, a memory ledger by phase, a step's FLOPs and bytes.
+//! - [`trainer`]: things that run a job and say what happens. Ours is [`trainer::candle`].
+//! - [`measure`]: a job observed in a child process under a limit; this machine probed.
+//! - [`predict`]: cost and calibration together, with intervals.
+//! - [`plan`]: limits, verdicts, levers, and the search for the best run.
+//! - [`report`]: values to text, pictures and a page.
+//! - [`cli`], [`commands`]: what was typed, and one file a verb.
+//!
+//! `cost` and `trainer` never see each other: they meet in `predict`, so that a calibration cannot confirm itself.
+//! Data flows one way:
+//!
+//! ```text
+//! run.toml, config.json, machine -> spec -> cost ---> predict -> plan -> report -> commands
+//!                                        -> trainer -> measure -^
+//! ```
+//!
+//! What a run takes on a Mac that is not at hand:
+//!
+//! ```
+//! use headroom::predict::{Request, calibration::Calibration, predict};
+//! use headroom::spec::{catalogue, machine::Machine, run::RunConfig};
+//!
+//! let model = catalogue::find("Qwen2.5-0.5B-Instruct")?;
+//! let machine = Machine::named("M2 Pro", None, None)?;
+//! let run = RunConfig::from_toml("model = 'Qwen/Qwen2.5-0.5B-Instruct'\ndata = 'train.jsonl'", "run.toml".as_ref())?;
+//! let calibration = Calibration::prior(&machine, run.engine);
+//! let request =
+//!     Request { spec: &model.spec, machine: &machine, run: &run, lengths: None, calibration: &calibration };
+//! let prediction = predict(&request, 0.9)?;
+//! assert_eq!(prediction.trainable_params, 8_798_208); // rank 16 on every linear layer
+//! assert!(prediction.footprint.low < prediction.footprint.point);
+//! println!("{} at most, at {:.0} tokens/s", prediction.footprint.high, prediction.tokens_per_s.point);
+//! # Ok::<(), headroom::error::Error>(())
+//! ```
 
 pub mod cli;
 pub mod commands;

@@ -113,3 +113,10 @@ fn the_doctor_judges_every_model() {
     assert_eq!(verdict("meta-llama/Llama-3.3-70B-Instruct"), "no");
     assert!(headroom(&["doctor"]).status.success());
 }
+
+#[test]
+fn the_readme_shows_what_the_command_prints() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let plan = String::from_utf8(headroom(&["plan", "--ram", "8G"]).stdout).unwrap();
+    assert!(readme.contains(plan.trim_end()), "the README's plan is not today's:\n{plan}");
+}

@@ -9,9 +9,6 @@ use crate::error::Result;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
 
-/// First version with residency sets, which candle's Metal device needs; it stops the process on older ones.
-const FIRST_MACOS: u32 = 15;
-
 fn ask(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).output().ok().filter(|o| o.status.success())?;
     String::from_utf8(output.stdout).ok()
@@ -73,11 +70,7 @@ fn unknown(chip: &str, cores: usize, memory: Bytes) -> Machine {
 
 /// `recommendedMaxWorkingSetSize`, which follows `iogpu.wired_limit_mb` too.
 fn metal_working_set() -> Option<Bytes> {
-    let version = ask("sw_vers", &["-productVersion"])?;
-    if text::macos_major(&version)? < FIRST_MACOS {
-        return None;
-    }
-    let device = candle_core::Device::new_metal(0).ok()?;
+    let device = crate::trainer::candle::metal()?;
     let bytes = device.as_metal_device().ok()?.metal_device().recommended_max_working_set_size();
     (bytes > 0).then_some(Bytes(bytes as u64))
 }

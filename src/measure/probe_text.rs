@@ -7,11 +7,6 @@ pub fn gpu_cores(ioreg: &str) -> Option<usize> {
     (1..=1024).contains(&cores).then_some(cores)
 }
 
-/// Major version in the output of `sw_vers -productVersion`.
-pub fn macos_major(version: &str) -> Option<u32> {
-    version.trim().split('.').next()?.parse().ok()
-}
-
 /// `M2 Pro` of `Apple M2 Pro`.
 pub fn chip_name(brand: &str) -> &str {
     brand.trim().strip_prefix("Apple ").unwrap_or(brand.trim())
@@ -33,7 +28,6 @@ mod tests {
     #[test]
     fn recorded_text_is_read() {
         assert_eq!(gpu_cores(IOREG), Some(19));
-        assert_eq!([macos_major("15.6.1\n"), macos_major("26.0")], [Some(15), Some(26)]);
         assert_eq!([chip_name("Apple M5 Max\n"), chip_name("VirtualApple")], ["M5 Max", "VirtualApple"]);
     }
 
@@ -44,6 +38,5 @@ mod tests {
         {
             assert_eq!(gpu_cores(text), None, "{text}");
         }
-        assert_eq!([macos_major(""), macos_major("Sequoia")], [None, None]);
     }
 }

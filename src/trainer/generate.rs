@@ -47,7 +47,7 @@ impl Generator {
         if let Some(folder) = adapter_folder {
             run.recipe.lora = adapter::describe(folder)?;
         }
-        let mut decoder = Decoder::load(&source.weights()?, &spec, &run, &device()?)?;
+        let mut decoder = Decoder::load(&source.weights()?, &spec, &run, &device())?;
         if let Some(folder) = adapter_folder {
             adapter::load(&mut decoder, &run, folder)?;
         }

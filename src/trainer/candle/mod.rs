@@ -64,15 +64,36 @@ impl Trainer for CandleTrainer {
 }
 
 /// The device to train on: Metal where there is one, else the CPU.
-pub fn device() -> Result<Device> {
+pub fn device() -> Device {
     #[cfg(target_os = "macos")]
-    {
-        Ok(Device::new_metal(0)?)
+    if let Some(metal) = metal() {
+        return metal;
     }
-    #[cfg(not(target_os = "macos"))]
-    {
-        Ok(Device::Cpu)
+    Device::Cpu
+}
+
+/// The GPU of this Mac. candle asks for residency sets, which macOS 15 brought, and stops the process where they are
+/// missing: so older systems are not asked.
+#[cfg(target_os = "macos")]
+pub fn metal() -> Option<Device> {
+    const FIRST_MACOS: isize = 15;
+    let version = objc2_foundation::NSProcessInfo::processInfo().operatingSystemVersion();
+    if version.majorVersion < FIRST_MACOS {
+        return None;
     }
+    Device::new_metal(0).ok()
+}
+
+/// Runs `f` and gives back what Objective-C autoreleased meanwhile: candle's loop would gather it without end.
+#[cfg(target_os = "macos")]
+fn pooled<R>(f: impl FnOnce() -> R) -> R {
+    objc2::rc::autoreleasepool(|_| f())
+}
+
+/// Runs `f`; only Objective-C needs more.
+#[cfg(not(target_os = "macos"))]
+fn pooled<R>(f: impl FnOnce() -> R) -> R {
+    f()
 }
 
 /// Learning rate of optimizer step `step`, counted from 0: linear rise, then the schedule down to zero at the end.
@@ -119,7 +140,7 @@ impl Session {
         // From here on it is tensors that are allocated: what was there before is not counted as theirs.
         let before = memory::live();
         memory::reset_peak();
-        let device = device()?;
+        let device = device();
         let mut decoder = Decoder::load(&source.weights()?, &spec, &run, &device)?;
         for i in 0..decoder.sites.len() {
             let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, run.seed, &device)?;
@@ -151,7 +172,7 @@ impl Session {
         let last = job.stop_after.map_or(self.total_steps, |n| n.min(self.total_steps));
         let mut flow = Flow::Continue;
         while self.optimizer.steps < last && flow == Flow::Continue {
-            let event = TrainEvent::Step(self.step(&mut batches)?);
+            let event = TrainEvent::Step(pooled(|| self.step(&mut batches))?);
             flow = on(&event);
             let done = self.optimizer.steps;
             let stopping = done == last || flow == Flow::Stop;
