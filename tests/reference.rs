@@ -59,6 +59,10 @@ fn tokens(value: &Value) -> Vec<u32> {
 
 /// `execution` is TOML for `[execution]`: small odd chunks, so that every seam is crossed.
 fn open(family: &str, execution: &str) -> Fixture {
+    // The same tests once more, by candle's operations alone: see tests/composed.rs.
+    if env!("CARGO_CRATE_NAME") == "composed" {
+        headroom::trainer::candle::ops::compose_everything();
+    }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference").join(family);
     let text = format!(
         r#"

@@ -10,7 +10,7 @@ use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
 use super::matmul::{Into, View, gemm};
-use super::ops::with_slice;
+use super::ops::{fused, with_slice};
 
 /// What attention needs to know of the model and of the run.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ impl Shape {
 
     /// `o [rows, heads * head_dim]` from `q` of that shape and `k`, `v` of `[rows, kv_heads * head_dim]`.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, examples: &[Range<usize>]) -> Result<Tensor> {
-        if !q.device().is_cpu() {
+        if !fused(q) {
             return self.forward_composed(q, k, v, examples);
         }
         let mut out = vec![0f32; q.elem_count()];
@@ -69,7 +69,7 @@ impl Shape {
         g: &Tensor,
         examples: &[Range<usize>],
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        if !q.device().is_cpu() {
+        if !fused(q) {
             return self.backward_composed((q, k, v), g, examples);
         }
         let (mut dq, mut dk, mut dv) =

@@ -131,7 +131,7 @@ fn blocks(matrix: &Tensor, dtype: GgmlDType, device: &Device) -> Result<Stored> 
 
 /// Codes and scales of the same rows to f32.
 fn decode(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
-    if codes.device().is_cpu() { decode_cpu(codes, scales) } else { decode_composed(codes, scales) }
+    if super::ops::fused(codes) { decode_cpu(codes, scales) } else { decode_composed(codes, scales) }
 }
 
 fn decode_cpu(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {

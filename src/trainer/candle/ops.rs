@@ -3,12 +3,27 @@
 //! Each takes contiguous `f32` tensors of `[rows, width]`. On the CPU they run as one fused, threaded
 //! kernel; elsewhere as the same formula composed of candle's ops, which have Metal kernels.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use candle_core::{CpuStorage, D, DType, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail};
 
 use super::frozen::Stored;
 use super::kernels;
 use super::matmul::{Into, View, gemm, gemm_strided};
 use crate::spec::model::{Activation, Norm};
+
+static COMPOSED: AtomicBool = AtomicBool::new(false);
+
+/// From here on the CPU computes as other devices do, by candle's operations alone: so that what runs on Metal can be
+/// proved on a machine without it.
+pub fn compose_everything() {
+    COMPOSED.store(true, Relaxed);
+}
+
+/// Whether this tensor is worked on by the fused kernels.
+pub fn fused(t: &Tensor) -> bool {
+    t.device().is_cpu() && !COMPOSED.load(Relaxed)
+}
 
 /// Calls `f` with the numbers of a contiguous f32 tensor on the CPU.
 pub fn with_slice<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
@@ -49,7 +64,7 @@ impl NormWeights {
 
     /// `y [rows, width]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if !x.device().is_cpu() {
+        if !fused(x) {
             return self.forward_composed(x);
         }
         let eps = self.eps as f32;
@@ -61,7 +76,7 @@ impl NormWeights {
 
     /// Gradient with respect to `x`.
     pub fn backward(&self, x: &Tensor, g: &Tensor) -> Result<Tensor> {
-        if !x.device().is_cpu() {
+        if !fused(x) {
             return self.backward_composed(x, g);
         }
         let (eps, layer) = (self.eps as f32, self.bias.is_some());
@@ -105,22 +120,22 @@ impl NormWeights {
 
 /// `act(x)`
 pub fn act(a: Activation, x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { map1(x, |x| kernels::act(a, x)) } else { composed_act(a, x) }
+    if fused(x) { map1(x, |x| kernels::act(a, x)) } else { composed_act(a, x) }
 }
 
 /// `act'(x) g`
 pub fn act_bwd(a: Activation, x: &Tensor, g: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { map2(x, g, |x, g| kernels::act_bwd(a, x, g)) } else { composed_slope(a, x)? * g }
+    if fused(x) { map2(x, g, |x, g| kernels::act_bwd(a, x, g)) } else { composed_slope(a, x)? * g }
 }
 
 /// `act(gate) * up`
 pub fn gated(a: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if gate.device().is_cpu() { map2(gate, up, |x, y| kernels::gated(a, x, y)) } else { composed_act(a, gate)? * up }
+    if fused(gate) { map2(gate, up, |x, y| kernels::gated(a, x, y)) } else { composed_act(a, gate)? * up }
 }
 
 /// Gradients of [`gated`] with respect to gate and up.
 pub fn gated_bwd(a: Activation, gate: &Tensor, up: &Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
-    if !gate.device().is_cpu() {
+    if !fused(gate) {
         return Ok((((composed_slope(a, gate)? * up)? * g)?, (composed_act(a, gate)? * g)?));
     }
     let (dgate, dup) = with_slice(gate, |x| with_slice(up, |y| with_slice(g, |g| kernels::gated_bwd(a, x, y, g))))???;
@@ -129,7 +144,7 @@ pub fn gated_bwd(a: Activation, gate: &Tensor, up: &Tensor, g: &Tensor) -> Resul
 
 /// `a + b`, where nobody else holds `a`: on the CPU it is done in its memory.
 pub fn add(a: Tensor, b: &Tensor) -> Result<Tensor> {
-    if !a.device().is_cpu() {
+    if !fused(&a) {
         return a.broadcast_add(b);
     }
     a.inplace_op2(b, &AddInto)?;
@@ -167,7 +182,7 @@ impl InplaceOp2 for AddInto {
 
 /// `scale * a b` of two matrices with any strides.
 pub fn product(a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-    if !a.device().is_cpu() {
+    if !fused(a) {
         let y = a.matmul(b)?;
         return if scale == 1.0 { Ok(y) } else { y * scale };
     }
@@ -178,7 +193,7 @@ pub fn product(a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
 
 /// Columns `first..` of a zero matrix of `columns`, filled with `a b` panel by panel; see [`Panels`].
 pub fn product_by_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
-    if !a.device().is_cpu() {
+    if !fused(a) {
         let parts = panels.map(|panel| a.matmul(&panel?.1.t()?)).collect::<Result<Vec<_>>>()?;
         return Tensor::cat(&parts, 1);
     }
@@ -269,7 +284,7 @@ impl InplaceOp3 for ProductInColumns {
 
 /// `out + scale * a b`, where nobody else holds `out`: on the CPU it is done in its memory.
 pub fn add_product(out: Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-    if !out.device().is_cpu() {
+    if !fused(&out) {
         return &out + (a.contiguous()?.matmul(b)? * scale)?;
     }
     out.inplace_op3(a, b, &Product { scale, into: Into::Accumulate })?;
@@ -380,7 +395,7 @@ impl RopeTables {
     /// Rotates `x [rows, heads * head_dim]`; row r stands at `positions[r]`. `backward` rotates back.
     pub fn apply(&self, x: &Tensor, head_dim: usize, positions: &[u32], backward: bool) -> Result<Tensor> {
         let sign = if backward { -1.0 } else { 1.0 };
-        if !x.device().is_cpu() {
+        if !fused(x) {
             return self.apply_composed(x, head_dim, positions, sign);
         }
         let data = with_slice(x, |x| {
@@ -415,7 +430,7 @@ impl RopeTables {
 
 /// Sum of the cross-entropies of `logits [rows, vocab]` and its gradient times `scale`; uses up the logits.
 pub fn cross_entropy(logits: Tensor, targets: &[u32], softcap: Option<f64>, scale: f64) -> Result<(f64, Tensor)> {
-    if !logits.device().is_cpu() {
+    if !fused(&logits) {
         return cross_entropy_composed(&logits, targets, softcap, scale);
     }
     let op = CrossEntropy { targets, softcap: softcap.map(|c| c as f32), scale: scale as f32, loss: 0.0.into() };
