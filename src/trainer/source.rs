@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::safetensors::{MmapedSafetensors, SliceSafetensors};
-
+use super::candle::checkpoint_file::CheckpointFile;
 use super::candle::weights::Store;
 use crate::error::{Error, Result};
 use crate::spec::model::ModelSpec;
@@ -98,19 +97,14 @@ impl ModelSource {
     pub fn weights(&self) -> Result<Store> {
         let folder = match self {
             Self::Builtin => {
-                let open = SliceSafetensors::new(BUILTIN_WEIGHTS);
-                return open.map(Store::Builtin).map_err(|e| wrong(Path::new(BUILTIN), e.to_string()));
+                let file = CheckpointFile::embedded(BUILTIN_WEIGHTS).map_err(|e| wrong(Path::new(BUILTIN), e))?;
+                return Ok(Store { folder: BUILTIN.into(), files: vec![file] });
             }
             Self::Folder(folder) => folder,
         };
-        let files = safetensors_files(folder)?;
-        // SAFETY: the files are mapped read-only; a file that somebody truncates meanwhile ends the process, as with
-        // every reader of mapped weights.
-        let tensors = unsafe { MmapedSafetensors::multi(&files) }.map_err(|e| {
-            let reason = format!("{e}; is the download complete?");
-            wrong(folder, reason)
-        })?;
-        Ok(Store::Files { folder: folder.clone(), tensors })
+        let open = |path: PathBuf| CheckpointFile::open(&path).map_err(|reason| wrong(&path, reason));
+        let files = safetensors_files(folder)?.into_iter().map(open).collect::<Result<_>>()?;
+        Ok(Store { folder: folder.clone(), files })
     }
 }
 

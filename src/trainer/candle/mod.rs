@@ -7,6 +7,7 @@ pub mod adapter;
 pub mod attention;
 pub mod block;
 pub mod checkpoint;
+pub mod checkpoint_file;
 pub mod frozen;
 pub mod kernels;
 pub mod linear;

@@ -1,16 +1,16 @@
 //! The door to the base weights: from safetensors to blocks, a tensor at a time.
 //!
-//! Every stored tensor is mapped, copied once in the format it will be held in, and let go again, so
-//! loading needs no second copy of the model.
+//! Every stored tensor is read, put into the format it will be held in, and let go again, so loading needs
+//! no second copy of the model.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::safetensors::{MmapedSafetensors, SliceSafetensors};
 use candle_core::{DType, Device, Tensor};
 
 use super::attention;
 use super::block::Block;
+use super::checkpoint_file::CheckpointFile;
 use super::frozen::Stored;
 use super::linear::{Frozen, Linear, LoraSettings};
 use super::ops::{NormWeights, RopeTables};
@@ -19,17 +19,12 @@ use crate::error::{Error, Result};
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::RunConfig;
 
-/// Open weights files.
-pub enum Store {
-    /// Files on disk, mapped.
-    Files {
-        /// Folder, for messages.
-        folder: PathBuf,
-        /// The maps.
-        tensors: MmapedSafetensors,
-    },
-    /// The model inside the binary.
-    Builtin(SliceSafetensors<'static>),
+/// The open files of a checkpoint.
+pub struct Store {
+    /// For messages.
+    pub folder: PathBuf,
+    /// Each tensor is in one of them.
+    pub files: Vec<CheckpointFile>,
 }
 
 /// Prefixes that other writers put before transformers' names, or leave out.
@@ -37,41 +32,28 @@ const PREFIXES: [(&str, &str); 3] =
     [("transformer.", ""), ("model.", "language_model.model."), ("model.", "model.language_model.")];
 
 impl Store {
-    fn folder(&self) -> PathBuf {
-        match self {
-            Self::Files { folder, .. } => folder.clone(),
-            Self::Builtin(_) => "builtin".into(),
-        }
-    }
-
     fn wrong(&self, reason: String) -> Error {
-        Error::Weights { path: self.folder(), reason }
+        Error::Weights { path: self.folder.clone(), reason }
     }
 
-    fn has(&self, name: &str) -> bool {
-        match self {
-            Self::Files { tensors, .. } => tensors.get(name).is_ok(),
-            Self::Builtin(tensors) => tensors.get(name).is_ok(),
-        }
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.files.iter().find_map(|f| f.shape(name))
     }
 
     /// The name under which the file keeps the tensor that transformers calls `name`.
     fn stored_name(&self, name: &str) -> Option<String> {
-        if self.has(name) {
+        if self.shape(name).is_some() {
             return Some(name.to_owned());
         }
         let variants =
             PREFIXES.iter().filter_map(|(ours, theirs)| name.strip_prefix(ours).map(|n| format!("{theirs}{n}")));
-        variants.into_iter().find(|n| self.has(n))
+        variants.into_iter().find(|n| self.shape(n).is_some())
     }
 
     /// A tensor in the format it is stored in; its name and shape are checked.
     pub fn load(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
         let stored = self.stored_name(name).ok_or_else(|| self.wrong(format!("`{name}` is missing")))?;
-        let tensor = match self {
-            Self::Files { tensors, .. } => tensors.load(&stored, device),
-            Self::Builtin(tensors) => tensors.load(&stored, device),
-        };
+        let tensor = self.files.iter().find_map(|f| f.load(&stored, device)).unwrap_or(Err("it is gone".into()));
         let tensor = tensor.map_err(|e| self.wrong(format!("`{name}` cannot be read: {e}")))?;
         if tensor.dims() != shape {
             return Err(self.wrong(format!("`{name}` is {:?}, but config.json says {shape:?}", tensor.dims())));
@@ -86,14 +68,10 @@ impl Store {
 
     /// Checks that every tensor of the model is there in its right shape, and lists all that are not.
     pub fn check(&self, spec: &ModelSpec) -> Result<()> {
-        let shape_of = |name: &str| match self {
-            Self::Files { tensors, .. } => tensors.get(name).map(|t| t.shape().to_vec()),
-            Self::Builtin(tensors) => tensors.get(name).map(|t| t.shape().to_vec()),
-        };
         let wrong: Vec<String> = spec
             .tensors()
             .into_iter()
-            .filter_map(|t| match self.stored_name(&t.name).and_then(|n| shape_of(&n).ok()) {
+            .filter_map(|t| match self.stored_name(&t.name).and_then(|n| self.shape(&n)) {
                 None => Some(format!("`{}` is missing", t.name)),
                 Some(shape) if shape != t.shape => {
                     Some(format!("`{}` is {shape:?}, but config.json says {:?}", t.name, t.shape))

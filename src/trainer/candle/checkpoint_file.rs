@@ -1,0 +1,167 @@
+//! A safetensors file read a tensor at a time, without mapping it: a mapped file counts as this process's memory on
+//! Linux until it is let go, and would double what loading takes.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+
+/// The file starts with the header's length in this many bytes, little-endian.
+const LENGTH_BYTES: u64 = 8;
+/// A header larger than this is no header (the format's own bound).
+const LARGEST_HEADER: u64 = 100_000_000;
+
+/// Where one tensor is.
+#[derive(Clone, Debug, Deserialize)]
+struct Info {
+    dtype: safetensors::Dtype,
+    shape: Vec<usize>,
+    data_offsets: (u64, u64),
+}
+
+/// The file on disk, or in the binary.
+enum Source {
+    Disk(File),
+    Static(&'static [u8]),
+}
+
+/// An open file with its table of contents.
+pub struct CheckpointFile {
+    source: Source,
+    data_start: u64,
+    tensors: HashMap<String, Info>,
+}
+
+impl Source {
+    fn read(&self, start: u64, bytes: u64) -> Result<Cow<'static, [u8]>, String> {
+        match self {
+            Self::Disk(file) => {
+                let mut buffer = vec![0u8; bytes as usize];
+                file.read_exact_at(&mut buffer, start).map_err(|e| e.to_string())?;
+                Ok(buffer.into())
+            }
+            Self::Static(all) => {
+                let part = all.get(start as usize..(start + bytes) as usize);
+                part.map(Cow::Borrowed).ok_or_else(|| "it ends early".to_owned())
+            }
+        }
+    }
+}
+
+impl CheckpointFile {
+    /// Opens a file on disk; what is wrong with it is said without its name.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let file = File::open(path).map_err(|e| e.to_string())?;
+        let length = file.metadata().map_err(|e| e.to_string())?.len();
+        Self::read(Source::Disk(file), length)
+    }
+
+    /// Opens a file inside the binary.
+    pub fn embedded(bytes: &'static [u8]) -> Result<Self, String> {
+        Self::read(Source::Static(bytes), bytes.len() as u64)
+    }
+
+    fn read(source: Source, length: u64) -> Result<Self, String> {
+        let incomplete = || format!("its {length} bytes are not all of it; is the download complete?");
+        if length < LENGTH_BYTES {
+            return Err(incomplete());
+        }
+        let mut header_length = [0u8; LENGTH_BYTES as usize];
+        header_length.copy_from_slice(&source.read(0, LENGTH_BYTES)?);
+        let header_length = u64::from_le_bytes(header_length);
+        if header_length > LARGEST_HEADER {
+            return Err("it is no safetensors file".into());
+        }
+        let data_start = LENGTH_BYTES + header_length;
+        if data_start > length {
+            return Err(incomplete());
+        }
+        let header = source.read(LENGTH_BYTES, header_length)?;
+        let mut table: HashMap<String, serde_json::Value> =
+            serde_json::from_slice(&header).map_err(|e| format!("its header cannot be read: {e}"))?;
+        table.remove("__metadata__");
+        let mut tensors = HashMap::with_capacity(table.len());
+        for (name, value) in table {
+            let info: Info = serde_json::from_value(value).map_err(|e| format!("its entry of `{name}`: {e}"))?;
+            let (start, end) = info.data_offsets;
+            if end > length - data_start {
+                return Err(incomplete());
+            }
+            let numbers: Option<usize> = info.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+            let bits = numbers.and_then(|n| n.checked_mul(info.dtype.bitsize()));
+            if start > end || bits != Some((end - start) as usize * 8) {
+                return Err(format!(
+                    "its entry of `{name}` has {} bytes for {:?}",
+                    end.saturating_sub(start),
+                    info.shape
+                ));
+            }
+            tensors.insert(name, info);
+        }
+        Ok(Self { source, data_start, tensors })
+    }
+
+    /// Shape of a tensor, if it is here.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|info| info.shape.as_slice())
+    }
+
+    /// A tensor in the format it is stored in, if it is here.
+    pub fn load(&self, name: &str, device: &Device) -> Option<Result<Tensor, String>> {
+        let info = self.tensors.get(name)?;
+        let load = || {
+            let dtype = DType::try_from(info.dtype).map_err(|e| e.to_string())?;
+            let (start, end) = info.data_offsets;
+            let bytes = self.source.read(self.data_start + start, end - start)?;
+            Tensor::from_raw_buffer(&bytes, dtype, &info.shape, device).map_err(|e| e.to_string())
+        };
+        Some(load())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(header: &str, data: usize) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend((0..data).map(|i| i as u8));
+        bytes
+    }
+
+    fn open(bytes: &[u8]) -> Result<CheckpointFile, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        std::fs::write(&path, bytes).unwrap();
+        CheckpointFile::open(&path)
+    }
+
+    const HEADER: &str = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,1],"data_offsets":[4,12]}}"#;
+
+    #[test]
+    fn tensors_are_read_where_the_header_says() {
+        let opened = open(&file(HEADER, 12)).unwrap();
+        assert_eq!((opened.shape("a"), opened.shape("b")), (Some(&[2, 1][..]), None));
+        let a = opened.load("a", &Device::Cpu).unwrap().unwrap();
+        let expected = [[f32::from_le_bytes([4, 5, 6, 7])], [f32::from_le_bytes([8, 9, 10, 11])]];
+        assert_eq!(a.to_vec2::<f32>().unwrap(), expected);
+    }
+
+    #[test]
+    fn damaged_files_are_refused() {
+        let wrong = |bytes: &[u8]| open(bytes).err().unwrap();
+        assert!(wrong(&file(HEADER, 11)).contains("download complete"));
+        assert!(wrong(&file(HEADER, 12)[..40]).contains("download complete"));
+        assert!(wrong(&[1, 2, 3]).contains("download complete"));
+        assert!(wrong(&[0xff; 64]).contains("no safetensors file"));
+        assert!(wrong(&file("{", 0)).contains("header cannot be read"));
+        assert!(wrong(&file(&HEADER.replace("[4,12]", "[4,11]"), 12)).contains("7 bytes for [2, 1]"));
+        assert!(wrong(&file(&HEADER.replace("[4,12]", "[12,4]"), 12)).contains("bytes for [2, 1]"));
+        assert!(wrong(&file(&HEADER.replace("F32", "F33"), 12)).contains("its entry of `a`"));
+    }
+}
