@@ -4,6 +4,7 @@ pub mod bar;
 pub mod brief;
 pub mod compare;
 pub mod doctor;
+pub mod layout;
 pub mod page;
 pub mod plot;
 pub mod table;

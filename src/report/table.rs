@@ -6,6 +6,7 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Style};
 
 use super::bar::{Bar, Piece};
+use super::layout::paint;
 use crate::plan::{
     Assessment, Binding, Candidate, LARGEST_BUFFER, Lever, Limit, Neighbour, Plan, Verdict, WORKING_SET,
 };
@@ -36,19 +37,6 @@ pub struct Context {
     pub assumed: Option<String>,
     /// The commands that launch the plan.
     pub launch: Vec<String>,
-}
-
-/// Text in a style.
-pub fn paint(text: &str, style: Style) -> String {
-    if style.is_plain() { text.to_owned() } else { format!("{style}{text}{style:#}") }
-}
-
-/// Entries of known widths, laid out in as many columns as fit.
-pub(super) fn columns(entries: Vec<(String, usize)>, width: usize) -> Vec<String> {
-    let widest = entries.iter().map(|(_, w)| *w).max().unwrap_or(1);
-    let per_line = ((width + 3) / (widest + 3)).max(1);
-    let lines = entries.chunks(per_line);
-    lines.map(|line| line.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>().join("   ")).collect()
 }
 
 /// The answer of `plan`: the first screen.

@@ -20,7 +20,7 @@ use crate::spec::tensors::{Projection, Role};
 
 /// Bytes of an f32.
 const F32: u64 = 4;
-/// Panels of a weight that is not f32 are made in f32 at most this large at a time (`ops::PANEL_BYTES`).
+/// Panels of a weight that is not f32 are made in f32 at most this large at a time (`frozen::PANEL_BYTES`).
 const PANEL_BYTES: u64 = 32 << 20;
 
 const INPUTS: &str = "block inputs";

@@ -10,6 +10,15 @@ use rayon::prelude::*;
 
 use crate::spec::run::{INT8_GROUP, Weights};
 
+/// An f32 panel of a frozen weight is at most about this large: large enough for the product to run at full speed,
+/// small beside anything else.
+pub const PANEL_BYTES: usize = 32 << 20;
+
+/// Rows of a panel.
+pub fn panel_rows(width: usize) -> usize {
+    (PANEL_BYTES / (4 * width)).max(1)
+}
+
 /// `[rows, columns]` numbers in some format.
 #[derive(Clone, Debug)]
 pub enum Stored {
@@ -85,7 +94,7 @@ impl Stored {
 /// Rows whose f32 form is made at one time while a format is made of them.
 fn row_spans(matrix: &Tensor) -> Result<impl Iterator<Item = Result<Tensor>> + '_> {
     let (rows, columns) = matrix.dims2()?;
-    let step = super::ops::panel_rows(columns);
+    let step = panel_rows(columns);
     let span = move |first: usize| matrix.narrow(0, first, step.min(rows - first))?.to_dtype(DType::F32)?.contiguous();
     Ok((0..rows).step_by(step).map(span))
 }

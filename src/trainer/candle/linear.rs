@@ -7,7 +7,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::frozen::Stored;
-use super::ops::{self, Panels};
+use super::ops;
+use super::panels::{Panels, product_by_panels, sum_over_panels};
 
 /// A frozen weight in its storage format.
 #[derive(Clone, Debug)]
@@ -30,8 +31,8 @@ impl Frozen {
         let y = match (self.weight.f32(), self.transposed) {
             (Some(w), false) => ops::product(x, &w.t()?, 1.0)?,
             (Some(w), true) => ops::product(x, w, 1.0)?,
-            (None, false) => ops::product_by_panels(x, Panels::new(&self.weight)?)?,
-            (None, true) => ops::sum_over_panels(x, Panels::new(&self.weight)?)?,
+            (None, false) => product_by_panels(x, Panels::new(&self.weight)?)?,
+            (None, true) => sum_over_panels(x, Panels::new(&self.weight)?)?,
         };
         match &self.bias {
             Some(bias) => ops::add(y, bias),
@@ -44,8 +45,8 @@ impl Frozen {
         match (self.weight.f32(), self.transposed) {
             (Some(w), false) => ops::product(g, w, 1.0),
             (Some(w), true) => ops::product(g, &w.t()?, 1.0),
-            (None, false) => ops::sum_over_panels(g, Panels::new(&self.weight)?),
-            (None, true) => ops::product_by_panels(g, Panels::new(&self.weight)?),
+            (None, false) => sum_over_panels(g, Panels::new(&self.weight)?),
+            (None, true) => product_by_panels(g, Panels::new(&self.weight)?),
         }
     }
 

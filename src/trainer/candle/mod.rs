@@ -14,6 +14,7 @@ pub mod linear;
 pub mod matmul;
 pub mod model;
 pub mod ops;
+pub mod panels;
 pub mod rope;
 pub mod tensor_file;
 pub mod weights;

@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use candle_core::{CpuStorage, D, DType, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail};
 
-use super::frozen::Stored;
 use super::kernels;
-use super::matmul::{Into, View, gemm, gemm_strided};
+use super::matmul::{Into, View, gemm_strided};
 use crate::spec::model::{Activation, Norm};
 
 static COMPOSED: AtomicBool = AtomicBool::new(false);
@@ -187,99 +186,13 @@ pub fn product(a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
         return if scale == 1.0 { Ok(y) } else { y * scale };
     }
     let out = Tensor::zeros((a.dim(0)?, b.dim(1)?), DType::F32, a.device())?;
-    out.inplace_op3(a, b, &Product { scale, into: Into::Overwrite })?;
+    out.inplace_op3(a, b, &Product { first_column: 0, scale, into: Into::Overwrite })?;
     Ok(out)
 }
 
-/// Columns `first..` of a zero matrix of `columns`, filled with `a b` panel by panel; see [`Panels`].
-pub fn product_by_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
-    if !fused(a) {
-        let parts = panels.map(|panel| a.matmul(&panel?.1.t()?)).collect::<Result<Vec<_>>>()?;
-        return Tensor::cat(&parts, 1);
-    }
-    let out = Tensor::zeros((a.dim(0)?, panels.columns), DType::F32, a.device())?;
-    for panel in panels {
-        let (first, b) = panel?;
-        out.inplace_op3(a, &b.t()?, &ProductInColumns { first })?;
-    }
-    Ok(out)
-}
-
-/// `a b` with the columns of `a` taken panel by panel; see [`Panels`].
-pub fn sum_over_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
-    let mut out = Tensor::zeros((a.dim(0)?, panels.width), DType::F32, a.device())?;
-    for panel in panels {
-        let (first, b) = panel?;
-        out = add_product(out, &a.narrow(1, first, b.dim(0)?)?, &b, 1.0)?;
-    }
-    Ok(out)
-}
-
-/// The rows of a frozen `[columns, width]` matrix in f32, a few at a time: the first row's index, and the rows.
-pub struct Panels<'a> {
-    /// As stored.
-    pub weight: &'a Stored,
-    /// Rows of the weight, which are columns of the product.
-    pub columns: usize,
-    /// Columns of the weight.
-    pub width: usize,
-    /// Rows of a panel.
-    pub rows: usize,
-    next: usize,
-}
-
-/// An f32 panel of a frozen weight is at most about this large: large enough for the product to run at full speed,
-/// small beside anything else.
-pub const PANEL_BYTES: usize = 32 << 20;
-
-/// Rows of a panel.
-pub fn panel_rows(width: usize) -> usize {
-    (PANEL_BYTES / (4 * width)).max(1)
-}
-
-impl<'a> Panels<'a> {
-    /// Over a matrix.
-    pub fn new(weight: &'a Stored) -> Result<Self> {
-        let (columns, width) = weight.dims()?;
-        Ok(Self { weight, columns, width, rows: panel_rows(width), next: 0 })
-    }
-}
-
-impl Iterator for Panels<'_> {
-    type Item = Result<(usize, Tensor)>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let first = self.next;
-        let rows = self.rows.min(self.columns - first);
-        self.next += rows;
-        let panel = || Ok((first, self.weight.panel(first, rows)?));
-        (rows > 0).then(panel)
-    }
-}
-
-struct ProductInColumns {
-    first: usize,
-}
-
-impl InplaceOp3 for ProductInColumns {
-    fn name(&self) -> &'static str {
-        "product-in-columns"
-    }
-
-    fn cpu_fwd(
-        &self,
-        out: &mut CpuStorage,
-        lo: &Layout,
-        a: &CpuStorage,
-        la: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<()> {
-        let row_stride = lo.stride()[0];
-        let out = &mut slice_mut(out, lo)?[self.first..];
-        gemm_strided(out, row_stride, (view(a, la)?, view(b, lb)?), 1.0, Into::Overwrite, true);
-        Ok(())
-    }
+/// Writes `a b` into the columns of `out` from `first` on; nobody else holds `out`, which is on the CPU.
+pub fn product_into_columns(out: &Tensor, first: usize, a: &Tensor, b: &Tensor) -> Result<()> {
+    out.inplace_op3(a, b, &Product { first_column: first, scale: 1.0, into: Into::Overwrite })
 }
 
 /// `out + scale * a b`, where nobody else holds `out`: on the CPU it is done in its memory.
@@ -287,11 +200,13 @@ pub fn add_product(out: Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Te
     if !fused(&out) {
         return &out + (a.contiguous()?.matmul(b)? * scale)?;
     }
-    out.inplace_op3(a, b, &Product { scale, into: Into::Accumulate })?;
+    out.inplace_op3(a, b, &Product { first_column: 0, scale, into: Into::Accumulate })?;
     Ok(out)
 }
 
+/// A product into the columns of its output from `first_column` on.
 struct Product {
+    first_column: usize,
     scale: f64,
     into: Into,
 }
@@ -310,7 +225,9 @@ impl InplaceOp3 for Product {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<()> {
-        gemm(slice_mut(out, lo)?, view(a, la)?, view(b, lb)?, self.scale as f32, self.into, true);
+        let row_stride = lo.stride()[0];
+        let out = &mut slice_mut(out, lo)?[self.first_column..];
+        gemm_strided(out, row_stride, (view(a, la)?, view(b, lb)?), self.scale as f32, self.into, true);
         Ok(())
     }
 }

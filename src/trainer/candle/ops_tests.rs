@@ -106,21 +106,6 @@ fn cross_entropy_and_its_gradient() {
 }
 
 #[test]
-fn products_by_panels_equal_the_whole_product() {
-    let (x, w) = (random(5, 7, 1), random(11, 7, 2));
-    let (g, half) = (random(5, 11, 3), w.to_dtype(DType::BF16).unwrap());
-    let rounded = half.to_dtype(DType::F32).unwrap();
-    let half = Stored::Dense(half);
-    for rows in [1, 3, 11, 40] {
-        let panels = || Panels { rows, ..Panels::new(&half).unwrap() };
-        let y = product_by_panels(&x, panels()).unwrap();
-        close(&y, &x.matmul(&rounded.t().unwrap()).unwrap(), 1e-5, "columns");
-        let dx = sum_over_panels(&g, panels()).unwrap();
-        close(&dx, &g.matmul(&rounded).unwrap(), 1e-5, "sum");
-    }
-}
-
-#[test]
 fn rows_are_placed_where_their_targets_are() {
     let out = Tensor::zeros((6, 2), DType::F32, &Device::Cpu).unwrap();
     let part = random(4, 2, 1);
