@@ -111,3 +111,18 @@ fn data_that_cannot_be_used_is_named_by_line() {
     }
     assert!(!folder.path().join("runs").exists());
 }
+
+#[test]
+fn the_footprint_is_that_of_the_run_and_not_of_who_started_it() {
+    // A parent with a quarter of a gigabyte in use; the built-in run takes some 40 MB.
+    let large = vec![1u8; 256 << 20];
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("run.toml"), RUN).unwrap();
+    let (code, said) = headroom(folder.path(), &["launch", "run.toml"]);
+    assert_eq!(code, 0, "{said}");
+    let metrics = std::fs::read_to_string(folder.path().join("runs/run/metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    let footprint = last["footprint_bytes"].as_u64().unwrap();
+    assert!((10 << 20..150 << 20).contains(&footprint), "{footprint} bytes");
+    assert!(std::hint::black_box(&large).iter().all(|b| *b == 1));
+}

@@ -4,6 +4,7 @@
 //! resident memory, mapped files included (`VmRSS`, and `VmHWM` for its highest). macOS: the physical
 //! footprint, which is what Activity Monitor shows and what the system kills by.
 
+use crate::trainer::memory::of_process;
 use crate::units::Bytes;
 
 /// Memory of a process group.
@@ -31,34 +32,10 @@ pub fn of_group(group: u32) -> Footprint {
     members(group).into_iter().filter_map(of_process).fold(Footprint::default(), |sum, (now, peak)| sum.add(now, peak))
 }
 
-/// Current and highest memory of one process; `None` if it is gone.
-#[cfg(target_os = "macos")]
-pub fn of_process(pid: u32) -> Option<(Bytes, Bytes)> {
-    use libproc::pid_rusage::{RUsageInfoV4, pidrusage};
-    let usage = pidrusage::<RUsageInfoV4>(pid as i32).ok()?;
-    Some((Bytes(usage.ri_phys_footprint), Bytes(usage.ri_lifetime_max_phys_footprint)))
-}
-
 #[cfg(target_os = "macos")]
 fn members(group: u32) -> Vec<u32> {
     libproc::processes::pids_by_type(libproc::processes::ProcFilter::ByProgramGroup { pgrpid: group })
         .unwrap_or_default()
-}
-
-/// Current and highest memory of one process; `None` if it is gone.
-#[cfg(not(target_os = "macos"))]
-pub fn of_process(pid: u32) -> Option<(Bytes, Bytes)> {
-    parse_status(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
-}
-
-#[cfg(not(target_os = "macos"))]
-fn parse_status(status: &str) -> Option<(Bytes, Bytes)> {
-    let field = |name: &str| {
-        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
-        value.trim().strip_suffix("kB")?.trim().parse().ok().map(Bytes::from_kib)
-    };
-    // A process that is gone but not yet waited for has neither line.
-    Some((field("VmRSS:")?, field("VmHWM:")?))
 }
 
 #[cfg(not(target_os = "macos"))]
@@ -83,20 +60,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn recorded_lines_are_read_and_broken_ones_are_not() {
-        let status = "Name:\tx\nVmPeak:\t  9 kB\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
-        assert_eq!(parse_status(status), Some((Bytes::from_mib(1), Bytes::from_mib(2))));
-        for broken in ["", "VmRSS: 12 kB", "VmRSS:\tx kB\nVmHWM:\t1 kB", "VmRSS:\t1\nVmHWM:\t1 kB"] {
-            assert_eq!(parse_status(broken), None);
-        }
+    fn the_group_is_read_past_any_name() {
         assert_eq!(group_of("12 (a) b) S 1 77 77 0 -1"), Some(77));
         assert_eq!(group_of("12 (a S 1"), None);
     }
 
     #[test]
-    fn this_process_has_memory_and_an_absent_one_has_none() {
-        let (now, peak) = of_process(std::process::id()).unwrap();
-        assert!(now > Bytes::from_mib(1) && peak >= now);
+    fn an_absent_process_has_no_memory() {
         assert_eq!(of_process(u32::MAX), None);
         assert_eq!(of_group(u32::MAX), Footprint::default());
     }

@@ -75,26 +75,52 @@ pub fn reset_peak() {
 }
 
 /// Highest memory of this process so far, by the kernel's account: resident memory on Linux, the physical
-/// footprint (what Activity Monitor shows) on macOS.
-#[cfg(target_os = "macos")]
+/// footprint (what Activity Monitor shows) on macOS. (`getrusage` will not do: on Linux a process inherits the figure
+/// of the one that started it.)
 pub fn footprint_peak() -> Bytes {
-    use libproc::pid_rusage::{RUsageInfoV4, pidrusage};
-    let usage = pidrusage::<RUsageInfoV4>(std::process::id() as i32);
-    Bytes(usage.map_or(0, |u| u.ri_lifetime_max_phys_footprint))
+    of_process(std::process::id()).map_or(Bytes(0), |(_, peak)| peak)
 }
 
-/// Highest memory of this process so far, by the kernel's account: resident memory on Linux, the physical
-/// footprint (what Activity Monitor shows) on macOS.
+/// Current and highest memory of one process; `None` if it is gone.
+#[cfg(target_os = "macos")]
+pub fn of_process(pid: u32) -> Option<(Bytes, Bytes)> {
+    use libproc::pid_rusage::{RUsageInfoV4, pidrusage};
+    let usage = pidrusage::<RUsageInfoV4>(pid as i32).ok()?;
+    Some((Bytes(usage.ri_phys_footprint), Bytes(usage.ri_lifetime_max_phys_footprint)))
+}
+
+/// Current and highest memory of one process; `None` if it is gone.
 #[cfg(not(target_os = "macos"))]
-pub fn footprint_peak() -> Bytes {
-    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: `getrusage` fills the struct it is given, and only a complete one is read.
-    let usage = unsafe {
-        if libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) != 0 {
-            return Bytes(0);
-        }
-        usage.assume_init()
+pub fn of_process(pid: u32) -> Option<(Bytes, Bytes)> {
+    parse_status(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+}
+
+#[cfg(not(target_os = "macos"))]
+fn parse_status(status: &str) -> Option<(Bytes, Bytes)> {
+    let field = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().strip_suffix("kB")?.trim().parse().ok().map(Bytes::from_kib)
     };
-    const KIB: u64 = 1024; // ru_maxrss is in KiB on Linux, in bytes on macOS
-    Bytes(usage.ru_maxrss as u64 * KIB)
+    // A process that is gone but not yet waited for has neither line.
+    Some((field("VmRSS:")?, field("VmHWM:")?))
+}
+
+#[cfg(all(test, not(target_os = "macos")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recorded_lines_are_read_and_broken_ones_are_not() {
+        let status = "Name:\tx\nVmPeak:\t  9 kB\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        assert_eq!(parse_status(status), Some((Bytes::from_mib(1), Bytes::from_mib(2))));
+        for broken in ["", "VmRSS: 12 kB", "VmRSS:\tx kB\nVmHWM:\t1 kB", "VmRSS:\t1\nVmHWM:\t1 kB"] {
+            assert_eq!(parse_status(broken), None);
+        }
+    }
+
+    #[test]
+    fn this_process_has_memory() {
+        let (now, peak) = of_process(std::process::id()).unwrap();
+        assert!(now > Bytes::from_mib(1) && peak >= now && footprint_peak() >= now);
+    }
 }
