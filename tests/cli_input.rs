@@ -126,3 +126,16 @@ fn the_footprint_is_that_of_the_run_and_not_of_who_started_it() {
     assert!((10 << 20..150 << 20).contains(&footprint), "{footprint} bytes");
     assert!(std::hint::black_box(&large).iter().all(|b| *b == 1));
 }
+
+#[test]
+fn auto_on_a_folder_of_ones_own_keeps_the_ordinary_recipe() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/hf_folder");
+    let folder = tempfile::tempdir().unwrap();
+    let (code, said) = headroom(folder.path(), &["auto", "--model", model, "--data", &format!("{model}/train.jsonl")]);
+    assert_eq!(code, 0, "{said}");
+    let run = std::fs::read_to_string(folder.path().join("runs/hf_folder-1/run.toml")).unwrap();
+    let run = headroom::spec::run::RunConfig::from_toml(&run, Path::new("run.toml")).unwrap();
+    let ordinary = headroom::spec::run::Recipe::default();
+    assert_eq!((run.recipe.learning_rate, run.recipe.mask_prompt), (ordinary.learning_rate, ordinary.mask_prompt));
+    assert!(folder.path().join("reports/hf_folder-1/index.html").is_file());
+}

@@ -17,7 +17,10 @@ use crate::trainer::text::Text;
 use crate::units::grouped;
 
 /// Confidence where none is asked for.
-const CONFIDENCE: f64 = 0.99;
+pub const CONFIDENCE: f64 = 0.99;
+
+/// Longest run where none is asked for, hours: a night.
+pub const HOURS: f64 = 8.0;
 
 /// The machine that was named, or this one.
 pub fn machine(args: &MachineArgs) -> Result<Machine> {

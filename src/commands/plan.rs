@@ -9,9 +9,6 @@ use crate::report::table::{self, Context};
 use crate::spec::data::TokenLengths;
 use crate::spec::run::{BUILTIN, DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig};
 
-/// A night.
-const HOURS: f64 = 8.0;
-
 /// Longest example where no data says otherwise, in tokens.
 const LONGEST: usize = 2048;
 
@@ -22,7 +19,7 @@ const DATA: &str = "train.jsonl";
 pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
     let machine = common::machine(&args.machine)?;
     let confidence = common::confidence(&args.limits)?;
-    let hours = args.hours.unwrap_or(HOURS);
+    let hours = args.hours.unwrap_or(common::HOURS);
     if !(hours > 0.0 && hours.is_finite()) {
         return Err(Error::invalid("--hours", hours, "more than 0"));
     }
