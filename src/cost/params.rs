@@ -57,11 +57,6 @@ impl Parameters {
     pub fn matrices(&self) -> u64 {
         self.embedding + self.head + self.blocks * self.block_matrices
     }
-
-    /// Norms and biases.
-    pub fn vectors(&self) -> u64 {
-        self.total() - self.matrices()
-    }
 }
 
 /// The projections of one block that carry an adapter, and the number of blocks that have them.

@@ -172,11 +172,15 @@ pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     let tokens = cost.tokens;
     let steps = run.steps(request.examples());
     let parameters = Parameters::of(spec).total();
-    let mut total_time = step_time.map(|step| request.total_time(step));
     // Loading is a guess of its own: from nothing, where the system has the file at hand, to twice as long.
     let loading = request.loading(parameters);
-    total_time.low.0 -= loading;
-    total_time.high.0 += loading;
+    let whole = |step: Seconds, loading: f64| Seconds(loading + step.0 * steps as f64);
+    let total_time = Estimate {
+        point: whole(step_time.point, loading),
+        low: whole(step_time.low, 0.0),
+        high: whole(step_time.high, 2.0 * loading),
+        level,
+    };
     let (lucky, unlucky) = request.draw(&ledger, level)?;
     let drawn = |e: Estimate<Bytes>| Estimate { low: e.low.scale(lucky), high: e.high.scale(unlucky), ..e };
     let trainable_params = trainable(spec, &run.recipe.lora)?;

@@ -77,11 +77,6 @@ pub struct NormNames {
 }
 
 impl ModelSpec {
-    /// What every name of the model starts with, as transformers writes it: `model` or `transformer`.
-    pub fn base_prefix(&self) -> &'static str {
-        if self.model_type == ModelType::Gpt2 { "transformer" } else { "model" }
-    }
-
     /// Path of block `i`.
     pub fn block_path(&self, i: usize) -> String {
         if self.model_type == ModelType::Gpt2 { format!("transformer.h.{i}") } else { format!("model.layers.{i}") }
