@@ -349,21 +349,11 @@ impl Shape {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trainer::candle::testing::{self, values, worst};
     use candle_core::Device;
-    use rand::{Rng, SeedableRng};
 
     fn random(rows: usize, width: usize, seed: u64) -> Tensor {
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-        let data: Vec<f32> = (0..rows * width).map(|_| rng.random_range(-1.5..1.5)).collect();
-        Tensor::from_vec(data, (rows, width), &Device::Cpu).unwrap()
-    }
-
-    fn values(t: &Tensor) -> Vec<f32> {
-        t.flatten_all().unwrap().to_vec1().unwrap()
-    }
-
-    fn worst(a: &Tensor, b: &Tensor) -> f32 {
-        values(a).iter().zip(values(b)).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+        testing::random((rows, width), 1.5, seed)
     }
 
     fn shapes() -> Vec<Shape> {

@@ -176,16 +176,10 @@ fn decode_composed(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::{Rng, SeedableRng};
+    use crate::trainer::candle::testing::{self, worst};
 
     fn matrix(rows: usize, columns: usize) -> Tensor {
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
-        let data: Vec<f32> = (0..rows * columns).map(|_| rng.random_range(-1.0..1.0)).collect();
-        Tensor::from_vec(data, (rows, columns), &Device::Cpu).unwrap()
-    }
-
-    fn worst(a: &Tensor, b: &Tensor) -> f32 {
-        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+        testing::random((rows, columns), 1.0, 3)
     }
 
     #[test]

@@ -1,15 +1,10 @@
 //! A projection with bias, adapter and dropout: gradients against finite differences, and chunks against the whole.
 
 use super::*;
+use crate::trainer::candle::testing::{self, values};
 
 fn random(shape: (usize, usize), seed: u64) -> Tensor {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let data: Vec<f32> = (0..shape.0 * shape.1).map(|_| rng.random_range(-1.0..1.0)).collect();
-    Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
-}
-
-fn values(t: &Tensor) -> Vec<f32> {
-    t.flatten_all().unwrap().to_vec1().unwrap()
+    testing::random(shape, 1.0, seed)
 }
 
 const ROWS: usize = 6;

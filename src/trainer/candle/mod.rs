@@ -17,6 +17,8 @@ pub mod ops;
 pub mod panels;
 pub mod rope;
 pub mod tensor_file;
+#[cfg(test)]
+mod testing;
 pub mod weights;
 
 use std::time::Instant;

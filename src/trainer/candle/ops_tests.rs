@@ -3,21 +3,14 @@
 use candle_core::{Device, Tensor};
 
 use super::*;
+use crate::trainer::candle::testing::{self, values, worst};
 
 fn random(rows: usize, width: usize, seed: u64) -> Tensor {
-    use rand::{Rng, SeedableRng};
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-    let data: Vec<f32> = (0..rows * width).map(|_| rng.random_range(-2.0..2.0)).collect();
-    Tensor::from_vec(data, (rows, width), &Device::Cpu).unwrap()
-}
-
-fn values(t: &Tensor) -> Vec<f32> {
-    t.flatten_all().unwrap().to_vec1().unwrap()
+    testing::random((rows, width), 2.0, seed)
 }
 
 fn close(a: &Tensor, b: &Tensor, tolerance: f32, what: &str) {
-    assert_eq!(a.dims(), b.dims(), "{what}");
-    let worst = values(a).iter().zip(values(b)).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+    let worst = worst(a, b);
     assert!(worst <= tolerance, "{what}: worst difference {worst}");
 }
 

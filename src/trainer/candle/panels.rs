@@ -65,17 +65,14 @@ impl Iterator for Panels<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use crate::trainer::candle::testing::{self, worst};
 
     fn random(rows: usize, width: usize, seed: u64) -> Tensor {
-        use rand::{Rng, SeedableRng};
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-        let data: Vec<f32> = (0..rows * width).map(|_| rng.random_range(-2.0..2.0)).collect();
-        Tensor::from_vec(data, (rows, width), &Device::Cpu).unwrap()
+        testing::random((rows, width), 2.0, seed)
     }
 
     fn close(a: &Tensor, b: &Tensor) {
-        let worst = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let worst = worst(a, b);
         assert!(worst <= 1e-5, "{worst}");
     }
 

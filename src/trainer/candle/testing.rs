@@ -1,0 +1,22 @@
+//! What the tests of this room share.
+
+use candle_core::{Device, Tensor};
+use rand::{Rng, SeedableRng};
+
+/// Numbers between `-bound` and `bound`, `[rows, width]`, the same for the same seed.
+pub fn random((rows, width): (usize, usize), bound: f32, seed: u64) -> Tensor {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    let data: Vec<f32> = (0..rows * width).map(|_| rng.random_range(-bound..bound)).collect();
+    Tensor::from_vec(data, (rows, width), &Device::Cpu).unwrap()
+}
+
+/// All numbers of a tensor.
+pub fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Largest difference between two tensors of one shape.
+pub fn worst(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.dims(), b.dims());
+    values(a).iter().zip(values(b)).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+}
