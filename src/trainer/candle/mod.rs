@@ -19,6 +19,8 @@ pub mod rope;
 pub mod tensor_file;
 #[cfg(test)]
 mod testing;
+/// Loops for vector registers.
+mod vector;
 pub mod weights;
 
 use std::time::Instant;
