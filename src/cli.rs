@@ -328,7 +328,7 @@ pub struct GenerateArgs {
     /// Hub id or folder; that of the run, or the model that ships inside
     #[arg(long)]
     pub model: Option<String>,
-    /// Folder of a run, or of an adapter in PEFT's layout
+    /// Folder of a run, or of an adapter (PEFT's or mlx-lm's)
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Show the answer without the adapter too

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use headroom::error::{Error, Result};
 use headroom::spec::run::RunConfig;
-use headroom::trainer::candle::{CandleTrainer, adapter};
+use headroom::trainer::candle::CandleTrainer;
+use headroom::trainer::candle::adapter_file::Layout;
 use headroom::trainer::{Flow, Job, Outcome, TrainEvent, Trainer};
 
 fn fixture(name: &str) -> PathBuf {
@@ -60,7 +61,7 @@ fn run(job: &Job) -> Result<(Outcome, Vec<f64>)> {
 }
 
 fn adapter_bytes(out: &Path) -> Vec<u8> {
-    std::fs::read(out.join("adapter").join(adapter::WEIGHTS_FILE)).unwrap()
+    std::fs::read(out.join("adapter").join(Layout::Peft.weights_file())).unwrap()
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 pub mod adamw;
 pub mod adapter;
+pub mod adapter_file;
 pub mod attention;
 pub mod block;
 pub mod checkpoint;
