@@ -7,10 +7,10 @@ use rand::{Rng, SeedableRng};
 
 use super::adapter_file::{self, About, AdapterFile, Layout};
 use super::linear::Adapter;
-use super::model::{Decoder, Site};
+use super::model::{Decoder, Site, sites};
 use crate::error::{Error, Result};
 use crate::spec::model::ModelSpec;
-use crate::spec::run::RunConfig;
+use crate::spec::run::{Lora, RunConfig};
 
 /// A fresh pair, as PEFT starts it: A uniform within 1 / sqrt(in) (Kaiming with a = sqrt(5)), B zero.
 pub fn fresh(site: &Site, index: usize, rank: usize, seed: u64, device: &Device) -> Result<Adapter> {
@@ -35,6 +35,19 @@ pub fn save(decoder: &Decoder, spec: &ModelSpec, run: &RunConfig, folder: &Path)
     let adapted = decoder.sites.iter().enumerate().filter_map(|(i, site)| Some((site, decoder.adapter(i)?)));
     let adapters = adapted.map(|(site, adapter)| Ok((site.path.clone(), on_cpu(adapter)?))).collect::<Result<_>>()?;
     adapter_file::write(folder, Layout::Peft, &about, &adapters, (spec.num_hidden_layers, spec.conv1d()))
+}
+
+/// Reads an adapter of either layout, whichever blocks and projections it is for, and holds it to the model.
+pub fn read_for(spec: &ModelSpec, folder: &Path) -> Result<AdapterFile> {
+    let file = AdapterFile::read(folder)?;
+    let lora = Lora { num_layers: -1, target_modules: vec!["all-linear".into()], ..file.lora() };
+    let all = sites(spec, &lora)?;
+    let meant = all.iter().filter(|s| file.paths().any(|p| p == s.path));
+    let wrong = file.mismatches(&lora, meant.map(|s| (s.path.as_str(), [s.in_features, s.out_features])));
+    if wrong.is_empty() {
+        return Ok(file);
+    }
+    Err(Error::Mismatch { path: folder.into(), reason: wrong.join("; ") })
 }
 
 /// Loads an adapter of either layout onto `decoder`; every difference from the run is listed.
