@@ -97,6 +97,15 @@ fn fusing_keeps_shards_formats_and_companions() {
     let config = r#"{"peft_type": "LORA", "r": 3, "lora_alpha": 5, "target_modules": ["k_proj"]}"#;
     std::fs::write(adapter.join("adapter_config.json"), config).unwrap();
     let base_arg = base.display().to_string();
+    // mlx-lm counts layers from the end: the pair on the last of two blocks is one layer.
+    exported(work.path(), &["adapter", "--model", &base_arg, "--format", "mlx-lm", "--out", "mlx"]);
+    let mlx = std::fs::read_to_string(work.path().join("mlx/adapter_config.json")).unwrap();
+    let mlx: serde_json::Value = serde_json::from_str(&mlx).unwrap();
+    assert_eq!(
+        (&mlx["num_layers"], &mlx["lora_parameters"]["keys"]),
+        (&1.into(), &serde_json::json!(["self_attn.k_proj"]))
+    );
+    assert_eq!(mlx["lora_parameters"]["scale"].as_f64().unwrap(), 5.0 / 3.0);
     exported(work.path(), &["adapter", "--model", &base_arg, "--format", "fused", "--out", "out"]);
     let out = work.path().join("out");
     for file in [

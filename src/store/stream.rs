@@ -99,7 +99,7 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).map_err(writing(to))
 }
 
-/// The plain files of a folder by name; an error names a folder or a link inside it.
+/// The files directly inside a folder, by name.
 pub fn files_in(folder: &Path) -> Result<Vec<String>> {
     let failed = |source| Error::Read { path: folder.into(), source };
     let mut names = Vec::new();

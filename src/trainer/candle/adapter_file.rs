@@ -370,7 +370,8 @@ pub fn write(
             &MlxConfig {
                 fine_tune_type: lora(),
                 model: about.base.clone(),
-                num_layers: adapted.len() as i64,
+                // It adapts the last ones, so all from the first adapted one on; a pair that is not there adds nothing.
+                num_layers: (layers - adapted.first().copied().unwrap_or(0).min(layers)) as i64,
                 lora_parameters: MlxParameters {
                     rank: about.rank,
                     scale: about.alpha / about.rank as f64,
