@@ -73,6 +73,9 @@ pub struct MachineArgs {
     /// GPU cores, where the chip was sold with several
     #[arg(long, value_name = "N", requires = "machine")]
     pub gpu_cores: Option<usize>,
+    /// Version of macOS, where the Mac is not this one: up to 15 it leaves Metal less
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(13..100))]
+    pub macos: Option<u32>,
     /// Folder of measurements, which calibrate what is said of the machine they were made on
     #[arg(long, value_name = "DIR", default_value = "results")]
     pub results: PathBuf,
