@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::params::{Parameters, adapted, trainable};
+use super::params::{Parameters, adapted, bits, trainable};
 use super::work::Work;
 use crate::error::Result;
 use crate::spec::data::TokenLengths;
@@ -156,7 +156,7 @@ impl<'a> Shapes<'a> {
     /// `passes` over the frozen matrices of all blocks that `blocks` counts: `2 P` a row, the stored numbers read
     /// once a micro-batch, and where they are not stored in f32 a copy in f32 written and read.
     fn matrices(&self, name: &str, blocks: f64, launches: f64) -> Term {
-        let stored = self.run.execution.weights.bits() / 8.0;
+        let stored = bits(self.spec, self.run.execution.weights) / 8.0;
         let converted = if stored < F32 && self.run.engine == Engine::Candle { 2.0 * F32 } else { 0.0 };
         let parameters = blocks * self.block;
         self.term(name, 2.0 * blocks * self.met * self.work.rows, parameters * (stored + converted), blocks * launches)
@@ -215,7 +215,7 @@ impl<'a> Shapes<'a> {
             Engine::Candle => (rows / self.run.execution.loss_chunk as f64).ceil(),
             Engine::MlxLm => 1.0,
         };
-        let stored = self.run.execution.weights.bits() / 8.0;
+        let stored = bits(self.spec, self.run.execution.weights) / 8.0;
         let converted = if stored < F32 && self.run.engine == Engine::Candle { 2.0 * F32 } else { 0.0 };
         let bytes = 2.0 * chunks * h * v * (stored + converted) + rows * v * F32 * SOFTMAX_PASSES;
         self.term("head and loss", 4.0 * rows * h * v, bytes, chunks * LOSS_CHUNK)

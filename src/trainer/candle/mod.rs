@@ -5,11 +5,14 @@
 pub mod adamw;
 pub mod adapter;
 pub mod adapter_file;
+pub mod affine;
 pub mod attention;
 pub mod block;
+pub mod blocks;
 pub mod checkpoint;
 pub mod checkpoint_file;
 pub mod frozen;
+pub mod gguf_file;
 pub mod kernels;
 pub mod linear;
 pub mod matmul;
