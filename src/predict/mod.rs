@@ -13,7 +13,7 @@ use crate::cost::Heaviest;
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::params::{Parameters, trainable};
 use crate::cost::time::{StepCost, step_cost};
-use crate::cost::work::heaviest;
+use crate::cost::work::{heaviest, rows};
 use crate::error::{Error, Result};
 use crate::spec::data::TokenLengths;
 use crate::spec::machine::{Accelerator, Machine};
@@ -106,7 +106,7 @@ impl Request<'_> {
         let tokens_per_row = match self.run.engine {
             // Examples lie end to end: their sum counts, and not the longest of them.
             Engine::Candle => {
-                let micro_batches = (self.run.steps(lengths.len()) * self.run.accumulation()) as f64;
+                let micro_batches = (self.run.steps(self.rows()) * self.run.accumulation()) as f64;
                 heaviest(lengths, self.run, micro_batches, quantile).div_ceil(self.run.execution.batch_size)
             }
             // Each is padded to the longest.
@@ -147,13 +147,13 @@ impl Request<'_> {
 
     /// Most likely time of the whole run, when a step takes this long.
     pub fn total_time(&self, step: Seconds) -> Seconds {
-        let steps = self.run.steps(self.examples()) as f64;
+        let steps = self.run.steps(self.rows()) as f64;
         Seconds(self.loading(Parameters::of(self.spec).total()) + step.0 * steps)
     }
 
-    /// Examples of the data.
-    fn examples(&self) -> usize {
-        self.lengths.map_or(ASSUMED_EXAMPLES, TokenLengths::len)
+    /// Rows of the data.
+    fn rows(&self) -> usize {
+        self.lengths.map_or(ASSUMED_EXAMPLES, |lengths| rows(lengths, self.run).len())
     }
 }
 
@@ -170,7 +170,7 @@ pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     let cost = step_cost(spec, run, lengths)?;
     let step_time = estimate(calibration.step_time(&cost, &point), level, Seconds);
     let tokens = cost.tokens;
-    let steps = run.steps(request.examples());
+    let steps = run.steps(request.rows());
     let parameters = Parameters::of(spec).total();
     // Loading is a guess of its own: from nothing, where the system has the file at hand, to twice as long.
     let loading = request.loading(parameters);

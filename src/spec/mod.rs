@@ -9,6 +9,8 @@ mod config;
 pub mod data;
 pub mod machine;
 pub mod model;
+pub mod packing;
+pub mod recipe;
 mod rope;
 pub mod run;
 pub mod tensors;

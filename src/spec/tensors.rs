@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::spec::model::{ModelSpec, ModelType};
+use crate::spec::recipe::{Lora, Optimizer};
 
 /// One stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,9 +58,17 @@ impl Projection {
         (self.in_features * self.out_features + if self.bias { self.out_features } else { 0 }) as u64
     }
 
-    /// Parameters of a LoRA of this rank on it: A (rank x in) and B (out x rank).
-    pub fn lora_params(&self, rank: usize) -> u64 {
-        (rank * (self.in_features + self.out_features)) as u64
+    /// Parameters of an adapter on it: A (rank x in), B (out x rank) and DoRA's magnitude (out).
+    pub fn lora_params(&self, lora: &Lora) -> u64 {
+        let magnitude = if lora.use_dora { self.out_features } else { 0 };
+        (lora.rank * (self.in_features + self.out_features) + magnitude) as u64
+    }
+
+    /// Bytes of what the optimizer remembers of that adapter.
+    pub fn optimizer_bytes(&self, lora: &Lora, optimizer: Optimizer) -> u64 {
+        let pair = optimizer.state_bytes(&[lora.rank, self.in_features])
+            + optimizer.state_bytes(&[self.out_features, lora.rank]);
+        pair + if lora.use_dora { optimizer.state_bytes(&[self.out_features]) } else { 0 }
     }
 }
 

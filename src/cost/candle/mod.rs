@@ -5,6 +5,7 @@
 //! out: tensors of a few numbers, and the packing buffers of the matrix product (a fixed few MiB a thread).
 
 mod attention;
+mod dora;
 mod mlp;
 
 use self::attention::AttentionTape;
@@ -15,7 +16,7 @@ use crate::cost::timeline::{Live, Timeline};
 use crate::error::Result;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::{ModelSpec, Positions};
-use crate::spec::run::{RunConfig, Weights};
+use crate::spec::run::{Optimizer, RunConfig, Weights};
 use crate::spec::tensors::{Projection, Role};
 
 /// Bytes of an f32.
@@ -124,7 +125,7 @@ impl Engine<'_> {
     }
 
     fn adapter_params(&self) -> u64 {
-        let one: u64 = self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| p.lora_params(self.rank() as usize)).sum();
+        let one: u64 = self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| p.lora_params(&self.run.recipe.lora)).sum();
         one * (self.spec.num_hidden_layers - self.first) as u64
     }
 
@@ -153,7 +154,13 @@ impl Engine<'_> {
         self.t.resident("base weights", base);
         let adapters = self.adapter_params() * F32;
         self.t.resident("adapters", adapters);
-        self.t.resident("optimizer state", 2 * adapters);
+        let recipe = &self.run.recipe;
+        let adapted = self.linears.iter().filter(|(_, a)| *a);
+        let state: u64 = adapted.map(|(p, _)| p.optimizer_bytes(&recipe.lora, recipe.optimizer)).sum();
+        self.t.resident("optimizer state", state * (spec.num_hidden_layers - self.first) as u64);
+        if self.run.recipe.lora.use_dora {
+            self.t.resident("DoRA norms", self.dora_norms());
+        }
         if self.micro.accelerator == Accelerator::Cpu {
             // The threads of the pool, and the one that calls.
             self.t.resident(SLABS, (self.micro.threads as u64 + 1) * SLAB);
@@ -219,12 +226,25 @@ impl Engine<'_> {
         x
     }
 
-    /// Up to five temporaries of one adapter matrix (`AdamW::update`), and clipping's copy.
+    /// Temporaries of one adapter matrix (`Optimizer::update`): AdamW's are up to five of its size, Adafactor's four;
+    /// with eight bits the new matrix and codes.
     fn optimizer(&mut self) {
         self.t.phase("optimizer");
         let widest = |p: &Projection| p.in_features.max(p.out_features) as u64;
         let largest = self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| widest(p)).max().unwrap_or(0);
-        self.t.brief("optimizer's own", 5 * largest * self.rank() * F32);
+        let temporaries = match self.run.recipe.optimizer {
+            Optimizer::Adamw => 5,
+            Optimizer::Adafactor => 4,
+            Optimizer::Adamw8bit => 2,
+        };
+        self.t.brief("optimizer's own", temporaries * largest * self.rank() * F32);
+        if self.run.recipe.lora.use_dora {
+            // The norms are taken anew.
+            for p in self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| p.clone()).collect::<Vec<_>>() {
+                let panel = self.panel(&p);
+                panel.into_iter().for_each(|l| self.t.free(l));
+            }
+        }
     }
 
     // --- a projection (Frozen, Linear) ---
@@ -253,24 +273,29 @@ impl Engine<'_> {
 
     fn linear(&mut self, role: Role, rows: u64, name: &'static str) -> Live {
         let Some((p, adapted)) = self.find(role) else { return self.t.alloc(name, 0) };
+        if adapted && self.run.recipe.lora.use_dora {
+            return self.linear_dora(&p, rows, name);
+        }
         let y = self.t.alloc(name, rows * p.out_features as u64 * F32);
         let panel = self.panel(&p);
         self.product(rows, p.in_features as u64);
         panel.into_iter().for_each(|l| self.t.free(l));
         if adapted {
-            self.dropped(rows, &p);
+            let input = self.dropped(rows, &p);
             let hidden = self.t.alloc(LORA, rows * self.rank() * F32);
             self.product(rows, p.in_features as u64);
-            self.t.free(hidden);
+            input.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
         }
         y
     }
 
-    /// Dropout's mask and product, which live only while the adapter's input is made.
-    fn dropped(&mut self, rows: u64, p: &Projection) {
-        if self.run.recipe.lora.dropout > 0.0 {
-            self.t.brief(LORA, 2 * rows * p.in_features as u64 * F32);
-        }
+    /// The adapter's input after dropout, for which a mask was there; without dropout it is the input itself.
+    fn dropped(&mut self, rows: u64, p: &Projection) -> Option<Live> {
+        let wide = rows * p.in_features as u64 * F32;
+        (self.run.recipe.lora.dropout > 0.0).then(|| {
+            self.t.brief(LORA, 2 * wide);
+            self.t.alloc(LORA, wide)
+        })
     }
 
     fn linear_back(
@@ -281,6 +306,9 @@ impl Engine<'_> {
         grads: &mut Option<&mut Vec<Live>>,
     ) -> Option<Live> {
         let (p, adapted) = self.find(role)?;
+        if adapted && self.run.recipe.lora.use_dora {
+            return self.linear_dora_back(&p, rows, need_dx, grads);
+        }
         let dx = need_dx.then(|| {
             let dx = self.t.alloc(name_of(role), rows * p.in_features as u64 * F32);
             let panel = self.panel(&p);
@@ -289,13 +317,17 @@ impl Engine<'_> {
             dx
         });
         if adapted {
-            self.dropped(rows, &p);
+            let input = self.dropped(rows, &p);
             let hidden = self.t.alloc(LORA, 2 * rows * self.rank() * F32);
             self.product(rows, (p.in_features.max(p.out_features)) as u64);
             if let Some(grads) = grads.as_deref_mut() {
-                grads.push(self.t.alloc(GRADIENTS, p.lora_params(self.rank() as usize) * F32));
+                grads.push(self.t.alloc(GRADIENTS, p.lora_params(&self.run.recipe.lora) * F32));
             }
-            self.t.free(hidden);
+            if input.is_some() && need_dx {
+                // The mask again, what comes through the adapter, and their product.
+                self.t.brief(LORA, 3 * rows * p.in_features as u64 * F32);
+            }
+            input.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
         }
         dx
     }

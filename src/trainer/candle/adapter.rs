@@ -54,12 +54,15 @@ pub fn fresh(site: &Site, index: usize, rank: usize, seed: u64, device: &Device)
     Ok(Adapter {
         a: Tensor::from_vec(a, (rank, site.in_features), device)?,
         b: Tensor::zeros((site.out_features, rank), DType::F32, device)?,
+        // DoRA's starts at the norms, which the projection knows.
+        magnitude: None,
     })
 }
 
-fn names(site: &Site) -> (String, String) {
-    let base = format!("base_model.model.{}", site.path);
-    (format!("{base}.lora_A.weight"), format!("{base}.lora_B.weight"))
+/// Names of an adapter's tensors, in the order of [`Adapter::tensors`].
+fn names(site: &Site) -> [String; 3] {
+    ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"]
+        .map(|part| format!("base_model.model.{}.{part}", site.path))
 }
 
 /// Writes the adapters of `decoder` into `folder`, in PEFT's layout.
@@ -79,15 +82,15 @@ pub fn save(decoder: &Decoder, spec: &ModelSpec, run: &RunConfig, folder: &Path)
         fan_in_fan_out: spec.conv1d(),
         bias: Some("none".into()),
         inference_mode: true,
-        use_dora: false,
-        use_rslora: false,
+        use_dora: lora.use_dora,
+        use_rslora: lora.use_rslora,
     };
     let mut tensors = HashMap::new();
     for (i, site) in decoder.sites.iter().enumerate() {
         if let Some(adapter) = decoder.adapter(i) {
-            let (a, b) = names(site);
-            tensors.insert(a, adapter.a.to_device(&Device::Cpu)?);
-            tensors.insert(b, adapter.b.to_device(&Device::Cpu)?);
+            for (name, tensor) in names(site).into_iter().zip(adapter.tensors()) {
+                tensors.insert(name, tensor.to_device(&Device::Cpu)?);
+            }
         }
     }
     tensor_file::save(&folder.join(WEIGHTS_FILE), &tensors)?;
@@ -103,10 +106,11 @@ pub fn load(decoder: &mut Decoder, run: &RunConfig, folder: &Path) -> Result<()>
         return Err(Error::Mismatch { path: folder.into(), reason: wrong.join("; ") });
     }
     for i in 0..decoder.sites.len() {
-        let (a, b) = names(&decoder.sites[i]);
+        let [a, b, magnitude] = names(&decoder.sites[i]);
         let get = |name: &str| tensors[name].to_dtype(DType::F32)?.to_device(decoder.device());
-        let adapter = Adapter { a: get(&a)?, b: get(&b)? };
-        decoder.set_adapter(i, adapter);
+        let magnitude = run.recipe.lora.use_dora.then(|| get(&magnitude)).transpose()?;
+        let adapter = Adapter { a: get(&a)?, b: get(&b)?, magnitude };
+        decoder.set_adapter(i, adapter)?;
     }
     Ok(())
 }
@@ -120,13 +124,21 @@ fn mismatches(config: &PeftConfig, tensors: &HashMap<String, Tensor>, sites: &[S
     if config.lora_alpha != lora.alpha {
         wrong.push(format!("its alpha is {}, the run's is {}", config.lora_alpha, lora.alpha));
     }
-    if config.use_dora || config.use_rslora {
-        wrong.push("it uses DoRA or rsLoRA, which are not built yet".into());
+    for (key, its, ours) in
+        [("use_dora", config.use_dora, lora.use_dora), ("use_rslora", config.use_rslora, lora.use_rslora)]
+    {
+        if its != ours {
+            wrong.push(format!("its {key} is {its}, the run's is {ours}"));
+        }
     }
     let mut expected = std::collections::HashSet::new();
     for site in sites {
-        let (a, b) = names(site);
-        for (name, shape) in [(a, [config.r, site.in_features]), (b, [site.out_features, config.r])] {
+        let [a, b, magnitude] = names(site);
+        let mut wanted = vec![(a, vec![config.r, site.in_features]), (b, vec![site.out_features, config.r])];
+        if config.use_dora {
+            wanted.push((magnitude, vec![site.out_features]));
+        }
+        for (name, shape) in wanted {
             match tensors.get(&name) {
                 None => wrong.push(format!("`{name}` is missing")),
                 Some(t) if t.dims() != shape => {
@@ -155,6 +167,8 @@ pub fn describe(folder: &Path) -> Result<crate::spec::run::Lora> {
     Ok(crate::spec::run::Lora {
         rank: config.r,
         alpha: config.lora_alpha,
+        use_rslora: config.use_rslora,
+        use_dora: config.use_dora,
         dropout: 0.0,
         target_modules,
         num_layers: first.map_or(-1, |(n, _)| n as i64),

@@ -2,18 +2,21 @@
 //!
 //! The loop is here, and only here. It reads top to bottom in the order of the thing itself.
 
-pub mod adamw;
+pub mod adafactor;
+pub mod adamw_8bit;
 pub mod adapter;
 pub mod attention;
 pub mod block;
 pub mod checkpoint;
 pub mod checkpoint_file;
+pub mod dora;
 pub mod frozen;
 pub mod kernels;
 pub mod linear;
 pub mod matmul;
 pub mod model;
 pub mod ops;
+pub mod optimizer;
 pub mod panels;
 pub mod rope;
 pub mod tensor_file;
@@ -21,13 +24,16 @@ pub mod tensor_file;
 mod testing;
 pub mod weights;
 
+use std::path::Path;
 use std::time::Instant;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
-use self::adamw::AdamW;
+use self::linear::Adapter;
 use self::model::Decoder;
-use super::batches::{Batches, pack};
+use self::optimizer::Optimizer;
+use super::batches::{self, Batches, pack};
+use super::early_stopping::EarlyStopping;
 use super::rows::{Example, Rows};
 use super::source::ModelSource;
 use super::text::Text;
@@ -120,7 +126,8 @@ struct Session {
     run: RunConfig,
     spec: crate::spec::model::ModelSpec,
     decoder: Decoder,
-    optimizer: AdamW,
+    optimizer: Optimizer,
+    stopping: EarlyStopping,
     rows: Rows,
     total_steps: usize,
     /// Memory alive before the model was loaded.
@@ -148,23 +155,24 @@ impl Session {
         let mut decoder = Decoder::load(&source.weights()?, &spec, &run, &device)?;
         for i in 0..decoder.sites.len() {
             let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, run.seed, &device)?;
-            decoder.set_adapter(i, fresh);
+            decoder.set_adapter(i, fresh)?;
         }
         if let Some(folder) = &run.recipe.lora.init_adapter {
             adapter::load(&mut decoder, &run, folder)?;
         }
-        let mut optimizer = AdamW::new(&decoder, run.recipe.weight_decay)?;
+        let mut optimizer = Optimizer::new(&decoder, &run.recipe)?;
+        let mut stopping = EarlyStopping::default();
         if let (true, Some(out)) = (job.resume, &job.out) {
-            checkpoint::restore(out, &mut decoder, &mut optimizer, &run)?;
+            stopping = checkpoint::restore(out, &mut decoder, &mut optimizer, &run)?;
         }
-        let total_steps = run.steps(rows.train.len());
-        Ok(Self { run, spec, decoder, optimizer, rows, total_steps, before })
+        let total_steps = run.steps(batches::rows(&rows.train, &run).len());
+        Ok(Self { run, spec, decoder, optimizer, stopping, rows, total_steps, before })
     }
 
     /// Parameters of the adapters, and of the base.
     fn parameters(&self) -> (u64, u64) {
-        let rank = self.run.recipe.lora.rank;
-        let adapters = self.decoder.sites.iter().map(|s| rank * (s.in_features + s.out_features)).sum::<usize>();
+        let adapters = (0..self.decoder.sites.len()).filter_map(|i| self.decoder.adapter(i));
+        let adapters = adapters.flat_map(Adapter::tensors).map(Tensor::elem_count).sum::<usize>();
         let base = self.spec.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum::<usize>();
         (adapters as u64, base as u64)
     }
@@ -175,31 +183,40 @@ impl Session {
         let mut batches = Batches::new(&examples, &run, job.pad_to_max);
         let last = job.stop_after.map_or(self.total_steps, |n| n.min(self.total_steps));
         let mut flow = Flow::Continue;
-        while self.optimizer.steps < last && flow == Flow::Continue {
+        let patience = self.run.recipe.early_stopping_patience;
+        while self.optimizer.steps < last && flow == Flow::Continue && !self.stopping.is_over(patience) {
             let event = TrainEvent::Step(pooled(|| self.step(&mut batches))?);
             flow = on(&event);
-            let done = self.optimizer.steps;
-            let stopping = done == last || flow == Flow::Stop;
-            if let Some(out) = &job.out
-                && (stopping || (job.save_every > 0 && done.is_multiple_of(job.save_every)))
-            {
-                let path = checkpoint::save(out, &self.decoder, &self.optimizer, &self.run)?;
+            let Some(out) = &job.out else { continue };
+            let ending = self.optimizer.steps == last || flow == Flow::Stop;
+            let due = |every: usize| every > 0 && self.optimizer.steps.is_multiple_of(every);
+            let (saves, validates) = (ending || due(job.save_every), due(self.run.recipe.eval_steps.unwrap_or(0)));
+            if ending || validates || (saves && self.run.recipe.eval_steps.is_none()) {
+                self.validate(out, on)?;
+            }
+            if saves || self.stopping.is_over(patience) {
+                let path = checkpoint::save(out, &self.decoder, &self.optimizer, &self.stopping, &self.run)?;
                 on(&TrainEvent::Saved { path });
-                if let Some(event) = self.validate()? {
-                    on(&event);
-                }
             }
         }
-        let done = self.optimizer.steps;
-        if done < self.total_steps {
-            return Ok(Outcome::Stopped { at_step: done });
+        let at_step = self.optimizer.steps;
+        if self.stopping.is_over(patience) {
+            return Ok(Outcome::EarlyStopped { at_step });
         }
-        if let Some(out) = &job.out {
-            let folder = out.join("adapter");
-            adapter::save(&self.decoder, &self.spec, &self.run, &folder)?;
-            on(&TrainEvent::Saved { path: folder });
+        if at_step < self.total_steps {
+            return Ok(Outcome::Stopped { at_step });
+        }
+        if let (Some(out), None) = (&job.out, patience) {
+            self.save_adapter(out, on)?;
         }
         Ok(Outcome::Finished)
+    }
+
+    fn save_adapter(&self, out: &Path, on: &mut dyn FnMut(&TrainEvent) -> Flow) -> Result<()> {
+        let folder = out.join("adapter");
+        adapter::save(&self.decoder, &self.spec, &self.run, &folder)?;
+        on(&TrainEvent::Saved { path: folder });
+        Ok(())
     }
 
     /// One optimizer step.
@@ -216,9 +233,9 @@ impl Session {
             loss += scale * self.decoder.loss_and_grads(batch, scale, (self.run.seed, micro_step), &mut grads)?;
         }
         finite("loss", loss, step)?;
-        let grad_norm = adamw::grad_norm(&grads)?;
+        let grad_norm = optimizer::grad_norm(&grads)?;
         finite("gradient norm", grad_norm, step)?;
-        let grads = adamw::clip(grads, grad_norm, self.run.recipe.max_grad_norm)?;
+        let grads = optimizer::clip(grads, grad_norm, self.run.recipe.max_grad_norm)?;
         let learning_rate = learning_rate(&self.run, step, self.total_steps);
         self.optimizer.step(&mut self.decoder, grads, learning_rate)?;
         self.decoder.device().synchronize()?;
@@ -247,9 +264,10 @@ impl Session {
         memory::peak().saturating_sub(self.before)
     }
 
-    fn validate(&self) -> Result<Option<TrainEvent>> {
+    /// Asks the validation rows. With early stopping, `adapter/` is the best so far.
+    fn validate(&mut self, out: &Path, on: &mut dyn FnMut(&TrainEvent) -> Flow) -> Result<()> {
         if self.rows.valid.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
         let micro = self.run.execution.batch_size;
         let (mut sum, mut targets) = (0.0, 0);
@@ -258,8 +276,12 @@ impl Session {
             sum += self.decoder.loss(&batch)?;
             targets += batch.targets.len();
         }
-        let loss = sum / targets.max(1) as f64;
-        Ok(Some(TrainEvent::Validation { step: self.optimizer.steps, loss }))
+        let validation = self.stopping.heard(self.optimizer.steps, sum / targets.max(1) as f64);
+        on(&TrainEvent::Validation(validation));
+        if self.run.recipe.early_stopping_patience.is_some() && validation.best_step == validation.step {
+            self.save_adapter(out, on)?;
+        }
+        Ok(())
     }
 }
 
