@@ -56,6 +56,17 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// Lets what a step frees serve the next step: glibc would hand every large block back to the kernel and have it
+/// cleared again page by page, which is a tenth of a step's time. Does nothing elsewhere.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: two settings of the allocator, made before any thread is started. A refusal leaves things as they were.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
+    }
+}
+
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 

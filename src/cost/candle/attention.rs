@@ -45,33 +45,32 @@ impl Engine<'_> {
         AttentionTape { normed, raw, q, k, v, out }
     }
 
-    /// The chunks that the threads work on at one time, the largest first: scores, and a chunk's output.
-    /// On Metal all heads of one chunk at a time, in the temporaries of candle's ops.
-    pub(super) fn scores(&self, buffers: u64) -> u64 {
+    /// The scores that the threads work on at one time, the largest chunks first. Forward hands out chunks, which
+    /// hold one buffer of scores; backward hands out key heads, every one of which comes to its example's largest
+    /// chunk, and holds `buffers`. On Metal all heads of one chunk at a time, in the temporaries of candle's ops.
+    fn scores(&self, buffers: u64) -> u64 {
+        let attention = &self.spec.attention;
+        let window = attention.windows.iter().map(|w| w.unwrap_or(usize::MAX)).max().unwrap_or(usize::MAX);
         let chunk = self.run.execution.attention_chunk;
-        let window = self.spec.attention.windows.iter().map(|w| w.unwrap_or(usize::MAX)).max().unwrap_or(usize::MAX);
-        let head = self.spec.attention.head_dim as u64;
-        let mut tasks: Vec<u64> = Vec::new();
-        for &rows in &self.micro.examples {
-            for start in (0..rows).step_by(chunk) {
+        let chunks = |rows: usize| {
+            (0..rows).step_by(chunk).map(move |start| {
                 let end = (start + chunk).min(rows);
-                let keys = end - (start + 1).saturating_sub(window);
-                let o = if buffers == 1 { head } else { 0 };
-                tasks.push((end - start) as u64 * (buffers * keys as u64 + o) * F32);
-            }
-        }
-        tasks.sort_unstable_by(|a, b| b.cmp(a));
+                ((end - start) * (end - (start + 1).saturating_sub(window))) as u64 * F32
+            })
+        };
+        let examples = self.micro.examples.iter();
         if self.micro.accelerator == Accelerator::Metal {
-            let heads = self.spec.attention.num_attention_heads as u64;
-            return tasks.first().map_or(0, |t| t * heads * COMPOSED_SCORES);
+            let largest = examples.flat_map(|&rows| chunks(rows)).max().unwrap_or(0);
+            return largest * attention.num_attention_heads as u64 * COMPOSED_SCORES * buffers;
         }
-        // Backward hands out heads, not chunks: every thread can stand at the largest chunk at once.
-        if buffers == 1 {
-            tasks.iter().take(self.micro.threads).sum()
+        let mut tasks: Vec<u64> = if buffers == 1 {
+            examples.flat_map(|&rows| chunks(rows)).collect()
         } else {
-            let threads = self.micro.threads.min(self.spec.attention.num_key_value_heads) as u64;
-            tasks.first().map_or(0, |t| t * threads)
-        }
+            let heads = attention.num_key_value_heads;
+            examples.flat_map(|&rows| vec![chunks(rows).max().unwrap_or(0) * buffers; heads]).collect()
+        };
+        tasks.sort_unstable_by(|a, b| b.cmp(a));
+        tasks.iter().take(self.micro.threads).sum()
     }
 
     pub(super) fn attend(&mut self, rows: u64) -> (AttentionTape, Live) {
@@ -108,12 +107,10 @@ impl Engine<'_> {
         let dq = self.t.alloc(ATTENTION, rows * self.q());
         let dk = self.t.alloc(ATTENTION, rows * self.kv());
         let dv = self.t.alloc(ATTENTION, rows * self.kv());
-        let longest = self.micro.examples.iter().copied().max().unwrap_or(0) as u64;
-        let heads = self.t.alloc(ATTENTION, longest * (self.q() + 2 * self.kv()));
         let buffers = if self.spec.attention.softcap.is_some() { 3 } else { 2 };
         let scores = self.scores(buffers);
         self.t.brief(SCORES, scores);
-        [heads, q, k, v].into_iter().chain(d_out).for_each(|l| self.t.free(l));
+        [q, k, v].into_iter().chain(d_out).for_each(|l| self.t.free(l));
         if self.spec.positions != Positions::Learned {
             self.t.brief(ATTENTION, rows * self.q());
         }

@@ -1,7 +1,8 @@
 //! The MLP of a block, a chunk of rows at a time.
 
-use super::{Engine, MLP, STATE};
-use crate::cost::timeline::Live;
+use super::{Engine, F32, MLP, STATE};
+use crate::cost::timeline::{Live, Timeline};
+use crate::spec::machine::Accelerator;
 use crate::spec::tensors::Role;
 
 impl Engine<'_> {
@@ -87,21 +88,31 @@ impl Engine<'_> {
             self.t.free(y);
             g
         });
-        let d_hidden = self.linear_back(Role::Down, rows, true, grads);
+        let mut d_hidden = self.linear_back(Role::Down, rows, true, grads);
         post.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
         let m = self.spec.mlp;
-        let dgate = self.t.alloc(MLP, rows * self.f());
-        let dup = m.gated.then(|| self.t.alloc(MLP, rows * self.f()));
-        gate.into_iter().chain(up).chain(d_hidden).for_each(|l| self.t.free(l));
+        // On the CPU the gradient of up takes the place of up, and where there is no gate that of d_hidden.
+        let new = |t: &mut Timeline| Some(t.alloc(MLP, rows * self.spec.intermediate_size as u64 * F32));
+        let (dgate, dup) = match (m.gated, self.micro.accelerator) {
+            (true, Accelerator::Cpu) => (new(&mut self.t), up),
+            (false, Accelerator::Cpu) => (d_hidden.take(), up),
+            (true, Accelerator::Metal) => {
+                let both = (new(&mut self.t), new(&mut self.t));
+                up.into_iter().for_each(|l| self.t.free(l));
+                both
+            }
+            (false, Accelerator::Metal) => (new(&mut self.t), up),
+        };
+        gate.into_iter().chain(d_hidden).for_each(|l| self.t.free(l));
         if m.fused && m.gated {
             let both = self.t.alloc(MLP, 2 * rows * self.f());
-            [dgate].into_iter().chain(dup).for_each(|l| self.t.free(l));
+            dgate.into_iter().chain(dup).for_each(|l| self.t.free(l));
             let d = self.linear_back(Role::GateUp, rows, true, grads);
             [both].into_iter().chain(d).for_each(|l| self.t.free(l));
             return;
         }
         let first = self.linear_back(if m.gated { Role::Gate } else { Role::Up }, rows, true, grads);
-        self.t.free(dgate);
+        dgate.into_iter().for_each(|l| self.t.free(l));
         if m.gated {
             let second = self.linear_back(Role::Up, rows, true, grads);
             second.into_iter().for_each(|l| self.t.free(l));

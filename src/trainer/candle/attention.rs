@@ -9,7 +9,8 @@ use std::ops::Range;
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
-use super::matmul::{Into, View, gemm};
+use super::kernels;
+use super::matmul::{Into, Shared, View, gemm};
 use super::ops::{fused, with_slice};
 
 /// What attention needs to know of the model and of the run.
@@ -78,9 +79,7 @@ impl Shape {
             with_slice(k, |k| {
                 with_slice(v, |v| {
                     with_slice(g, |g| {
-                        for example in examples {
-                            self.backward_example(&Qkv { q, k, v }, g, example, (&mut dq, &mut dk, &mut dv));
-                        }
+                        self.backward_cpu(&Qkv { q, k, v }, g, examples, [&mut dq, &mut dk, &mut dv]);
                     })
                 })
             })
@@ -121,17 +120,8 @@ impl Shape {
             let from = (t + 1).saturating_sub(window).max(chunk.keys.start) - chunk.keys.start;
             let to = t + 1 - chunk.keys.start;
             let seen = &mut row[from..to];
-            if let Some(cap) = self.softcap.map(|c| c as f32) {
-                seen.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
-                if let Some(slope) = slope.as_deref_mut() {
-                    let target = &mut slope[i * n + from..i * n + to];
-                    target.iter_mut().zip(&*seen).for_each(|(d, s)| *d = 1.0 - (s / cap) * (s / cap));
-                }
-            }
-            let max = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            seen.iter_mut().for_each(|s| *s = (*s - max).exp());
-            let inv = seen.iter().sum::<f32>().recip();
-            seen.iter_mut().for_each(|s| *s *= inv);
+            let slope = slope.as_deref_mut().map(|slope| &mut slope[i * n + from..i * n + to]);
+            kernels::softmax(seen, self.softcap.map(|c| c as f32), slope);
             row[..from].fill(0.0);
             row[to..].fill(0.0);
         }
@@ -144,68 +134,48 @@ impl Shape {
     }
 
     fn forward_cpu(&self, x: &Qkv<'_>, examples: &[Range<usize>], out: &mut [f32]) {
-        let width = self.q_width();
-        // Tasks are chunks of query rows: their output rows are contiguous, so the threads share nothing.
-        let mut rest = out;
-        let mut tasks = Vec::new();
-        for example in examples {
-            for chunk in self.chunks(example.len()) {
-                let (rows, tail) = rest.split_at_mut(chunk.rows.len() * width);
-                tasks.push((example.start, chunk, rows));
-                rest = tail;
-            }
-        }
-        // The last chunks see the most keys: they go first.
-        tasks.into_par_iter().rev().for_each(|(start, chunk, rows)| {
+        let mut tasks: Vec<(usize, Chunk)> =
+            examples.iter().flat_map(|e| self.chunks(e.len()).map(move |chunk| (e.start, chunk))).collect();
+        // What takes longest goes first.
+        tasks.sort_by_key(|(_, chunk)| std::cmp::Reverse(chunk.rows.len() * chunk.keys.len()));
+        let out = Shared::new(out, self.q_width());
+        tasks.into_par_iter().with_max_len(1).for_each(|(start, chunk)| {
             let mut p = vec![0f32; chunk.rows.len() * chunk.keys.len()];
-            let mut o = vec![0f32; chunk.rows.len() * self.head_dim];
             for head in 0..self.heads {
                 self.scores(x, head, start, &chunk, &mut p);
                 self.probabilities(&mut p, &chunk, None);
                 let v = self.head(x.v, self.kv_width(), head / self.group(), start, &chunk.keys);
                 let p = View::new(&p, chunk.rows.len(), chunk.keys.len(), chunk.keys.len());
-                gemm(&mut o, p, v, 1.0, Into::Overwrite, false);
-                for (row, o) in rows.chunks_mut(width).zip(o.chunks(self.head_dim)) {
-                    row[head * self.head_dim..][..self.head_dim].copy_from_slice(o);
-                }
+                // SAFETY: every task has rows of its own.
+                unsafe { out.gemm((start + chunk.rows.start, head * self.head_dim), p, v, 1.0, Into::Overwrite) };
             }
         });
     }
 
-    fn backward_example(
-        &self,
-        x: &Qkv<'_>,
-        g: &[f32],
-        example: &Range<usize>,
-        (dq, dk, dv): (&mut [f32], &mut [f32], &mut [f32]),
-    ) {
-        let (length, d, group) = (example.len(), self.head_dim, self.group());
-        // Head-major while they are made, so that every thread owns its part.
-        let mut dq_heads = vec![0f32; self.heads * length * d];
-        let mut dk_heads = vec![0f32; self.kv_heads * length * d];
-        let mut dv_heads = vec![0f32; self.kv_heads * length * d];
-        dq_heads
-            .par_chunks_mut(group * length * d)
-            .zip(dk_heads.par_chunks_mut(length * d))
-            .zip(dv_heads.par_chunks_mut(length * d))
-            .enumerate()
-            .for_each(|(kv_head, ((dq, dk), dv))| {
-                for (i, dq) in dq.chunks_mut(length * d).enumerate() {
-                    self.backward_head(x, g, (kv_head * group + i, example), (dq, dk, dv));
-                }
-            });
-        scatter_heads(&dq_heads, dq, example, d);
-        scatter_heads(&dk_heads, dk, example, d);
-        scatter_heads(&dv_heads, dv, example, d);
+    fn backward_cpu(&self, x: &Qkv<'_>, g: &[f32], examples: &[Range<usize>], out: [&mut [f32]; 3]) {
+        let [dq, dk, dv] = out;
+        let out = [Shared::new(dq, self.q_width()), Shared::new(dk, self.kv_width()), Shared::new(dv, self.kv_width())];
+        let mut tasks: Vec<(&Range<usize>, usize)> =
+            examples.iter().flat_map(|e| (0..self.kv_heads).map(move |kv_head| (e, kv_head))).collect();
+        tasks.sort_by_key(|(example, _)| std::cmp::Reverse(example.len()));
+        tasks.into_par_iter().with_max_len(1).for_each(|(example, kv_head)| {
+            for i in 0..self.group() {
+                // SAFETY: every task has an example's columns of a key head, and of its query heads, to itself.
+                unsafe { self.backward_head(x, g, (kv_head * self.group() + i, example), &out) };
+            }
+        });
     }
 
     /// With P the probabilities: dV += P' dO, dP = dO V', dS = P (dP - sum(dP P)), dQ = dS K, dK += dS' Q.
-    fn backward_head(
+    ///
+    /// # Safety
+    /// Nobody else may be at the same head's columns of the same example in `out`.
+    unsafe fn backward_head(
         &self,
         x: &Qkv<'_>,
         g: &[f32],
         (head, example): (usize, &Range<usize>),
-        (dq, dk, dv): (&mut [f32], &mut [f32], &mut [f32]),
+        [dq, dk, dv]: &[Shared<'_>; 3],
     ) {
         let (start, d, kv_head) = (example.start, self.head_dim, head / self.group());
         for chunk in self.chunks(example.len()) {
@@ -218,34 +188,23 @@ impl Shape {
             let v = self.head(x.v, self.kv_width(), kv_head, start, &chunk.keys);
             let mut ds = vec![0f32; c * n];
             gemm(&mut ds, go, v.t(), 1.0, Into::Overwrite, false);
-            let keys = chunk.keys.start * d..chunk.keys.end * d;
-            gemm(&mut dv[keys.clone()], View::new(&p, c, n, n).t(), go, 1.0, Into::Accumulate, false);
-            for (ds, p) in ds.chunks_mut(n).zip(p.chunks(n)) {
-                let along: f32 = ds.iter().zip(p).map(|(a, b)| a * b).sum();
-                ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - along));
-            }
+            let to_keys = (start + chunk.keys.start, kv_head * d);
+            // SAFETY: the caller's promise, here and below.
+            unsafe { dv.gemm(to_keys, View::new(&p, c, n, n).t(), go, 1.0, Into::Accumulate) };
+            ds.chunks_mut(n).zip(p.chunks(n)).for_each(|(ds, p)| kernels::softmax_bwd(p, ds));
             if let Some(slope) = &slope {
                 ds.iter_mut().zip(slope).for_each(|(ds, s)| *ds *= s);
             }
             let ds = View::new(&ds, c, n, n);
             let k = self.head(x.k, self.kv_width(), kv_head, start, &chunk.keys);
             let q = self.head(x.q, self.q_width(), head, start, &chunk.rows);
-            let scale = self.scale as f32;
-            gemm(&mut dq[chunk.rows.start * d..chunk.rows.end * d], ds, k, scale, Into::Overwrite, false);
-            gemm(&mut dk[keys], ds.t(), q, scale, Into::Accumulate, false);
+            let (scale, to_queries) = (self.scale as f32, (start + chunk.rows.start, head * d));
+            unsafe {
+                dq.gemm(to_queries, ds, k, scale, Into::Overwrite);
+                dk.gemm(to_keys, ds.t(), q, scale, Into::Accumulate);
+            }
         }
     }
-}
-
-/// From `[heads, length, d]` to the example's rows of `[rows, heads * d]`.
-fn scatter_heads(heads: &[f32], rows: &mut [f32], example: &Range<usize>, d: usize) {
-    let length = example.len();
-    let width = heads.len() / length.max(1);
-    rows[example.start * width..example.end * width].par_chunks_mut(width).enumerate().for_each(|(t, row)| {
-        for (h, part) in row.chunks_mut(d).enumerate() {
-            part.copy_from_slice(&heads[(h * length + t) * d..][..d]);
-        }
-    });
 }
 
 // On any device, of candle's ops.

@@ -256,7 +256,8 @@ impl Block {
         let (gate, up) = if self.mlp.fused {
             let both = self.run(Role::GateUp, n, rows, first)?;
             let width = both.dim(1)? / 2;
-            (both.narrow(1, 0, width)?.contiguous()?, both.narrow(1, width, width)?.contiguous()?)
+            // A single row would be contiguous as it is; backward writes over `up`, so it must have memory of its own.
+            (both.narrow(1, 0, width)?.contiguous()?, both.narrow(1, width, width)?.force_contiguous()?)
         } else {
             (self.run(Role::Gate, n, rows, first)?, self.run(Role::Up, n, rows, first)?)
         };
@@ -341,12 +342,12 @@ impl Block {
         drop((g_out, hidden));
         let act = self.mlp.activation;
         let Some(up) = up else {
-            let d = ops::act_bwd(act, &gate, &d_hidden)?;
-            drop((gate, d_hidden));
+            let d = ops::act_bwd(act, &gate, d_hidden)?;
+            drop(gate);
             return must(self.back(Role::Up, n, &d, to)?);
         };
-        let (dgate, dup) = ops::gated_bwd(act, &gate, &up, &d_hidden)?;
-        drop((gate, up, d_hidden));
+        let (dgate, dup) = ops::gated_bwd(act, &gate, up, &d_hidden)?;
+        drop((gate, d_hidden));
         if self.mlp.fused {
             let both = Tensor::cat(&[dgate, dup], 1)?;
             return must(self.back(Role::GateUp, n, &both, to)?);

@@ -62,25 +62,72 @@ pub fn gemm_strided(
     into: Into,
     threaded: bool,
 ) {
-    assert_eq!(a.cols, b.rows, "inner dimensions differ");
     assert!(row_stride >= b.cols, "rows of the output overlap");
+    assert!(a.rows == 0 || out.len() >= (a.rows - 1) * row_stride + b.cols, "output too small");
+    // SAFETY: `out` holds rows x cols numbers and is borrowed mutably, so it overlaps neither input.
+    unsafe { raw(out.as_mut_ptr(), row_stride, (a, b), scale, into, threaded) };
+}
+
+/// `scale * a b` in memory of its own, row-major, computed by all threads.
+pub fn product(a: View<'_>, b: View<'_>, scale: f32) -> Vec<f32> {
+    let mut out = Vec::with_capacity(a.rows * b.cols);
+    // SAFETY: the memory is there and nobody else's. Its old content is never read; the product writes every number,
+    // as there is at least one to sum over.
+    unsafe {
+        assert!(a.cols > 0, "an empty sum");
+        raw(out.as_mut_ptr(), b.cols, (a, b), scale, Into::Overwrite, true);
+        out.set_len(a.rows * b.cols);
+    }
+    out
+}
+
+/// A row-major matrix that several threads write at a time, each to places of its own.
+pub struct Shared<'a> {
+    data: *mut f32,
+    len: usize,
+    width: usize,
+    borrowed: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the one method that touches the data leaves it to its caller that no place is used twice at a time.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    /// `data` as rows of `width`.
+    pub fn new(data: &'a mut [f32], width: usize) -> Self {
+        Self { data: data.as_mut_ptr(), len: data.len(), width, borrowed: std::marker::PhantomData }
+    }
+
+    /// `(+)= scale * a b` at the place whose first element is `(row, column)`, by the calling thread.
+    ///
+    /// # Safety
+    /// No other thread may be using that place.
+    pub unsafe fn gemm(&self, (row, column): (usize, usize), a: View<'_>, b: View<'_>, scale: f32, into: Into) {
+        assert!(column + b.cols <= self.width && (row + a.rows) * self.width <= self.len, "outside of the matrix");
+        // SAFETY: the place lies inside the data (above) and is the caller's alone.
+        unsafe { raw(self.data.add(row * self.width + column), self.width, (a, b), scale, into, false) };
+    }
+}
+
+/// # Safety
+/// `out` must be good for writing (and reading, to accumulate) `a.rows` rows of `b.cols` numbers, `row_stride` apart,
+/// that nobody else uses.
+unsafe fn raw(out: *mut f32, row_stride: usize, (a, b): (View<'_>, View<'_>), scale: f32, into: Into, threaded: bool) {
+    assert_eq!(a.cols, b.rows, "inner dimensions differ");
     if a.rows == 0 || b.cols == 0 {
         return;
     }
-    assert!(out.len() >= (a.rows - 1) * row_stride + b.cols, "output too small");
     let parallelism = if threaded { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
-    let accumulate = into == Into::Accumulate;
-    // SAFETY: both views were checked against their slices when made, `out` holds rows x cols numbers and is
-    // borrowed mutably, so it overlaps neither input.
+    // SAFETY: both views were checked against their slices when made; `out` is the caller's promise.
     unsafe {
         gemm::gemm(
             a.rows,
             b.cols,
             a.cols,
-            out.as_mut_ptr(),
+            out,
             1,
             row_stride as isize,
-            accumulate,
+            into == Into::Accumulate,
             a.data.as_ptr(),
             a.col_stride as isize,
             a.row_stride as isize,

@@ -22,6 +22,8 @@ pub mod rope;
 pub mod tensor_file;
 #[cfg(test)]
 mod testing;
+/// Loops for vector registers.
+mod vector;
 pub mod weights;
 
 use std::path::Path;

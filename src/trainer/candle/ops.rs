@@ -4,6 +4,7 @@
 //! kernel; elsewhere as the same formula composed of candle's ops, which have Metal kernels.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, D, DType, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail};
 
@@ -122,9 +123,13 @@ pub fn act(a: Activation, x: &Tensor) -> Result<Tensor> {
     if fused(x) { map1(x, |x| kernels::act(a, x)) } else { composed_act(a, x) }
 }
 
-/// `act'(x) g`
-pub fn act_bwd(a: Activation, x: &Tensor, g: &Tensor) -> Result<Tensor> {
-    if fused(x) { map2(x, g, |x, g| kernels::act_bwd(a, x, g)) } else { composed_slope(a, x)? * g }
+/// `act'(x) g`; uses up `g`.
+pub fn act_bwd(a: Activation, x: &Tensor, g: Tensor) -> Result<Tensor> {
+    if !fused(x) {
+        return composed_slope(a, x)? * g;
+    }
+    g.inplace_op2(x, &ActBackward(a))?;
+    Ok(g)
 }
 
 /// `act(gate) * up`
@@ -132,13 +137,53 @@ pub fn gated(a: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if fused(gate) { map2(gate, up, |x, y| kernels::gated(a, x, y)) } else { composed_act(a, gate)? * up }
 }
 
-/// Gradients of [`gated`] with respect to gate and up.
-pub fn gated_bwd(a: Activation, gate: &Tensor, up: &Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
+/// Gradients of [`gated`] with respect to gate and up; uses up `up`.
+pub fn gated_bwd(a: Activation, gate: &Tensor, up: Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
     if !fused(gate) {
         return Ok((((composed_slope(a, gate)? * up)? * g)?, (composed_act(a, gate)? * g)?));
     }
-    let (dgate, dup) = with_slice(gate, |x| with_slice(up, |y| with_slice(g, |g| kernels::gated_bwd(a, x, y, g))))???;
-    Ok((like(gate, dgate)?, like(up, dup)?))
+    let op = GatedBackward { activation: a, dgate: Mutex::default() };
+    up.inplace_op3(gate, g, &op)?;
+    let dgate = op.dgate.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok((like(gate, dgate)?, up))
+}
+
+struct ActBackward(Activation);
+
+impl InplaceOp2 for ActBackward {
+    fn name(&self) -> &'static str {
+        "activation-backward"
+    }
+
+    fn cpu_fwd(&self, g: &mut CpuStorage, lg: &Layout, x: &CpuStorage, lx: &Layout) -> Result<()> {
+        kernels::act_bwd(self.0, slice(x, lx)?, slice_mut(g, lg)?);
+        Ok(())
+    }
+}
+
+struct GatedBackward {
+    activation: Activation,
+    dgate: Mutex<Vec<f32>>,
+}
+
+impl InplaceOp3 for GatedBackward {
+    fn name(&self) -> &'static str {
+        "gated-backward"
+    }
+
+    fn cpu_fwd(
+        &self,
+        up: &mut CpuStorage,
+        lu: &Layout,
+        gate: &CpuStorage,
+        lgate: &Layout,
+        g: &CpuStorage,
+        lg: &Layout,
+    ) -> Result<()> {
+        let dgate = kernels::gated_bwd(self.activation, slice(gate, lgate)?, slice_mut(up, lu)?, slice(g, lg)?);
+        *self.dgate.lock().unwrap_or_else(PoisonError::into_inner) = dgate;
+        Ok(())
+    }
 }
 
 /// `a + b`, where nobody else holds `a`: on the CPU it is done in its memory.
@@ -185,9 +230,17 @@ pub fn product(a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
         let y = a.matmul(b)?;
         return if scale == 1.0 { Ok(y) } else { y * scale };
     }
-    let out = Tensor::zeros((a.dim(0)?, b.dim(1)?), DType::F32, a.device())?;
-    out.inplace_op3(a, b, &Product { first_column: 0, scale, into: Into::Overwrite })?;
-    Ok(out)
+    let data = with_view(a, |a| with_view(b, |b| super::matmul::product(a, b, scale as f32)))??;
+    Tensor::from_vec(data, (a.dim(0)?, b.dim(1)?), a.device())
+}
+
+/// Calls `f` with a matrix on the CPU, whatever its strides.
+fn with_view<R>(t: &Tensor, f: impl FnOnce(View<'_>) -> R) -> Result<R> {
+    let (storage, layout) = t.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => Ok(f(view(storage, layout)?)),
+        _ => bail!("expected a tensor on the CPU"),
+    }
 }
 
 /// Writes `a b` into the columns of `out` from `first` on; nobody else holds `out`, which is on the CPU.
@@ -352,7 +405,7 @@ pub fn cross_entropy(logits: Tensor, targets: &[u32], softcap: Option<f64>, scal
     }
     let op = CrossEntropy { targets, softcap: softcap.map(|c| c as f32), scale: scale as f32, loss: 0.0.into() };
     logits.inplace_op1(&op)?;
-    let loss = *op.loss.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let loss = *op.loss.lock().unwrap_or_else(PoisonError::into_inner);
     Ok((loss, logits))
 }
 
@@ -360,7 +413,7 @@ struct CrossEntropy<'a> {
     targets: &'a [u32],
     softcap: Option<f32>,
     scale: f32,
-    loss: std::sync::Mutex<f64>,
+    loss: Mutex<f64>,
 }
 
 impl candle_core::InplaceOp1 for CrossEntropy<'_> {
@@ -370,7 +423,7 @@ impl candle_core::InplaceOp1 for CrossEntropy<'_> {
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let loss = kernels::cross_entropy(slice_mut(storage, layout)?, self.targets, self.softcap, self.scale);
-        *self.loss.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = loss;
+        *self.loss.lock().unwrap_or_else(PoisonError::into_inner) = loss;
         Ok(())
     }
 }
