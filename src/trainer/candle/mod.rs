@@ -190,13 +190,14 @@ impl Session {
             let event = TrainEvent::Step(pooled(|| self.step(&mut batches))?);
             flow = on(&event);
             let Some(out) = &job.out else { continue };
-            let ending = self.optimizer.steps == last || flow == Flow::Stop;
-            let due = |every: usize| every > 0 && self.optimizer.steps.is_multiple_of(every);
-            let (saves, validates) = (ending || due(job.save_every), due(self.run.recipe.eval_steps.unwrap_or(0)));
-            if ending || validates || (saves && self.run.recipe.eval_steps.is_none()) {
+            let done = self.optimizer.steps;
+            let due = |every: usize| every > 0 && done.is_multiple_of(every);
+            // A stop by the caller is no reason to validate: the run that goes on from here would have looked once more
+            // than the one that never stopped. What is due comes before the checkpoint, which remembers what was best.
+            if done == self.total_steps || due(self.run.recipe.eval_steps.unwrap_or(job.save_every)) {
                 self.validate(out, on)?;
             }
-            if saves || self.stopping.is_over(patience) {
+            if done == last || flow == Flow::Stop || due(job.save_every) || self.stopping.is_over(patience) {
                 let path = checkpoint::save(out, &self.decoder, &self.optimizer, &self.stopping, &self.run)?;
                 on(&TrainEvent::Saved { path });
             }
@@ -278,7 +279,9 @@ impl Session {
             sum += self.decoder.loss(&batch)?;
             targets += batch.targets.len();
         }
-        let validation = self.stopping.heard(self.optimizer.steps, sum / targets.max(1) as f64);
+        let loss = sum / targets.max(1) as f64;
+        finite("validation loss", loss, self.optimizer.steps - 1)?;
+        let validation = self.stopping.heard(self.optimizer.steps, loss);
         on(&TrainEvent::Validation(validation));
         if self.run.recipe.early_stopping_patience.is_some() && validation.best_step == validation.step {
             self.save_adapter(out, on)?;
