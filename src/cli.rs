@@ -258,7 +258,11 @@ pub struct AutoArgs {
 
 /// Arguments of `report`.
 #[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct ReportArgs {
+    /// Something else than runs.
+    #[command(subcommand)]
+    pub of: Option<ReportOf>,
     /// Run folders; all under `runs/` if none is given
     pub runs: Vec<PathBuf>,
     /// Name of the report; that of the run, or `runs` for several
@@ -270,6 +274,40 @@ pub struct ReportArgs {
     /// Folder of measurements
     #[arg(long, value_name = "DIR", default_value = "results")]
     pub results: PathBuf,
+}
+
+/// What else can be reported on.
+#[derive(Subcommand, Clone, Debug)]
+pub enum ReportOf {
+    /// How right the predictions are: beside published runs, our own measurements and other planners
+    Accuracy(AccuracyArgs),
+    /// What popular guides claim, held against the model
+    Guides(GuidesArgs),
+}
+
+/// Arguments of `report accuracy`.
+#[derive(Args, Clone, Debug)]
+pub struct AccuracyArgs {
+    /// Folder of results: `field/runs.csv`, `neighbours/predictions.csv` and any `measurements.csv` under it
+    #[arg(long, value_name = "DIR", default_value = "results")]
+    pub results: PathBuf,
+    /// Published runs, in the columns of `results/field/runs.csv`, in the place of those in the folder
+    #[arg(long, value_name = "FILE")]
+    pub field: Option<PathBuf>,
+    /// Folder of reports
+    #[arg(long, value_name = "DIR", default_value = "reports")]
+    pub reports: PathBuf,
+}
+
+/// Arguments of `report guides`.
+#[derive(Args, Clone, Debug)]
+pub struct GuidesArgs {
+    /// The claims
+    #[arg(long, value_name = "FILE", default_value = "grids/guides.toml")]
+    pub claims: PathBuf,
+    /// Folder of reports
+    #[arg(long, value_name = "DIR", default_value = "reports")]
+    pub reports: PathBuf,
 }
 
 /// Arguments of `trial`.

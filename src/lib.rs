@@ -11,6 +11,7 @@
 //! - [`measure`]: a job observed in a child process under a limit; this machine probed.
 //! - [`predict`]: cost and calibration together, with intervals.
 //! - [`plan`]: limits, verdicts, levers, and the search for the best run.
+//! - [`accuracy`]: predictions held against published runs, our own measurements and other planners.
 //! - [`report`]: values to text, pictures and a page.
 //! - [`cli`], [`commands`]: what was typed, and one file a verb.
 //!
@@ -41,6 +42,7 @@
 //! # Ok::<(), headroom::error::Error>(())
 //! ```
 
+pub mod accuracy;
 pub mod cli;
 pub mod commands;
 pub mod cost;

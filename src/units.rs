@@ -38,6 +38,11 @@ impl Bytes {
         Self(kib * KIB as u64)
     }
 
+    /// In 1e9 bytes.
+    pub fn decimal_gb(self) -> f64 {
+        self.as_f64() / GIGA
+    }
+
     /// Decimal gigabytes (1e9 bytes), as mlx-lm prints them.
     pub fn from_decimal_gb(gb: f64) -> Self {
         Self((gb * GIGA).round() as u64)

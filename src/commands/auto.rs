@@ -57,6 +57,7 @@ pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
     let folder = launch::run(&launch_args(args, &best.best.run)?, &steps)?;
     head("5. Report")?;
     let report = ReportArgs {
+        of: None,
         runs: vec![folder.path().into()],
         name: None,
         reports: args.reports.clone(),

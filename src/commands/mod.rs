@@ -1,5 +1,6 @@
 //! One file a verb: reads, calls, writes; no arithmetic.
 
+pub mod accuracy;
 pub mod auto;
 pub mod bench;
 pub mod calibrate;
@@ -18,7 +19,7 @@ use std::io::{self, Write};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::cli::{Cli, Command, OutputArgs};
+use crate::cli::{Cli, Command, OutputArgs, ReportOf};
 use crate::error::{Error, Result};
 
 /// Whether the answer was yes.
@@ -41,7 +42,11 @@ pub fn run(cli: &Cli) -> Result<Answer> {
         Command::Calibrate(args) => calibrate::run(args, &output).map(|_| Answer::Yes),
         Command::Launch(args) => launch::run(args, &output).map(|_| Answer::Yes),
         Command::Auto(args) => auto::run(args, &output).map(|_| Answer::Yes),
-        Command::Report(args) => report::run(args, &output).map(|_| Answer::Yes),
+        Command::Report(args) => match &args.of {
+            Some(ReportOf::Accuracy(args)) => accuracy::run(args, &output),
+            Some(ReportOf::Guides(args)) => accuracy::guides(args, &output),
+            None => report::run(args, &output).map(|_| Answer::Yes),
+        },
         Command::Generate(args) => generate::run(args, &output),
         Command::Trial(args) => trial::run(args).map(|()| Answer::Yes),
     }

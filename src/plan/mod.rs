@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::predict::{Prediction, Request, predict};
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::run::{Engine, RunConfig};
-use crate::units::Bytes;
+use crate::units::{Bytes, Estimate};
 
 pub use ask::{Ask, Held, Model};
 pub use levers::{Lever, levers};
@@ -24,6 +24,8 @@ pub struct Limit {
     pub name: &'static str,
     /// Not to be exceeded.
     pub limit: Bytes,
+    /// Reached with the probability that was asked for.
+    pub low: Bytes,
     /// Most likely.
     pub point: Bytes,
     /// Not exceeded with the probability that was asked for.
@@ -115,8 +117,8 @@ pub fn assess(request: &Request<'_>, confidence: f64, budget: Option<Bytes>) -> 
 fn limits(request: &Request<'_>, prediction: &Prediction, budget: Option<Bytes>) -> Vec<Limit> {
     let Machine { available, working_set, max_buffer, accelerator, .. } = *request.machine;
     let (footprint, peak) = (&prediction.footprint, &prediction.peak_memory);
-    let of = |name, limit, point, high| Limit { name, limit, point, high };
-    let mut limits = vec![of(FREE_MEMORY, available, footprint.point, footprint.high)];
+    let of = |name, limit, e: &Estimate<Bytes>| Limit { name, limit, low: e.low, point: e.point, high: e.high };
+    let mut limits = vec![of(FREE_MEMORY, available, footprint)];
     if accelerator == Accelerator::Metal {
         let exact = prediction.ledger.largest_buffer.bytes;
         // candle's Metal allocator rounds computed buffers up to powers of two.
@@ -124,10 +126,11 @@ fn limits(request: &Request<'_>, prediction: &Prediction, budget: Option<Bytes>)
             Engine::Candle => Bytes(exact.0.next_power_of_two()),
             Engine::MlxLm => exact,
         };
-        limits.push(of(WORKING_SET, working_set, peak.point, peak.high));
-        limits.push(of(LARGEST_BUFFER, max_buffer, rounded, rounded));
+        limits.push(of(WORKING_SET, working_set, peak));
+        let known = Limit { name: LARGEST_BUFFER, limit: max_buffer, low: rounded, point: rounded, high: rounded };
+        limits.push(known);
     }
-    limits.extend(budget.map(|b| of(BUDGET, b, footprint.point, footprint.high)));
+    limits.extend(budget.map(|b| of(BUDGET, b, footprint)));
     limits
 }
 
@@ -135,6 +138,12 @@ impl Assessment {
     /// The limit that is nearest, or furthest exceeded.
     pub fn binding(&self) -> Option<&Limit> {
         self.limits.iter().max_by(|a, b| a.load().total_cmp(&b.load()))
+    }
+
+    /// Fails with the confidence that was asked for: even the lower bound is over a limit that ends the run.
+    pub fn surely_fails(&self) -> bool {
+        let ends = |l: &&Limit| l.name != FREE_MEMORY && l.name != BUDGET;
+        self.verdict == Verdict::DoesNotFit && self.limits.iter().filter(ends).any(|l| l.low > l.limit)
     }
 
     /// Fits with the confidence that was asked for.

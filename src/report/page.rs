@@ -21,10 +21,11 @@ struct View {
     version: &'static str,
 }
 
+/// A picture and what is above it.
 #[derive(Serialize)]
-struct Picture {
-    title: &'static str,
-    svg: String,
+pub(super) struct Picture {
+    pub(super) title: &'static str,
+    pub(super) svg: String,
 }
 
 /// Everything as it is shown; the template only places it.
@@ -88,10 +89,19 @@ pub fn render(title: &str, runs: &[RunReport]) -> Result<String> {
         runs: runs.iter().map(run_view).collect::<Result<_>>()?,
         version: env!("CARGO_PKG_VERSION"),
     };
+    fill(TEMPLATE, view)
+}
+
+/// What every page looks like; it comes into a template where that says [`STYLE_HERE`].
+const STYLE_HERE: &str = "<!-- style -->";
+const STYLE: &str = include_str!("style.html");
+
+/// A template with its values, each of them escaped unless the template says otherwise.
+pub(super) fn fill(template: &str, view: impl Serialize) -> Result<String> {
+    let wrong = |e: minijinja::Error| Error::Serialise { what: "page", reason: e.to_string() };
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    let template = |e: minijinja::Error| Error::Serialise { what: "page", reason: e.to_string() };
-    environment.render_str(TEMPLATE, minijinja::value::Serde(view)).map_err(template)
+    environment.render_str(&template.replacen(STYLE_HERE, STYLE, 1), minijinja::value::Serde(view)).map_err(wrong)
 }
 
 fn summary(runs: &[RunReport]) -> String {

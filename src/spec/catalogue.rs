@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::spec::config::HYBRID;
 use crate::spec::model::ModelSpec;
 
 /// One published model.
@@ -115,6 +116,60 @@ pub fn find(name: &str) -> Result<&'static Entry> {
         (Some(entry), _, _) | (None, Some(entry), None) => Ok(entry),
         _ => Err(Error::UnknownModel { name: name.into(), close: close_names(wanted) }),
     }
+}
+
+/// Endings that tell how a copy was converted, and nothing of its shape.
+const CONVERSIONS: [&str; 14] = [
+    "-4bit",
+    "-6bit",
+    "-8bit",
+    "-3bit",
+    "-bf16",
+    "-fp16",
+    "-q8",
+    "-q4",
+    "-mlx",
+    "-dwq",
+    "-4bit-dwq",
+    "-gptq",
+    "-awq",
+    "-hf",
+];
+
+/// Families whose layers are not all attention, by how their names begin, and what is said of them.
+const HYBRIDS: [(&str, &str); 8] = [
+    ("qwen3.5", HYBRID),
+    ("qwen3.6", HYBRID),
+    ("qwen3-next", HYBRID),
+    ("lfm2", "it mixes convolutions with attention, and no model of them has been checked"),
+    ("nvidia nemotron-3", HYBRID),
+    ("nemotron-3", HYBRID),
+    ("granite-4", HYBRID),
+    ("falcon-h1", HYBRID),
+];
+
+/// Why a model of this name is refused although its family is known: `None` of any other name.
+pub fn refused(name: &str) -> Option<&'static str> {
+    let short = name.rsplit('/').next().unwrap_or(name).trim().to_lowercase();
+    HYBRIDS.iter().find(|(begin, _)| short.starts_with(begin)).map(|(_, reason)| *reason)
+}
+
+/// The model that a converted or quantised copy was made of, such as `mlx-community/Qwen3-8B-4bit`; a base model and
+/// its instruction-tuned sister have one shape.
+pub fn find_copy(name: &str) -> Option<&'static Entry> {
+    let mut short = name.rsplit('/').next().unwrap_or(name).trim().to_lowercase();
+    short.truncate(short.find([' ', '(']).unwrap_or(short.len()));
+    while let Some(cut) = CONVERSIONS.iter().find_map(|end| short.strip_suffix(end).map(str::to_owned)) {
+        short = cut;
+    }
+    let same = |candidate: &str| {
+        let ending = |e: &&Entry| e.short_name().trim_end_matches("-hf").eq_ignore_ascii_case(candidate);
+        all().iter().find(ending)
+    };
+    let plain = short.replace("-text", "").trim_start_matches("meta-").to_owned();
+    let sisters = |s: &str| [s.to_owned(), format!("{s}-instruct"), format!("{s}-it")];
+    let base = plain.trim_end_matches("-instruct").trim_end_matches("-it").to_owned();
+    [sisters(&short), sisters(&plain), sisters(&base)].iter().flatten().find_map(|candidate| same(candidate))
 }
 
 /// Up to three ids that look like `name`, likest first.

@@ -168,6 +168,13 @@ impl Machine {
         }
     }
 
+    /// Every bin of this chip that was sold with this memory, and with these GPU cores where they are given.
+    pub fn bins(chip: &str, ram: Bytes, gpu_cores: Option<usize>) -> Vec<Self> {
+        let sold = |c: &&Chip| key(&c.chip) == key(chip) && c.ram_options().any(|r| r == ram);
+        let bins = all().iter().filter(sold).filter(|c| gpu_cores.is_none_or(|n| n == c.gpu_cores));
+        bins.map(|c| c.with_memory(ram)).collect()
+    }
+
     /// The plainest Mac sold with this much memory: the oldest base chip with the fewest GPU cores, and where no
     /// base chip is sold with it, the chip with the least bandwidth.
     pub fn plainest(ram: Bytes) -> Result<Self> {

@@ -6,6 +6,9 @@ use crate::error::{Error, Result};
 use crate::spec::model::{Activation, Attention, Dtype, Mlp, ModelSpec, ModelType, Norm, Positions, SUPPORTED};
 use crate::spec::rope;
 
+/// What hybrid models are refused with.
+pub(super) const HYBRID: &str = "its hybrid or state-space layers take several times the memory of attention layers, and no model of them has been checked";
+
 /// A parsed config.json.
 pub struct Config<'a> {
     model_type: &'a str,
@@ -256,9 +259,7 @@ fn family(model_type: &str, map: &Map<String, Value>) -> Result<ModelType> {
         "phi3" => ModelType::Phi3,
         "qwen3_next" | "qwen3_5" | "qwen3_5_text" | "qwen3_5_moe" | "falcon_mamba" | "mamba" | "mamba2" | "jamba"
         | "bamba" | "zamba2" => {
-            return Err(refuse(Some(
-                "its hybrid or state-space layers take several times the memory of attention layers, and no model of them has been checked",
-            )));
+            return Err(refuse(Some(HYBRID)));
         }
         _ if ["num_experts", "num_local_experts", "n_routed_experts"].iter().any(|k| map.contains_key(*k)) => {
             return Err(refuse(Some("it is a mixture of experts")));

@@ -1,0 +1,307 @@
+//! Which rows of the field can be compared, and with what: every rule by which one is left out.
+
+use serde::Serialize;
+
+use super::field::FieldRun;
+use crate::spec::catalogue;
+use crate::spec::data::TokenLengths;
+use crate::spec::machine::Machine;
+use crate::spec::model::ModelSpec;
+use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, Weights};
+use crate::units::Bytes;
+
+/// Why a row, or one figure of it, is not compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// Another trainer, another attention or another loss than mlx-lm's own.
+    Trainer,
+    /// Full fine-tuning, DoRA or preference tuning.
+    FineTuneType,
+    /// No model is named.
+    NoModel,
+    /// An architecture that is refused: hybrid attention, state space.
+    Architecture,
+    /// A model that is not in the catalogue.
+    UnknownModel,
+    /// The format of the base weights is not stated.
+    Format,
+    /// Batch size, rank or number of layers is not stated, or the targets are not the model's.
+    Settings,
+    /// Before mlx-lm's step was compiled and its logits were kept in 16 bits.
+    Version,
+    /// Peak: none was printed.
+    NoPeak,
+    /// Peak: the run died, so what was printed is a lower bound.
+    LowerBound,
+    /// Peak: neither the longest example nor the average is stated.
+    NoLength,
+    /// Speed: none was printed.
+    NoSpeed,
+    /// Speed: the run paged or died.
+    Paged,
+    /// Speed: chip or memory are not stated, or no such Mac was sold.
+    NoMachine,
+    /// Speed: prompts are masked, so that what was printed is not what was worked on.
+    Masked,
+    /// Verdict: memory is not stated, or no such Mac was sold.
+    NoMemory,
+    /// A measurement of our own without a prediction from before it, or without a figure.
+    NotPredicted,
+}
+
+impl Rule {
+    /// In a few words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trainer => "another trainer, attention or loss than mlx-lm's",
+            Self::FineTuneType => "not LoRA: full, DoRA, preference tuning",
+            Self::NoModel => "no model named",
+            Self::Architecture => "refused: hybrid or state-space layers",
+            Self::UnknownModel => "model not in the catalogue",
+            Self::Format => "format of the weights not stated",
+            Self::Settings => "batch, rank or layers not stated",
+            Self::Version => "mlx-lm before April 2025: another step",
+            Self::NoPeak => "no peak printed",
+            Self::LowerBound => "died: its peak is a lower bound",
+            Self::NoLength => "no length stated",
+            Self::NoSpeed => "no speed printed",
+            Self::Paged => "paged or died",
+            Self::NoMachine => "chip or memory not stated, or never sold",
+            Self::Masked => "masked prompts: printed tokens are not those worked on",
+            Self::NoMemory => "memory not stated, or never sold",
+            Self::NotPredicted => "measured without a prediction before it",
+        }
+    }
+}
+
+/// What is known of the lengths of a run's examples.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Known {
+    /// All are as long as this.
+    Fixed(usize),
+    /// The longest and the mean.
+    Longest {
+        /// Tokens of the mean example.
+        mean: usize,
+        /// Tokens of the longest.
+        longest: usize,
+    },
+    /// Only the average of the tokens learned from.
+    Average(usize),
+    /// Nothing but the cap.
+    Cap,
+}
+
+/// A published run that can be predicted.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Of the row.
+    pub id: String,
+    /// As published, empty where it is not stated.
+    pub chip: String,
+    /// The base model.
+    pub spec: ModelSpec,
+    /// The run.
+    pub run: RunConfig,
+    /// The Macs it may have run on: the bins of the chip that were sold with that memory. Empty where not stated.
+    pub machines: Vec<Machine>,
+    /// What is known of the lengths.
+    pub known: Known,
+}
+
+/// mlx-lm's own defaults, which a row that is silent about them is taken to have used.
+const DEFAULT_CAP: usize = 2048;
+/// Before this, the adapters sat on q and v alone (mlx-lm 0.28.2).
+const ALL_LINEAR_SINCE: &str = "2025-09-30";
+/// Before this, the step was not compiled, or the logits were made in 32 bits (mlx-lm 0.22.3 and the change of
+/// 2025-04-03).
+const LIKE_TODAY_SINCE: &str = "2025-04-04";
+
+/// Examples that stand for the data of a row.
+const EXAMPLES: usize = 100;
+
+impl Known {
+    fn of(run: &FieldRun, cap: usize, batch: usize) -> Self {
+        let average = run.avg_tokens_per_example_or_iter;
+        if let Some(stated) = run.stated_lengths() {
+            return Self::Longest { mean: stated.mean.min(cap), longest: stated.longest.min(cap) };
+        }
+        match average.map(|tokens| tokens / batch as f64) {
+            // Rows of full length, to the last token or but for the one that has nothing to predict it.
+            Some(mean) if run.max_seq_len.is_some() && mean >= cap as f64 - 1.0 => Self::Fixed(cap),
+            Some(mean) => Self::Average((mean.ceil() as usize).clamp(1, cap)),
+            None => Self::Cap,
+        }
+    }
+
+    /// The longest batch is known.
+    pub fn longest(self) -> bool {
+        matches!(self, Self::Fixed(_) | Self::Longest { .. })
+    }
+}
+
+impl Case {
+    /// The row as a run, or the rule that leaves it out.
+    pub fn of(row: &FieldRun) -> Result<Self, Rule> {
+        if !stock(&row.framework) {
+            return Err(Rule::Trainer);
+        }
+        if row.fine_tune_type != "lora" {
+            return Err(Rule::FineTuneType);
+        }
+        if row.model.trim().is_empty() || row.model.contains("unspecified") || row.model.contains("n/s ") {
+            return Err(Rule::NoModel);
+        }
+        if catalogue::refused(&row.model).is_some() {
+            return Err(Rule::Architecture);
+        }
+        let entry = catalogue::find_copy(&row.model).ok_or(Rule::UnknownModel)?;
+        if !row.date.is_empty() && row.date.as_str() < LIKE_TODAY_SINCE {
+            return Err(Rule::Version);
+        }
+        let weights = weights(row).ok_or(Rule::Format)?;
+        let (Some(batch), Some(rank), Some(layers)) = (row.batch_size, row.lora_rank, row.lora_layers) else {
+            return Err(Rule::Settings);
+        };
+        let cap = row.max_seq_len.unwrap_or(DEFAULT_CAP);
+        let blocks = entry.spec.num_hidden_layers;
+        let lora = Lora {
+            rank,
+            target_modules: targets(row),
+            num_layers: if layers >= blocks { -1 } else { layers as i64 },
+            ..Lora::default()
+        };
+        let run = RunConfig {
+            model: entry.id.clone(),
+            data: Data::Train("train.jsonl".into()),
+            engine: Engine::MlxLm,
+            seed: 0,
+            recipe: Recipe {
+                max_seq_length: cap,
+                effective_batch_size: batch * row.grad_accum.unwrap_or(1).max(1),
+                mask_prompt: row.mask_prompt.unwrap_or(false),
+                lora,
+                ..Recipe::default()
+            },
+            execution: Execution {
+                batch_size: batch,
+                grad_checkpoint: row.grad_checkpoint.unwrap_or(false),
+                weights,
+                ..Execution::default()
+            },
+        };
+        if run.check().is_err() || entry.spec.targets(&run.recipe.lora.target_modules).is_err() {
+            return Err(Rule::Settings);
+        }
+        Ok(Self {
+            id: row.id.clone(),
+            chip: row.chip.clone(),
+            spec: entry.spec.clone(),
+            machines: machines(row),
+            known: Known::of(row, cap, batch),
+            run,
+        })
+    }
+
+    /// Lengths of the examples as far as they are known: all alike, or the mean and one of the longest.
+    pub fn lengths(&self) -> TokenLengths {
+        let all = |n: usize| vec![n as u32; EXAMPLES];
+        TokenLengths::new(match self.known {
+            Known::Fixed(n) | Known::Average(n) => all(n),
+            Known::Longest { mean, longest } => {
+                let mut lengths = all(mean);
+                lengths[EXAMPLES - 1] = longest as u32;
+                lengths
+            }
+            Known::Cap => all(1),
+        })
+    }
+
+    /// The longest that the examples may have been.
+    pub fn longest(&self) -> TokenLengths {
+        let cap = self.run.recipe.max_seq_length;
+        match self.known {
+            Known::Fixed(_) | Known::Longest { .. } => self.lengths(),
+            Known::Average(_) | Known::Cap => TokenLengths::new(vec![cap as u32; EXAMPLES]),
+        }
+    }
+
+    /// Tokens of the examples per second that were worked through, from what was printed.
+    pub fn speed(&self, row: &FieldRun) -> Result<f64, Rule> {
+        if row.outcome != "ok" {
+            return Err(Rule::Paged);
+        }
+        if row.it_per_s.is_none() && row.tokens_per_s.is_none() {
+            return Err(Rule::NoSpeed);
+        }
+        if self.machines.is_empty() {
+            return Err(Rule::NoMachine);
+        }
+        match (self.known, row.it_per_s, row.tokens_per_s) {
+            // What was printed counts answers only where prompts are masked; iterations count everything.
+            (Known::Longest { mean, .. }, Some(it), _) => Ok(it * (mean * self.run.execution.batch_size) as f64),
+            (_, _, Some(tokens)) if !self.run.recipe.mask_prompt && self.known != Known::Cap => Ok(tokens),
+            (Known::Cap, ..) => Err(Rule::NoLength),
+            _ => Err(Rule::Masked),
+        }
+    }
+
+    /// The peak that was printed.
+    pub fn peak(&self, row: &FieldRun) -> Result<Bytes, Rule> {
+        let printed = row.peak_mem_gb.map(Bytes::from_decimal_gb).ok_or(Rule::NoPeak)?;
+        match row.outcome.as_str() {
+            "oom" => Err(Rule::LowerBound),
+            _ if self.known == Known::Cap => Err(Rule::NoLength),
+            _ => Ok(printed),
+        }
+    }
+}
+
+/// mlx-lm's own step: no patch, no kernel of another project.
+fn stock(framework: &str) -> bool {
+    let lower = framework.to_lowercase();
+    let other = ["patched", "orpo", "dpo", "grpo", "fused", "flash", "kernel"];
+    lower.starts_with("mlx-lm") && !lower.starts_with("mlx-lm-") && !other.iter().any(|word| lower.contains(word))
+}
+
+fn weights(row: &FieldRun) -> Option<Weights> {
+    match row.quant_bits {
+        Some(4.0) => Some(Weights::Q4K),
+        Some(6.0) => Some(Weights::Q6K),
+        Some(8.0) => Some(Weights::Int8),
+        Some(_) => None,
+        None if row.dtype.contains("bf16") => Some(Weights::Bf16),
+        None if row.dtype.contains("fp16") || row.dtype.contains("f16") => Some(Weights::F16),
+        None => None,
+    }
+}
+
+fn targets(row: &FieldRun) -> Vec<String> {
+    // What stands in brackets is a remark.
+    let text = row.lora_targets.split('(').next().unwrap_or_default().trim().to_lowercase();
+    let known_since = row.date.as_str() >= ALL_LINEAR_SINCE || row.date.is_empty();
+    if text.starts_with("all") || (text.is_empty() && known_since) {
+        return vec!["all-linear".into()];
+    }
+    if text.is_empty() {
+        return vec!["q_proj".into(), "v_proj".into()];
+    }
+    let name = |part: &str| {
+        let last = part.trim().rsplit('.').next().unwrap_or_default().to_owned();
+        if last.contains('_') { last } else { format!("{last}_proj") }
+    };
+    text.split(',').map(name).collect()
+}
+
+/// The Macs that a row may speak of; the notes say whether they have a fan.
+fn machines(row: &FieldRun) -> Vec<Machine> {
+    let Some(ram) = row.ram_gb else { return Vec::new() };
+    let mut all = Machine::bins(&row.chip, Bytes::from_gib(ram), row.gpu_cores);
+    all.iter_mut().for_each(|m| m.fanless |= row.fanless());
+    all
+}
+
+#[cfg(test)]
+#[path = "rules_tests.rs"]
+mod tests;

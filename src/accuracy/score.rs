@@ -1,0 +1,286 @@
+//! One prediction beside one measurement, and what many of them say together.
+
+use serde::Serialize;
+
+use super::field::FieldRun;
+use super::rules::{Case, Rule};
+use super::table::Known;
+use crate::cost::work::mlx_padded;
+use crate::error::Result;
+use crate::measure::Measurement;
+use crate::plan::{Verdict, assess};
+use crate::predict::calibration::Calibration;
+use crate::predict::{Prediction, Request, predict};
+use crate::spec::data::TokenLengths;
+use crate::spec::machine::Machine;
+use crate::stats::{median, quantile};
+use crate::units::{Bytes, Estimate};
+
+/// Level of the intervals that are judged.
+pub const LEVEL: f64 = 0.9;
+
+/// Confidence of the verdicts that are judged: what `predict` takes where nothing else is asked for.
+const CONFIDENCE: f64 = 0.99;
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantity {
+    /// Highest allocation of tensors, bytes.
+    PeakMemory,
+    /// Highest memory of the process, bytes.
+    Footprint,
+    /// Tokens of the examples per second.
+    Speed,
+}
+
+impl Quantity {
+    /// As people say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PeakMemory => "peak memory",
+            Self::Footprint => "footprint",
+            Self::Speed => "speed",
+        }
+    }
+}
+
+/// A prediction beside what was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Figure {
+    /// Of the row.
+    pub id: String,
+    /// Who ran it.
+    pub engine: String,
+    /// Where; empty where it is not stated.
+    pub chip: String,
+    /// What.
+    pub quantity: Quantity,
+    /// With its interval.
+    pub predicted: Estimate<f64>,
+    /// What came.
+    pub measured: f64,
+}
+
+impl Figure {
+    /// Relative to what was measured; positive where the prediction was too high.
+    pub fn error(&self) -> f64 {
+        self.predicted.point / self.measured - 1.0
+    }
+
+    /// The measured value lies in the interval.
+    pub fn inside(&self) -> bool {
+        (self.predicted.low..=self.predicted.high).contains(&self.measured)
+    }
+}
+
+/// A measured peak beside the predictions for the lightest and the heaviest batch that the row allows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Bracket {
+    /// Of the row.
+    pub id: String,
+    /// Where; empty where it is not stated.
+    pub chip: String,
+    /// Predicted if every example were as long as the average, bytes.
+    pub at_average: f64,
+    /// Predicted if the longest were cut to the cap, bytes.
+    pub at_cap: f64,
+    /// What was measured, bytes.
+    pub measured: f64,
+}
+
+impl Bracket {
+    /// The measured value lies between the two.
+    pub fn inside(&self) -> bool {
+        (self.at_average..=self.at_cap).contains(&self.measured)
+    }
+}
+
+/// What was said of a run beside how it ended.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Judged {
+    /// Of the row.
+    pub id: String,
+    /// Where.
+    pub machine: String,
+    /// `ok`, `swap` or `oom`.
+    pub outcome: String,
+    /// Said of the heaviest batch that the row allows.
+    pub verdict: Verdict,
+    /// Even the lightest batch that the row allows is said to fail, with confidence.
+    pub surely_fails: bool,
+}
+
+impl Judged {
+    /// It died and was said to fit with confidence.
+    pub fn unsafe_fit(&self) -> bool {
+        self.outcome == "oom" && self.verdict == Verdict::Fits
+    }
+
+    /// It finished and was said to fail with confidence.
+    pub fn refused_success(&self) -> bool {
+        self.outcome == "ok" && self.surely_fails
+    }
+}
+
+/// Many figures in four numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// How many.
+    pub n: usize,
+    /// Median of the absolute relative errors.
+    pub median: f64,
+    /// Their 95th percentile.
+    pub p95: f64,
+    /// How many lie in their intervals.
+    pub inside: usize,
+}
+
+impl Summary {
+    /// Of these; `None` of nothing.
+    pub fn of<'a>(figures: impl Iterator<Item = &'a Figure>) -> Option<Self> {
+        let figures: Vec<&Figure> = figures.collect();
+        let errors: Vec<f64> = figures.iter().map(|f| f.error().abs()).collect();
+        (!figures.is_empty()).then(|| Self {
+            n: figures.len(),
+            median: median(&errors),
+            p95: quantile(&errors, 0.95),
+            inside: figures.iter().filter(|f| f.inside()).count(),
+        })
+    }
+
+    /// Share of the figures that lie in their intervals.
+    pub fn coverage(&self) -> f64 {
+        self.inside as f64 / self.n as f64
+    }
+}
+
+/// What one published run says, and what was left out of it.
+#[derive(Clone, Debug, Default)]
+pub struct Scored {
+    /// Predictions beside measurements.
+    pub figures: Vec<Figure>,
+    /// Peaks of runs whose longest batch is not known.
+    pub brackets: Vec<Bracket>,
+    /// The verdict.
+    pub judged: Option<Judged>,
+    /// The run, where its peak stands among the figures.
+    pub case: Option<Known>,
+    /// Rules that left something out.
+    pub left_out: Vec<Rule>,
+}
+
+/// Holds a row against what is predicted of it.
+pub fn score(row: &FieldRun) -> Result<Scored> {
+    let mut scored = Scored::default();
+    let case = match Case::of(row) {
+        Ok(case) => case,
+        Err(rule) => return Ok(Scored { left_out: vec![rule], ..scored }),
+    };
+    match case.peak(row) {
+        Ok(peak) => score_peak(&case, peak, &mut scored)?,
+        Err(rule) => scored.left_out.push(rule),
+    }
+    match case.speed(row) {
+        Ok(speed) => scored.figures.push(figure(&case, Quantity::Speed, speed, &case.lengths())?),
+        Err(rule) => scored.left_out.push(rule),
+    }
+    match case.machines.first() {
+        Some(machine) => scored.judged = Some(judge(&case, machine, &row.outcome)?),
+        None => scored.left_out.push(Rule::NoMemory),
+    }
+    Ok(scored)
+}
+
+fn score_peak(case: &Case, peak: Bytes, scored: &mut Scored) -> Result<()> {
+    if case.known.longest() {
+        let tokens_per_row = mlx_padded(case.longest().max(), case.run.recipe.max_seq_length);
+        scored.case = Some(Known { id: case.id.clone(), tokens_per_row, run: case.run.clone() });
+        scored.figures.push(figure(case, Quantity::PeakMemory, peak.as_f64(), &case.lengths())?);
+        return Ok(());
+    }
+    let at =
+        |lengths: &TokenLengths| Ok::<f64, crate::error::Error>(estimate(case, Quantity::PeakMemory, lengths)?.point);
+    scored.brackets.push(Bracket {
+        id: case.id.clone(),
+        chip: case.chip.clone(),
+        at_average: at(&case.lengths())?,
+        at_cap: at(&case.longest())?,
+        measured: peak.as_f64(),
+    });
+    Ok(())
+}
+
+fn figure(case: &Case, quantity: Quantity, measured: f64, lengths: &TokenLengths) -> Result<Figure> {
+    Ok(Figure {
+        id: case.id.clone(),
+        engine: case.run.engine.name().into(),
+        chip: case.chip.clone(),
+        quantity,
+        predicted: estimate(case, quantity, lengths)?,
+        measured,
+    })
+}
+
+/// Over every Mac that it may have been: the middle of the points, and an interval that holds all of theirs.
+fn estimate(case: &Case, quantity: Quantity, lengths: &TokenLengths) -> Result<Estimate<f64>> {
+    // Memory is the same on every Mac; where none is stated any will do.
+    let any = [Machine::plainest(Bytes::from_gib(128.0))?];
+    let machines = if case.machines.is_empty() { &any[..] } else { &case.machines };
+    let mut all = Vec::new();
+    for machine in machines {
+        let prediction = prediction(case, machine, lengths)?;
+        all.push(match quantity {
+            Quantity::PeakMemory => prediction.peak_memory.map(Bytes::as_f64),
+            Quantity::Footprint => prediction.footprint.map(Bytes::as_f64),
+            Quantity::Speed => prediction.tokens_per_s,
+        });
+    }
+    let mean = all.iter().map(|e| e.point.ln()).sum::<f64>() / all.len() as f64;
+    let low = all.iter().map(|e| e.low).fold(f64::INFINITY, f64::min);
+    let high = all.iter().map(|e| e.high).fold(0.0, f64::max);
+    Ok(Estimate { point: mean.exp(), low, high, level: LEVEL })
+}
+
+fn prediction(case: &Case, machine: &Machine, lengths: &TokenLengths) -> Result<Prediction> {
+    let calibration = &Calibration::prior(machine, case.run.engine);
+    let (spec, run) = (&case.spec, &case.run);
+    predict(&Request { spec, machine, run, lengths: Some(lengths), calibration }, LEVEL)
+}
+
+fn judge(case: &Case, machine: &Machine, outcome: &str) -> Result<Judged> {
+    let calibration = &Calibration::prior(machine, case.run.engine);
+    let (spec, run) = (&case.spec, &case.run);
+    let at = |lengths: &TokenLengths| {
+        assess(&Request { spec, machine, run, lengths: Some(lengths), calibration }, CONFIDENCE, None)
+    };
+    Ok(Judged {
+        id: case.id.clone(),
+        machine: machine.name.clone(),
+        outcome: outcome.into(),
+        verdict: at(&case.longest())?.verdict,
+        surely_fails: at(&case.lengths())?.surely_fails(),
+    })
+}
+
+/// A measurement of our own, beside what had been predicted before it was made.
+pub fn of_measurement(m: &Measurement, number: usize) -> Vec<Figure> {
+    let bytes = |e: Option<Estimate<Bytes>>| e.map(|e| e.map(Bytes::as_f64));
+    let (p, seen) = (&m.predicted, &m.measured);
+    let all = [
+        (Quantity::PeakMemory, bytes(p.peak_memory_bytes), seen.peak_memory_bytes.map(Bytes::as_f64)),
+        (Quantity::Footprint, bytes(p.footprint_bytes), seen.footprint_bytes.map(Bytes::as_f64)),
+        (Quantity::Speed, p.tokens_per_s, seen.tokens_per_s),
+    ];
+    let figure = |(quantity, predicted, measured): (Quantity, Option<Estimate<f64>>, Option<f64>)| {
+        Some(Figure {
+            id: format!("{} {number}", m.machine),
+            engine: m.config.engine.name().into(),
+            chip: m.machine.clone(),
+            quantity,
+            predicted: predicted?,
+            measured: measured.filter(|v| *v > 0.0)?,
+        })
+    };
+    all.into_iter().filter_map(figure).collect()
+}

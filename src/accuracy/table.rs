@@ -1,0 +1,250 @@
+//! Everything together: the table of accuracy, and what was to be reached.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::field::FieldRun;
+use super::neighbours::{self, Neighbour, Said};
+use super::rules::Rule;
+use super::score::{self, Bracket, Figure, Judged, Quantity, Summary};
+use crate::error::Result;
+use crate::measure::Measurement;
+use crate::spec::run::RunConfig;
+
+/// All that is known of how right the predictions are.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Accuracy {
+    /// Published rows.
+    pub published: usize,
+    /// Measurements of our own.
+    pub measured: usize,
+    /// Predictions beside measurements.
+    pub figures: Vec<Figure>,
+    /// Peaks of runs that give no more than an average length.
+    pub brackets: Vec<Bracket>,
+    /// Verdicts beside outcomes.
+    pub judged: Vec<Judged>,
+    /// Rows or figures that each rule left out.
+    pub left_out: BTreeMap<Rule, usize>,
+    /// Other planners.
+    pub neighbours: Vec<Neighbour>,
+    /// The runs behind the published peaks whose longest batch is known.
+    pub cases: Vec<Known>,
+}
+
+/// A published run as it was understood.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Known {
+    /// Of the row.
+    pub id: String,
+    /// Tokens of a row of its longest batch, padding included.
+    pub tokens_per_row: usize,
+    /// The run.
+    pub run: RunConfig,
+}
+
+/// One line of the table.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Line {
+    /// Who ran it.
+    pub engine: String,
+    /// What.
+    pub quantity: Quantity,
+    /// Where; `None` for all together.
+    pub chip: Option<String>,
+    /// What the figures say.
+    #[serde(flatten)]
+    pub summary: Summary,
+}
+
+/// Something that was to be reached.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Goal {
+    /// What.
+    pub what: &'static str,
+    /// How much.
+    pub wanted: String,
+    /// What is.
+    pub got: String,
+    /// It is reached.
+    pub reached: bool,
+}
+
+/// Coverage that 90 % intervals are to have.
+const COVERAGE: std::ops::RangeInclusive<f64> = 0.85..=0.97;
+/// Median error of the peak where the longest batch is known.
+const PEAK: f64 = 0.10;
+/// Median error of the speed without calibration.
+const SPEED: f64 = 0.20;
+/// Share of the average-only rows that lie between the two predictions.
+const BRACKETED: f64 = 0.90;
+
+/// Of a share, in percent.
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share).replace(".0 %", " %")
+}
+
+impl Accuracy {
+    /// Of these rows.
+    pub fn of(field: &[FieldRun], measurements: &[Measurement], said: &[Said]) -> Result<Self> {
+        let mut all = Self { published: field.len(), measured: measurements.len(), ..Self::default() };
+        for row in field {
+            let scored = score::score(row)?;
+            all.figures.extend(scored.figures);
+            all.brackets.extend(scored.brackets);
+            all.judged.extend(scored.judged);
+            all.cases.extend(scored.case);
+            for rule in scored.left_out {
+                *all.left_out.entry(rule).or_default() += 1;
+            }
+        }
+        all.neighbours = neighbours::compare(said, &all.figures);
+        for (i, m) in measurements.iter().enumerate() {
+            let figures = score::of_measurement(m, i + 1);
+            if figures.is_empty() {
+                *all.left_out.entry(Rule::NotPredicted).or_default() += 1;
+            }
+            all.figures.extend(figures);
+        }
+        Ok(all)
+    }
+
+    /// The lines of the table: each engine and quantity, all together and by chip.
+    pub fn lines(&self) -> Vec<Line> {
+        let mut groups: Vec<(&str, Quantity)> = Vec::new();
+        for f in &self.figures {
+            if !groups.contains(&(&f.engine, f.quantity)) {
+                groups.push((&f.engine, f.quantity));
+            }
+        }
+        groups.sort();
+        groups.into_iter().flat_map(|(engine, quantity)| self.group(engine, quantity)).collect()
+    }
+
+    fn group(&self, engine: &str, quantity: Quantity) -> Vec<Line> {
+        let of = || self.figures.iter().filter(|f| f.engine == engine && f.quantity == quantity);
+        let line = |chip: Option<&str>| {
+            let figures = of().filter(|f| chip.is_none_or(|c| f.chip == c));
+            let summary = Summary::of(figures)?;
+            Some(Line { engine: engine.into(), quantity, chip: chip.map(Into::into), summary })
+        };
+        let mut chips: Vec<&str> = of().map(|f| f.chip.as_str()).collect();
+        chips.sort_unstable();
+        chips.dedup();
+        std::iter::once(None).chain(chips.into_iter().map(Some)).filter_map(line).collect()
+    }
+
+    /// Measured peaks that lie between the predictions at the average and at the cap.
+    pub fn bracketed(&self) -> usize {
+        self.brackets.iter().filter(|b| b.inside()).count()
+    }
+
+    /// Runs that died and were said to fit; runs that finished and were said to fail; each with confidence.
+    pub fn unsafe_verdicts(&self) -> (usize, usize) {
+        let count = |f: fn(&Judged) -> bool| self.judged.iter().filter(|j| f(j)).count();
+        (count(Judged::unsafe_fit), count(Judged::refused_success))
+    }
+
+    /// What was to be reached on published runs, and whether it is.
+    pub fn goals(&self) -> Vec<Goal> {
+        let of =
+            |quantity| Summary::of(self.figures.iter().filter(move |f| f.engine == "mlx-lm" && f.quantity == quantity));
+        let mut goals = Vec::new();
+        let mut goal = |what, wanted: String, got: String, reached| goals.push(Goal { what, wanted, got, reached });
+        for (what, inside, quantity, most) in [
+            ("peak: median error", "peak: inside 90 % intervals", Quantity::PeakMemory, PEAK),
+            ("speed, cold: median error", "speed, cold: inside 90 % intervals", Quantity::Speed, SPEED),
+        ] {
+            let Some(s) = of(quantity) else { continue };
+            goal(what, format!("at most {}", percent(most)), percent(s.median), s.median <= most);
+            let range = format!("{:.0} to {:.0} %", 100.0 * COVERAGE.start(), 100.0 * COVERAGE.end());
+            goal(
+                inside,
+                range,
+                format!("{} ({} of {})", percent(s.coverage()), s.inside, s.n),
+                COVERAGE.contains(&s.coverage()),
+            );
+        }
+        if !self.brackets.is_empty() {
+            let (n, inside) = (self.brackets.len(), self.bracketed());
+            let share = inside as f64 / n as f64;
+            let got = format!("{} ({inside} of {n})", percent(share));
+            goal("peak: between average and cap", format!("at least {}", percent(BRACKETED)), got, share >= BRACKETED);
+        }
+        let (fits, fails) = self.unsafe_verdicts();
+        let died = self.judged.iter().filter(|j| j.outcome == "oom").count();
+        let ok = self.judged.iter().filter(|j| j.outcome == "ok").count();
+        goal("out of memory, but said to fit", "none".into(), format!("{fits} of {died}"), fits == 0);
+        goal("finished, but said to fail", "none".into(), format!("{fails} of {ok}"), fails == 0);
+        goals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Verdict;
+    use crate::units::Estimate;
+
+    fn figure(chip: &str, point: f64, measured: f64) -> Figure {
+        Figure {
+            id: format!("{chip} {measured}"),
+            engine: "mlx-lm".into(),
+            chip: chip.into(),
+            quantity: Quantity::PeakMemory,
+            predicted: Estimate { point, low: 0.9 * point, high: 1.1 * point, level: 0.9 },
+            measured,
+        }
+    }
+
+    fn judged(outcome: &str, verdict: Verdict, surely_fails: bool) -> Judged {
+        Judged { id: "j".into(), machine: "m".into(), outcome: outcome.into(), verdict, surely_fails }
+    }
+
+    #[test]
+    fn the_table_counts_what_it_says() {
+        // Errors of 0, 0, 0, +25 % (outside) and, on the other chip, -50 % (outside).
+        let mut figures = vec![figure("A", 10.0, 10.0); 3];
+        figures.extend([figure("A", 10.0, 8.0), figure("B", 10.0, 20.0)]);
+        let bracket = |measured| Bracket { id: "b".into(), chip: "A".into(), at_average: 1.0, at_cap: 2.0, measured };
+        let all = Accuracy {
+            figures,
+            brackets: vec![bracket(1.5), bracket(2.5)],
+            judged: vec![
+                judged("oom", Verdict::Fits, false),
+                judged("oom", Verdict::Tight, false),
+                judged("ok", Verdict::DoesNotFit, true),
+                judged("swap", Verdict::DoesNotFit, true),
+            ],
+            ..Accuracy::default()
+        };
+        let lines = all.lines();
+        assert_eq!(lines.iter().map(|l| l.chip.as_deref()).collect::<Vec<_>>(), [None, Some("A"), Some("B")]);
+        let s = lines[0].summary;
+        assert_eq!((s.n, s.median, s.inside), (5, 0.0, 3));
+        assert!((s.p95 - (0.25 + 0.8 * 0.25)).abs() < 1e-12, "{}", s.p95);
+        assert_eq!(lines[2].summary.median, 0.5);
+        assert_eq!((all.bracketed(), all.unsafe_verdicts()), (1, (1, 1)));
+        let reached: Vec<bool> = all.goals().iter().map(|g| g.reached).collect();
+        // Median 0 %, coverage 60 %, half of the brackets, one of each wrong verdict.
+        assert_eq!(reached, [true, false, false, false, false]);
+    }
+
+    #[test]
+    fn a_neighbour_is_compared_on_the_rows_that_both_answer() {
+        let figures = vec![figure("A", 10.0, 10.0), figure("A", 12.0, 15.0), figure("B", 5.0, 4.0)];
+        let said = |id: &str, peak_gb: Option<f64>| Said {
+            id: id.into(),
+            tool: "t 1".into(),
+            peak_gb,
+            refused: String::new(),
+        };
+        let n =
+            neighbours::compare(&[said("A 10", Some(20e-9)), said("A 15", None), said("B 4", Some(5e-9))], &figures);
+        assert_eq!((n[0].n, n[0].refused, n[0].ours.n), (2, 1, 2));
+        // 20 for 10 and 5 for 4.
+        assert!((n[0].median - 0.625).abs() < 1e-9 && (n[0].bias - 0.625).abs() < 1e-9, "{n:?}");
+        assert!((n[0].ours.median - 0.125).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,65 @@
+//! `headroom report accuracy`: predictions beside what happened; `headroom report guides`: claims beside predictions.
+
+use serde::Serialize;
+
+use super::{Answer, Output, bench};
+use crate::accuracy::table::{Goal, Line};
+use crate::accuracy::{Accuracy, field, guides, neighbours};
+use crate::cli::{AccuracyArgs, GuidesArgs};
+use crate::error::{Error, Result};
+use crate::measure::Measurement;
+use crate::report;
+use crate::store;
+
+#[derive(Serialize)]
+struct Whole<'a> {
+    goals: Vec<Goal>,
+    lines: Vec<Line>,
+    #[serde(flatten)]
+    all: &'a Accuracy,
+}
+
+/// The verb.
+pub fn run(args: &AccuracyArgs, output: &Output) -> Result<Answer> {
+    let path = args.field.clone().unwrap_or_else(|| args.results.join("field/runs.csv"));
+    let published = field::read(&store::read_text(&path)?, &path)?;
+    let others = args.results.join("neighbours/predictions.csv");
+    let said = if others.exists() { neighbours::read(&store::read_text(&others)?, &others)? } else { Vec::new() };
+    let measurements = measurements(args)?;
+    if published.is_empty() && measurements.is_empty() {
+        return Err(Error::Data { path, reason: "it holds no rows".into() });
+    }
+    let all = Accuracy::of(&published, &measurements, &said)?;
+    let index = args.reports.join("accuracy/index.html");
+    store::write(&index, report::accuracy::render(&all)?.as_bytes())?;
+    output.answer(&Whole { goals: all.goals(), lines: all.lines(), all: &all }, |width| {
+        report::accuracy::text(&all, width)
+    })?;
+    output.note(&format!("page: {}", index.display()));
+    Ok(Answer::Yes)
+}
+
+/// Of every machine that has a folder.
+fn measurements(args: &AccuracyArgs) -> Result<Vec<Measurement>> {
+    let mut all = Vec::new();
+    for folder in store::folders_in(&args.results)? {
+        let path = folder.join("measurements.csv");
+        // Measurements that another script made have columns of their own.
+        let (columns, _) = store::read_csv(&path)?;
+        if columns.first().is_some_and(|c| c == "schema") {
+            all.extend(bench::read_measurements(&path)?);
+        }
+    }
+    Ok(all)
+}
+
+/// The claims of guides, each with a verdict.
+pub fn guides(args: &GuidesArgs, output: &Output) -> Result<Answer> {
+    let claims = guides::read(&store::read_text(&args.claims)?, &args.claims)?;
+    let checked = guides::check(&claims)?;
+    let index = args.reports.join("guides/index.html");
+    store::write(&index, report::guides::render(&claims.guide, &checked)?.as_bytes())?;
+    output.answer(&checked, |_| report::guides::text(&claims.guide, &checked))?;
+    output.note(&format!("page: {}", index.display()));
+    Ok(Answer::Yes)
+}
