@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::spec::exchange::Format;
 use crate::spec::run::{Engine, Weights};
 use crate::units::{Bytes, Seconds};
 
@@ -50,6 +51,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Ask a model something, with an adapter and without
     Generate(GenerateArgs),
+    /// Hand an adapter or a whole model to other tools: PEFT, mlx-lm, transformers, llama.cpp, Ollama
+    Export(ExportArgs),
     /// Run one job from stdin and print what happens
     #[command(hide = true)]
     Trial(TrialArgs),
@@ -328,7 +331,7 @@ pub struct GenerateArgs {
     /// Hub id or folder; that of the run, or the model that ships inside
     #[arg(long)]
     pub model: Option<String>,
-    /// Folder of a run, or of an adapter in PEFT's layout
+    /// Folder of a run, or of an adapter (PEFT's or mlx-lm's)
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Show the answer without the adapter too
@@ -346,6 +349,31 @@ pub struct GenerateArgs {
     /// At most this many
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub max_tokens: usize,
+}
+
+// ---- export ----
+
+/// Arguments of `export`.
+#[derive(Args, Clone, Debug)]
+pub struct ExportArgs {
+    /// Folder of a run, or of an adapter (PEFT's or mlx-lm's); without it the base alone is written, as GGUF
+    #[arg(value_name = "DIR")]
+    pub source: Option<PathBuf>,
+    /// What to write
+    #[arg(long, value_enum)]
+    pub format: Format,
+    /// The folder or file to write
+    #[arg(long, value_name = "PATH")]
+    pub out: PathBuf,
+    /// The base, as hub id or folder; that of the run, or the one the adapter names
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Matrices of a GGUF: f32, f16, bf16, q8_0, q6_k, q4_k, q4_0; as the base is stored if not given
+    #[arg(long, value_name = "FORMAT", value_parser = weights)]
+    pub weights: Option<Weights>,
+    /// Replace what is there
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `90s`, `3m`, `1.5h`; the unit is required.

@@ -118,6 +118,25 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// Something is where a result was to be written.
+    #[error("`{}` exists already", path.display())]
+    Exists {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// Ctrl-C.
+    #[error("interrupted; nothing was written")]
+    Interrupted,
+    /// A form that cannot hold this model.
+    #[error("`{model}` cannot be written as {format}: {reason}")]
+    NoSuchExport {
+        /// The model.
+        model: String,
+        /// The form.
+        format: &'static str,
+        /// What it cannot hold.
+        reason: String,
+    },
     /// An adapter, checkpoint or run folder that does not belong to this run.
     #[error("`{}` does not fit: {reason}", path.display())]
     Mismatch {
@@ -214,6 +233,10 @@ impl Error {
             Self::NotFinite { .. } => Some("lower `learning_rate`, or set `max_grad_norm`; the last checkpoint is intact".into()),
             Self::Schema { .. } => Some("move it aside; a new one is begun, and nothing in the old one is lost".into()),
             Self::RunExists { .. } => Some("go on with it with `--resume`, or give another folder with `--out`".into()),
+            Self::Exists { .. } => Some("give another place with `--out`, or replace it with `--force`".into()),
+            Self::NoSuchExport { .. } => {
+                Some("`--format fused` holds every model as transformers and mlx-lm load it, with its own config.json and tokenizer".into())
+            }
             Self::DoesNotFit { .. } => Some("`headroom plan` finds what does; `--force` runs it all the same".into()),
             Self::NothingFits { weights, larger, .. } => {
                 let weights = weights.map(|w| format!("it fits with `--weights {w}`, which rounds the base"));

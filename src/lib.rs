@@ -8,6 +8,7 @@
 //!   [`spec::machine::Machine`] from the chip table, [`spec::run::RunConfig`] from a `run.toml`.
 //! - [`cost`]: what a run should cost, from shapes alone: parameters, a memory ledger by phase, a step's FLOPs and bytes.
 //! - [`trainer`]: things that run a job and say what happens. Ours is [`trainer::candle`].
+//! - [`export`]: models and adapters in the forms that other tools read.
 //! - [`measure`]: a job observed in a child process under a limit; this machine probed.
 //! - [`predict`]: cost and calibration together, with intervals.
 //! - [`plan`]: limits, verdicts, levers, and the search for the best run.
@@ -47,6 +48,7 @@ pub mod cli;
 pub mod commands;
 pub mod cost;
 pub mod error;
+pub mod export;
 pub mod measure;
 pub mod plan;
 pub mod predict;

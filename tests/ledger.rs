@@ -29,8 +29,6 @@ fn config(family: &str, rng: &mut ChaCha8Rng) -> String {
     let kv = [1, 2, 4][rng.random_range(0..3)];
     let heads = kv * [1, 2, 3][rng.random_range(0..3)];
     let head_dim = [32, 48, 64][rng.random_range(0..3)];
-    // Below some hundred columns the matrix product packs nothing, which the ledger does not know.
-    let heads = if heads * head_dim < 128 { heads * 4 } else { heads };
     let hidden = heads * head_dim;
     let layers = rng.random_range(1..5);
     let vocab = rng.random_range(2000..20000);
@@ -195,6 +193,6 @@ fn predicted_peaks_equal_counted_peaks() {
     for (e, what) in errors.iter().rev().take(8) {
         println!("{:+.2} % {what}", 100.0 * e);
     }
-    assert!(p95.0.abs() < 0.035, "p95 {}: {}", p95.0, p95.1);
+    assert!(p95.0.abs() < 0.02, "p95 {}: {}", p95.0, p95.1);
     assert!(worst.0.abs() < 0.05, "worst {}: {}", worst.0, worst.1);
 }

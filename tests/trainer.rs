@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use headroom::error::{Error, Result};
 use headroom::spec::run::RunConfig;
-use headroom::trainer::candle::{CandleTrainer, adapter};
+use headroom::trainer::candle::CandleTrainer;
+use headroom::trainer::candle::adapter_file::Layout;
 use headroom::trainer::{Flow, Job, Outcome, TrainEvent, Trainer};
 
 fn fixture(name: &str) -> PathBuf {
@@ -60,7 +61,7 @@ fn run(job: &Job) -> Result<(Outcome, Vec<f64>)> {
 }
 
 fn adapter_bytes(out: &Path) -> Vec<u8> {
-    std::fs::read(out.join("adapter").join(adapter::WEIGHTS_FILE)).unwrap()
+    std::fs::read(out.join("adapter").join(Layout::Peft.weights_file())).unwrap()
 }
 
 #[test]
@@ -184,7 +185,7 @@ fn a_run_that_stops_improving_ends_with_its_best_adapter() {
     let step = format!("checkpoints/step-{:06}/state.safetensors", last.best_step);
     let load = |path: &Path| candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
     let (state, kept) =
-        (load(&best_only.path().join(step)), load(&whole.path().join("adapter").join(adapter::WEIGHTS_FILE)));
+        (load(&best_only.path().join(step)), load(&whole.path().join("adapter/adapter_model.safetensors")));
     for (name, tensor) in &kept {
         let path = name.strip_prefix("base_model.model.").unwrap();
         let path = path.replace("lora_A.weight", "a").replace("lora_B.weight", "b");

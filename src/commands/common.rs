@@ -56,6 +56,16 @@ pub fn model(name: &str) -> Result<Model> {
     }
 }
 
+/// The base that a run folder names, where it is one, and its adapter; any other folder is an adapter itself.
+pub fn run_or_adapter(folder: &Path) -> Result<(Option<String>, Option<PathBuf>)> {
+    let run_file = folder.join("run.toml");
+    if !run_file.is_file() {
+        return Ok((None, Some(folder.into())));
+    }
+    let run = RunConfig::from_toml(&crate::store::read_text(&run_file)?, &run_file)?;
+    Ok((Some(run.model), Some(folder.join("adapter"))))
+}
+
 /// Lengths of the data's examples under a model's tokenizer.
 pub fn lengths(model: &Model, data: &Data) -> Result<TokenLengths> {
     let source = ModelSource::find(&model.name)?;

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Answer, Output};
+use super::{Answer, Output, common};
 use crate::cli::GenerateArgs;
 use crate::error::{Error, Result};
-use crate::spec::run::{BUILTIN, RunConfig};
-use crate::store;
+use crate::spec::run::BUILTIN;
 use crate::trainer::generate::{Choice, Generator};
 
 #[derive(Serialize)]
@@ -44,10 +43,6 @@ fn subject(args: &GenerateArgs) -> Result<(String, Option<PathBuf>)> {
     let Some(folder) = &args.adapter else {
         return Ok((args.model.clone().unwrap_or_else(|| BUILTIN.into()), None));
     };
-    let run_file = folder.join("run.toml");
-    let of_run =
-        run_file.is_file().then(|| RunConfig::from_toml(&store::read_text(&run_file)?, &run_file)).transpose()?;
-    let adapter = if of_run.is_some() { folder.join("adapter") } else { folder.clone() };
-    let model = args.model.clone().or(of_run.map(|run| run.model)).unwrap_or_else(|| BUILTIN.into());
-    Ok((model, Some(adapter)))
+    let (of_run, adapter) = common::run_or_adapter(folder)?;
+    Ok((args.model.clone().or(of_run).unwrap_or_else(|| BUILTIN.into()), adapter))
 }

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod calibrate;
 pub mod common;
 pub mod doctor;
+pub mod export;
 pub mod generate;
 pub mod interrupt;
 pub mod launch;
@@ -48,6 +49,7 @@ pub fn run(cli: &Cli) -> Result<Answer> {
             None => report::run(args, &output).map(|_| Answer::Yes),
         },
         Command::Generate(args) => generate::run(args, &output),
+        Command::Export(args) => export::run(args, &output),
         Command::Trial(args) => trial::run(args).map(|()| Answer::Yes),
     }
 }

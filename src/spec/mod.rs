@@ -7,6 +7,7 @@ pub mod catalogue;
 pub mod chips;
 mod config;
 pub mod data;
+pub mod exchange;
 pub mod machine;
 pub mod model;
 pub mod packing;

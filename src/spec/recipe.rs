@@ -153,7 +153,7 @@ pub struct Lora {
     pub target_modules: Vec<String>,
     /// Only the last n blocks; -1 for all.
     pub num_layers: i64,
-    /// Start from this PEFT adapter.
+    /// Start from this adapter: a folder as PEFT or mlx-lm writes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_adapter: Option<PathBuf>,
 }

@@ -6,6 +6,7 @@
 //! out when reading and cut off before the next append.
 
 pub mod run_folder;
+pub mod stream;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};

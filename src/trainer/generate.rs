@@ -2,7 +2,7 @@
 
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 
-use super::candle::{adapter, device, model::Decoder, model::MicroBatch};
+use super::candle::{adapter, adapter_file::AdapterFile, device, model::Decoder, model::MicroBatch};
 use super::source::ModelSource;
 use super::text::{Message, Text};
 use crate::error::{Error, Result};
@@ -29,7 +29,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Loads a model and, if given, an adapter in PEFT's layout.
+    /// Loads a model and, if given, an adapter, in PEFT's layout or mlx-lm's.
     pub fn open(model: &str, adapter_folder: Option<&std::path::Path>) -> Result<Self> {
         let source = ModelSource::find(model)?;
         let spec = source.spec()?;
@@ -45,7 +45,7 @@ impl Generator {
         run.recipe.max_seq_length = spec.max_position_embeddings;
         run.execution.weights = Weights::as_stored(spec.dtype);
         if let Some(folder) = adapter_folder {
-            run.recipe.lora = adapter::describe(folder)?;
+            run.recipe.lora = AdapterFile::read(folder)?.lora();
         }
         let mut decoder = Decoder::load(&source.weights()?, &spec, &run, &device())?;
         if let Some(folder) = adapter_folder {

@@ -52,15 +52,24 @@ impl ModelSource {
         }
     }
 
+    /// config.json
+    pub fn config(&self) -> Result<String> {
+        self.text("config.json", BUILTIN_CONFIG)
+    }
+
     /// The architecture, from config.json.
     pub fn spec(&self) -> Result<ModelSpec> {
-        let text = self.text("config.json", BUILTIN_CONFIG)?;
-        ModelSpec::from_config(&text).map_err(|e| match (e, self) {
+        ModelSpec::from_config(&self.config()?).map_err(|e| match (e, self) {
             (Error::Parse { line, message, hint, .. }, Self::Folder(folder)) => {
                 Error::Parse { path: folder.join("config.json"), line, message, hint }
             }
             (e, _) => e,
         })
+    }
+
+    /// Whether a folder holds a file of this name.
+    pub fn has(&self, file: &str) -> bool {
+        matches!(self, Self::Folder(folder) if folder.join(file).is_file())
     }
 
     /// tokenizer.json

@@ -63,10 +63,7 @@ impl Text {
             Some(text) => serde_json::from_str(&text).unwrap_or(Value::Null),
             None => Value::Null,
         };
-        let template = match source.chat_template_file()? {
-            Some(text) => Some(text),
-            None => template_of(&config),
-        };
+        let template = chat_template(source, &config)?;
         let eos = special(&config, "eos_token");
         let mut eos_ids = ids(&generation["eos_token_id"]);
         eos_ids.extend(eos.as_deref().and_then(|t| tokenizer.token_to_id(t)));
@@ -193,6 +190,11 @@ fn python_methods(
     })
 }
 
+/// The chat template: a file of its own, or a key of tokenizer_config.json (`config`).
+pub fn chat_template(source: &ModelSource, config: &Value) -> Result<Option<String>> {
+    Ok(source.chat_template_file()?.or_else(|| template_of(config)))
+}
+
 fn template_of(config: &Value) -> Option<String> {
     match &config["chat_template"] {
         Value::String(text) => Some(text.clone()),
@@ -205,7 +207,8 @@ fn template_of(config: &Value) -> Option<String> {
     }
 }
 
-fn special(config: &Value, key: &str) -> Option<String> {
+/// A special token, such as `bos_token`, as tokenizer_config.json (`config`) names it.
+pub fn special(config: &Value, key: &str) -> Option<String> {
     match &config[key] {
         Value::String(token) => Some(token.clone()),
         Value::Object(token) => token.get("content").and_then(Value::as_str).map(Into::into),

@@ -1,5 +1,6 @@
 //! Attention of a block (`trainer/candle/attention.rs` and `Block::attend`).
 
+use super::product::Product;
 use super::{ATTENTION, COMPOSED_SCORES, Engine, F32, SCORES, STATE};
 use crate::cost::timeline::Live;
 use crate::spec::machine::Accelerator;
@@ -51,23 +52,25 @@ impl Engine<'_> {
     fn scores(&self, buffers: u64) -> u64 {
         let attention = &self.spec.attention;
         let window = attention.windows.iter().map(|w| w.unwrap_or(usize::MAX)).max().unwrap_or(usize::MAX);
-        let chunk = self.run.execution.attention_chunk;
+        let (chunk, head_dim) = (self.run.execution.attention_chunk, attention.head_dim as u64);
         let chunks = |rows: usize| {
             (0..rows).step_by(chunk).map(move |start| {
                 let end = (start + chunk).min(rows);
-                ((end - start) * (end - (start + 1).saturating_sub(window))) as u64 * F32
+                let (queries, keys) = ((end - start) as u64, (end - (start + 1).saturating_sub(window)) as u64);
+                (queries * keys * F32, Product::with_transposed(queries, head_dim, keys).packed())
             })
         };
         let examples = self.micro.examples.iter();
         if self.micro.accelerator == Accelerator::Metal {
-            let largest = examples.flat_map(|&rows| chunks(rows)).max().unwrap_or(0);
+            let largest = examples.flat_map(|&rows| chunks(rows)).map(|(scores, _)| scores).max().unwrap_or(0);
             return largest * attention.num_attention_heads as u64 * COMPOSED_SCORES * buffers;
         }
         let mut tasks: Vec<u64> = if buffers == 1 {
-            examples.flat_map(|&rows| chunks(rows)).collect()
+            examples.flat_map(|&rows| chunks(rows)).map(|(scores, packed)| scores + packed).collect()
         } else {
             let heads = attention.num_key_value_heads;
-            examples.flat_map(|&rows| vec![chunks(rows).max().unwrap_or(0) * buffers; heads]).collect()
+            let highest = |rows| chunks(rows).map(|(scores, packed)| scores * buffers + packed).max().unwrap_or(0);
+            examples.flat_map(|&rows| vec![highest(rows); heads]).collect()
         };
         tasks.sort_unstable_by(|a, b| b.cmp(a));
         tasks.iter().take(self.micro.threads).sum()

@@ -1,5 +1,6 @@
 //! A projection with DoRA (`Linear::forward_dora`, `Linear::backward_dora`).
 
+use super::product::Product;
 use super::{Engine, F32, GRADIENTS, LORA, name_of};
 use crate::cost::timeline::Live;
 use crate::spec::tensors::Projection;
@@ -11,23 +12,32 @@ impl Engine<'_> {
         2 * outputs as u64 * F32 * (self.spec.num_hidden_layers - self.first) as u64
     }
 
-    /// A product with the frozen weight into `bytes` of its own.
-    fn frozen_product(&mut self, p: &Projection, name: &'static str, bytes: u64, (rows, depth): (u64, usize)) -> Live {
-        let y = self.t.alloc(name, bytes);
-        let panel = self.panel(p);
-        self.product(rows, depth as u64);
-        panel.into_iter().for_each(|l| self.t.free(l));
+    /// `x W'` of `rows` rows into memory of its own.
+    fn output(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
+        let y = self.t.alloc(name, rows * p.out_features as u64 * F32);
+        let stored = self.stored(p);
+        self.frozen(rows, stored, !self.spec.conv1d());
         y
     }
 
+    /// `g W`, likewise.
+    fn through(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
+        let dx = self.t.alloc(name, rows * p.in_features as u64 * F32);
+        let stored = self.stored(p);
+        self.frozen(rows, stored, self.spec.conv1d());
+        dx
+    }
+
     pub(super) fn linear_dora(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
-        let (wide_in, wide_out) = (rows * p.in_features as u64 * F32, rows * p.out_features as u64 * F32);
+        let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
         let input = self.dropped(rows, p);
-        let hidden = self.t.alloc(LORA, rows * self.rank() * F32);
-        let y = self.frozen_product(p, name, wide_out, (rows, p.in_features));
+        let hidden = self.t.alloc(LORA, rows * rank * F32);
+        self.product(&Product::with_transposed(rows, from, rank));
+        let y = self.output(p, rows, name);
+        self.product(&Product::with_transposed(rows, rank, to));
         if input.is_some() {
-            let rest = self.t.alloc(LORA, wide_in);
-            let part = self.frozen_product(p, LORA, wide_out, (rows, p.in_features));
+            let rest = self.t.alloc(LORA, rows * from * F32);
+            let part = self.output(p, rows, LORA);
             [rest, part].into_iter().for_each(|l| self.t.free(l));
         }
         input.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
@@ -41,23 +51,26 @@ impl Engine<'_> {
         need_dx: bool,
         grads: &mut Option<&mut Vec<Live>>,
     ) -> Option<Live> {
-        let (wide_in, wide_out) = (rows * p.in_features as u64 * F32, rows * p.out_features as u64 * F32);
-        let through = self.t.alloc(LORA, wide_out);
-        let dx = need_dx.then(|| self.frozen_product(p, name_of(p.role), wide_in, (rows, p.out_features)));
+        let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
+        let wide_in = rows * from * F32;
+        let scaled = self.t.alloc(LORA, rows * to * F32);
+        let dx = need_dx.then(|| self.through(p, rows, name_of(p.role)));
         let input = self.dropped(rows, p);
         let drops = input.is_some();
-        let hidden = self.t.alloc(LORA, 2 * rows * self.rank() * F32);
-        let undirected = self.frozen_product(p, LORA, wide_out, (rows, p.in_features));
+        let hidden = self.t.alloc(LORA, 2 * rows * rank * F32);
+        let undirected = self.output(p, rows, LORA);
+        self.product(&Product::with_transposed(rows, rank, to));
         self.t.free(undirected);
         if let Some(grads) = grads.as_deref_mut() {
             grads.push(self.t.alloc(GRADIENTS, p.lora_params(&self.run.recipe.lora) * F32));
         }
-        self.product(rows, p.in_features.max(p.out_features) as u64);
-        input.into_iter().chain([hidden, through]).for_each(|l| self.t.free(l));
+        self.product(&Product::of_transposed(rank, rows, from));
+        self.product(&Product::of_transposed(to, rows, rank));
+        input.into_iter().chain([hidden, scaled]).for_each(|l| self.t.free(l));
         if drops && need_dx {
             // The mask, the gradient through the whole input, the mask's complement and their product.
             let mask = self.t.alloc(LORA, wide_in);
-            let whole = self.frozen_product(p, LORA, wide_in, (rows, p.out_features));
+            let whole = self.through(p, rows, LORA);
             self.t.brief(LORA, 2 * wide_in);
             [mask, whole].into_iter().for_each(|l| self.t.free(l));
         }

@@ -2,13 +2,15 @@
 //!
 //! Each function here mirrors the function of the same name in `trainer/candle`, allocation by
 //! allocation; `tests/ledger.rs` holds the two together with the counting allocator. What is left
-//! out: tensors of a few numbers, and the packing buffers of the matrix product (a fixed few MiB a thread).
+//! out: tensors of a few numbers.
 
 mod attention;
 mod dora;
 mod mlp;
+mod product;
 
 use self::attention::AttentionTape;
+use self::product::Product;
 use crate::cost::Heaviest;
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::params::Parameters;
@@ -34,8 +36,6 @@ const PANEL: &str = "weights in f32";
 const LORA: &str = "adapter activations";
 const GRADIENTS: &str = "adapter gradients";
 const PRODUCT: &str = "matrix product's own";
-/// The `gemm` crate packs the rows of the left matrix this deep at a time (`gemm_common::cache::kernel_params`).
-const PACKED_DEPTH: u64 = 512;
 
 /// Name of what the matrix product keeps for each thread.
 pub const SLABS: &str = "matrix product's buffers";
@@ -241,34 +241,45 @@ impl Engine<'_> {
         if self.run.recipe.lora.use_dora {
             // The norms are taken anew.
             for p in self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| p.clone()).collect::<Vec<_>>() {
-                let panel = self.panel(&p);
-                panel.into_iter().for_each(|l| self.t.free(l));
+                let stored = self.stored(&p);
+                self.frozen(self.rank(), stored, !self.spec.conv1d());
             }
         }
     }
 
     // --- a projection (Frozen, Linear) ---
 
-    /// The f32 panel of the weight, where it is stored in another format.
-    fn panel(&mut self, p: &Projection) -> Option<Live> {
+    /// What a product packs for itself while it runs.
+    fn product(&mut self, product: &Product) {
+        if self.micro.accelerator == Accelerator::Cpu {
+            self.t.brief(PRODUCT, product.packed());
+        }
+    }
+
+    /// A product with a frozen `[out, in]` matrix, transposed or not, a panel at a time where it is not f32.
+    fn frozen(&mut self, rows: u64, (rows_stored, width): (u64, u64), transposed: bool) {
+        let panel = self.panel_of(rows_stored, width);
+        let stored = if panel.is_some() { rows_stored.min(panel_rows(width)) } else { rows_stored };
+        let product = if transposed {
+            Product::with_transposed(rows, width, stored)
+        } else {
+            Product::plain(rows, stored, width)
+        };
+        self.product(&product);
+        panel.into_iter().for_each(|l| self.t.free(l));
+    }
+
+    /// Rows and columns of a projection's matrix as it is stored.
+    fn stored(&self, p: &Projection) -> (u64, u64) {
         let (rows, width) =
             if self.spec.conv1d() { (p.in_features, p.out_features) } else { (p.out_features, p.in_features) };
-        self.panel_of(rows as u64, width as u64)
+        (rows as u64, width as u64)
     }
 
+    /// The f32 panel of a weight that is stored in another format.
     fn panel_of(&mut self, rows: u64, width: u64) -> Option<Live> {
-        let all = rows * width * F32;
-        let panel = (PANEL_BYTES / (F32 * width)).max(1) * width * F32;
-        (self.run.execution.weights != Weights::F32).then(|| self.t.alloc(PANEL, all.min(panel)))
-    }
-
-    /// What a product over `rows` rows and `depth` inner elements packs for itself while it runs.
-    fn product(&mut self, rows: u64, depth: u64) {
-        if self.micro.accelerator == Accelerator::Metal {
-            return;
-        }
-        let passes = depth.div_ceil(PACKED_DEPTH).max(1);
-        self.t.brief(PRODUCT, depth.div_ceil(passes) * rows * F32);
+        let quantised = self.run.execution.weights != Weights::F32;
+        quantised.then(|| self.t.alloc(PANEL, rows.min(panel_rows(width)) * width * F32))
     }
 
     fn linear(&mut self, role: Role, rows: u64, name: &'static str) -> Live {
@@ -276,14 +287,15 @@ impl Engine<'_> {
         if adapted && self.run.recipe.lora.use_dora {
             return self.linear_dora(&p, rows, name);
         }
-        let y = self.t.alloc(name, rows * p.out_features as u64 * F32);
-        let panel = self.panel(&p);
-        self.product(rows, p.in_features as u64);
-        panel.into_iter().for_each(|l| self.t.free(l));
+        let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
+        let y = self.t.alloc(name, rows * to * F32);
+        let stored = self.stored(&p);
+        self.frozen(rows, stored, !self.spec.conv1d());
         if adapted {
             let input = self.dropped(rows, &p);
-            let hidden = self.t.alloc(LORA, rows * self.rank() * F32);
-            self.product(rows, p.in_features as u64);
+            let hidden = self.t.alloc(LORA, rows * rank * F32);
+            self.product(&Product::with_transposed(rows, from, rank));
+            self.product(&Product::with_transposed(rows, rank, to));
             input.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
         }
         y
@@ -309,19 +321,25 @@ impl Engine<'_> {
         if adapted && self.run.recipe.lora.use_dora {
             return self.linear_dora_back(&p, rows, need_dx, grads);
         }
+        let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
         let dx = need_dx.then(|| {
-            let dx = self.t.alloc(name_of(role), rows * p.in_features as u64 * F32);
-            let panel = self.panel(&p);
-            self.product(rows, p.out_features as u64);
-            panel.into_iter().for_each(|l| self.t.free(l));
+            let dx = self.t.alloc(name_of(role), rows * from * F32);
+            let stored = self.stored(&p);
+            self.frozen(rows, stored, self.spec.conv1d());
             dx
         });
         if adapted {
             let input = self.dropped(rows, &p);
-            let hidden = self.t.alloc(LORA, 2 * rows * self.rank() * F32);
-            self.product(rows, (p.in_features.max(p.out_features)) as u64);
+            let hidden = self.t.alloc(LORA, 2 * rows * rank * F32);
+            self.product(&Product::with_transposed(rows, from, rank));
+            self.product(&Product::plain(rows, to, rank));
             if let Some(grads) = grads.as_deref_mut() {
                 grads.push(self.t.alloc(GRADIENTS, p.lora_params(&self.run.recipe.lora) * F32));
+            }
+            self.product(&Product::of_transposed(rank, rows, from));
+            self.product(&Product::of_transposed(to, rows, rank));
+            if need_dx {
+                self.product(&Product::plain(rows, rank, from));
             }
             if input.is_some() && need_dx {
                 // The mask again, what comes through the adapter, and their product.
@@ -379,17 +397,20 @@ impl Engine<'_> {
         let rows = self.t.alloc(STATE, c * self.h());
         let normed = self.t.alloc(STATE, c * self.h());
         let logits = self.t.alloc(LOGITS, c * vocab * F32);
-        let panel = self.panel_of(vocab, hidden);
-        self.product(c, hidden);
-        panel.into_iter().chain([normed]).for_each(|l| self.t.free(l));
+        self.frozen(c, (vocab, hidden), true);
+        self.t.free(normed);
         let d_normed = self.t.alloc(STATE, c * self.h());
-        let panel = self.panel_of(vocab, hidden);
-        self.product(c, vocab);
-        panel.into_iter().chain([logits]).for_each(|l| self.t.free(l));
+        self.frozen(c, (vocab, hidden), false);
+        self.t.free(logits);
         self.t.brief(STATE, c * self.h());
         [rows, d_normed, x].into_iter().for_each(|l| self.t.free(l));
         g
     }
+}
+
+/// Rows of an f32 panel of a weight that is not f32 (`frozen::panel_rows`).
+fn panel_rows(width: u64) -> u64 {
+    (PANEL_BYTES / (F32 * width)).max(1)
 }
 
 fn name_of(role: Role) -> &'static str {

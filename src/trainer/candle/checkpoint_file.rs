@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -15,12 +16,15 @@ const LENGTH_BYTES: u64 = 8;
 /// A header larger than this is no header (the format's own bound).
 const LARGEST_HEADER: u64 = 100_000_000;
 
-/// Where one tensor is.
+/// What one tensor is, and where.
 #[derive(Clone, Debug, Deserialize)]
-struct Info {
-    dtype: safetensors::Dtype,
-    shape: Vec<usize>,
-    data_offsets: (u64, u64),
+pub struct Info {
+    /// Number format.
+    pub dtype: safetensors::Dtype,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// First byte and the one after the last, counted from the end of the header.
+    pub data_offsets: (u64, u64),
 }
 
 /// The file on disk, or in the binary.
@@ -31,6 +35,8 @@ enum Source {
 
 /// An open file with its table of contents.
 pub struct CheckpointFile {
+    /// Its name without folders.
+    pub name: String,
     source: Source,
     data_start: u64,
     tensors: HashMap<String, Info>,
@@ -57,15 +63,16 @@ impl CheckpointFile {
     pub fn open(path: &Path) -> Result<Self, String> {
         let file = File::open(path).map_err(|e| e.to_string())?;
         let length = file.metadata().map_err(|e| e.to_string())?.len();
-        Self::read(Source::Disk(file), length)
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self::read(name, Source::Disk(file), length)
     }
 
     /// Opens a file inside the binary.
     pub fn embedded(bytes: &'static [u8]) -> Result<Self, String> {
-        Self::read(Source::Static(bytes), bytes.len() as u64)
+        Self::read("model.safetensors".into(), Source::Static(bytes), bytes.len() as u64)
     }
 
-    fn read(source: Source, length: u64) -> Result<Self, String> {
+    fn read(name: String, source: Source, length: u64) -> Result<Self, String> {
         let incomplete = || format!("its {length} bytes are not all of it; is the download complete?");
         if length < LENGTH_BYTES {
             return Err(incomplete());
@@ -102,12 +109,44 @@ impl CheckpointFile {
             }
             tensors.insert(name, info);
         }
-        Ok(Self { source, data_start, tensors })
+        Ok(Self { name, source, data_start, tensors })
     }
 
     /// Shape of a tensor, if it is here.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|info| info.shape.as_slice())
+    }
+
+    /// Everything before the first tensor.
+    pub fn head(&self) -> Result<Cow<'static, [u8]>, String> {
+        self.source.read(0, self.data_start)
+    }
+
+    /// The tensors in the order of their bytes.
+    pub fn in_order(&self) -> Vec<(&str, &Info)> {
+        let mut all: Vec<(&str, &Info)> = self.tensors.iter().map(|(name, info)| (name.as_str(), info)).collect();
+        all.sort_by_key(|(_, info)| info.data_offsets);
+        all
+    }
+
+    /// Bytes as they are, `start` counted from the end of the header.
+    pub fn bytes(&self, start: u64, length: u64) -> Result<Cow<'static, [u8]>, String> {
+        self.source.read(self.data_start + start, length)
+    }
+
+    /// Some rows (first dimension) of a tensor, in the format it is stored in, if it is here.
+    pub fn load_rows(&self, name: &str, rows: Range<usize>, device: &Device) -> Option<Result<Tensor, String>> {
+        let info = self.tensors.get(name)?;
+        let load = || {
+            let dtype = DType::try_from(info.dtype).map_err(|e| e.to_string())?;
+            let (start, end) = info.data_offsets;
+            let [all, rest @ ..] = &info.shape[..] else { return Err("it is a single number".to_owned()) };
+            let row = (end - start) / (*all as u64).max(1);
+            let bytes = self.bytes(start + rows.start as u64 * row, rows.len() as u64 * row)?;
+            let shape = [&[rows.len()], rest].concat();
+            Tensor::from_raw_buffer(&bytes, dtype, &shape, device).map_err(|e| e.to_string())
+        };
+        Some(load())
     }
 
     /// A tensor in the format it is stored in, if it is here.

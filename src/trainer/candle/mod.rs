@@ -5,6 +5,7 @@
 pub mod adafactor;
 pub mod adamw_8bit;
 pub mod adapter;
+pub mod adapter_file;
 pub mod attention;
 pub mod block;
 pub mod checkpoint;

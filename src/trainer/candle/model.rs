@@ -10,7 +10,7 @@ use super::ops::{self, NormWeights};
 use super::weights::{Loader, Store};
 use crate::error::Result;
 use crate::spec::model::{ModelSpec, Positions};
-use crate::spec::run::RunConfig;
+use crate::spec::run::{Lora, RunConfig};
 
 /// Examples laid end to end, without padding. A row is a token that predicts the next one, so the last token of
 /// an example is a target only.
@@ -47,10 +47,10 @@ pub struct Site {
 }
 
 /// The sites that a run adapts, in a fixed order: by block, then in running order.
-pub fn sites(spec: &ModelSpec, run: &RunConfig) -> Result<Vec<Site>> {
+pub fn sites(spec: &ModelSpec, lora: &Lora) -> Result<Vec<Site>> {
     let all = spec.projections();
-    let targets = spec.targets(&run.recipe.lora.target_modules)?;
-    let first = run.recipe.lora.first_layer(spec.num_hidden_layers);
+    let targets = spec.targets(&lora.target_modules)?;
+    let first = lora.first_layer(spec.num_hidden_layers);
     let of_layer = |layer: usize| {
         let block = spec.block_path(layer);
         let named = all.iter().enumerate().filter(|(_, p)| targets.contains(p));
@@ -114,7 +114,7 @@ impl Decoder {
             softcap: spec.final_logit_softcapping,
             loss_chunk: run.execution.loss_chunk,
             grad_checkpoint: run.execution.grad_checkpoint,
-            sites: sites(spec, run)?,
+            sites: sites(spec, &run.recipe.lora)?,
             device: device.clone(),
         })
     }

@@ -41,7 +41,7 @@ impl Store {
     }
 
     /// The name under which the file keeps the tensor that transformers calls `name`.
-    fn stored_name(&self, name: &str) -> Option<String> {
+    pub fn stored_name(&self, name: &str) -> Option<String> {
         if self.shape(name).is_some() {
             return Some(name.to_owned());
         }
@@ -64,6 +64,15 @@ impl Store {
             );
         }
         Ok(tensor)
+    }
+
+    /// Some rows (first dimension) of a tensor that [`Store::check`] has seen, in f32.
+    pub fn rows(&self, name: &str, rows: std::ops::Range<usize>) -> Result<Tensor> {
+        let stored = self.stored_name(name).ok_or_else(|| self.wrong(format!("`{name}` is missing")))?;
+        let found = self.files.iter().find_map(|f| f.load_rows(&stored, rows.clone(), &Device::Cpu));
+        let tensor = found.unwrap_or(Err("it is gone".into()));
+        let tensor = tensor.map_err(|e| self.wrong(format!("`{name}` cannot be read: {e}")))?;
+        Ok(tensor.to_dtype(DType::F32)?)
     }
 
     /// Checks that every tensor of the model is there in its right shape, and lists all that are not.

@@ -1,0 +1,68 @@
+//! `export`: hands an adapter or a whole model to other tools.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use super::{Answer, Output, common, interrupt};
+use crate::cli::ExportArgs;
+use crate::error::{Error, Result};
+use crate::export::{Exported, Request, export};
+use crate::spec::exchange::Format;
+use crate::trainer::candle::adapter_file::AdapterFile;
+
+/// The verb.
+pub fn run(args: &ExportArgs, output: &Output) -> Result<Answer> {
+    let request = request(args)?;
+    let interrupted = interrupt::interrupted();
+    let bar = output.bar(0);
+    let exported = export(&request, &mut |done, total| {
+        bar.set_length(total >> 20);
+        bar.set_position(done >> 20);
+        bar.set_message("MiB");
+        if interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    });
+    bar.finish_and_clear();
+    let exported = exported?;
+    output.answer(&exported, |_| text(&exported))?;
+    exported.notes.iter().for_each(|note| output.note(&format!("note: {note}")));
+    Ok(Answer::Yes)
+}
+
+/// The base and the adapter: of a run folder, of an adapter folder, or as given.
+fn request(args: &ExportArgs) -> Result<Request> {
+    let (of_run, adapter) = match &args.source {
+        Some(folder) => common::run_or_adapter(folder)?,
+        None => (None, None),
+    };
+    let named = || adapter.as_deref().map(named_base).transpose().map(Option::flatten);
+    let model = match args.model.clone().or(of_run) {
+        Some(model) => model,
+        None => named()?.ok_or_else(|| Error::invalid("--model", "absent", "given: nothing else names the base"))?,
+    };
+    Ok(Request { model, adapter, format: args.format, weights: args.weights, out: args.out.clone(), force: args.force })
+}
+
+/// The base that an adapter's own description names.
+fn named_base(folder: &Path) -> Result<Option<String>> {
+    Ok(AdapterFile::read(folder)?.about.base)
+}
+
+/// What was written, and the line that uses it.
+fn text(exported: &Exported) -> String {
+    let (out, model) = (exported.out.display(), &exported.model);
+    let what = match exported.format {
+        Format::Peft => "adapter for PEFT",
+        Format::MlxLm => "adapter for mlx-lm",
+        Format::Fused => "fused model for transformers and mlx-lm",
+        Format::Gguf => "model for llama.cpp and Ollama",
+        Format::GgufAdapter => "adapter for llama.cpp and Ollama",
+    };
+    let usage = match exported.format {
+        Format::Peft => format!("PeftModel.from_pretrained(model, \"{out}\")"),
+        Format::MlxLm => format!("mlx_lm.generate --model {model} --adapter-path {out} --prompt \"...\""),
+        Format::Fused => format!("mlx_lm.generate --model {out} --prompt \"...\""),
+        Format::Gguf => format!("llama-cli -m {out}, or in an Ollama Modelfile: FROM {out}"),
+        Format::GgufAdapter => format!("llama-cli -m BASE.gguf --lora {out}, or in an Ollama Modelfile: ADAPTER {out}"),
+    };
+    format!("{what}: {out} ({})\n{usage}\n", exported.bytes)
+}

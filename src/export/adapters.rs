@@ -1,0 +1,19 @@
+//! An adapter in the folder layout of PEFT or mlx-lm.
+
+use super::Subject;
+use super::place::Place;
+use crate::error::Result;
+use crate::spec::exchange::Format;
+use crate::trainer::candle::adapter_file::{self, About, Layout};
+
+/// Writes the subject's adapter as `format`.
+pub fn write(subject: &Subject, format: Format, place: &Place) -> Result<Vec<String>> {
+    let (file, spec) = (subject.adapter(format)?, &subject.spec);
+    let layout = if format == Format::Peft { Layout::Peft } else { Layout::MlxLm };
+    let pairs = file.paths().filter_map(|path| Some((path.to_owned(), file.adapter(path)?))).collect();
+    let about = About { base: Some(subject.name.clone()), ..file.about.clone() };
+    let staged = place.stage()?;
+    adapter_file::write(staged.folder(), layout, &about, &pairs, (spec.num_hidden_layers, spec.conv1d()))?;
+    staged.finish()?;
+    Ok(vec![])
+}

@@ -1,0 +1,136 @@
+//! The base with the adapter worked in, as a folder of safetensors: the same shards, names and number formats as the
+//! base, so the header of every shard stays as it is and only the bytes of adapted matrices change.
+
+use std::collections::HashMap;
+
+use candle_core::quantized::GgmlDType;
+use safetensors::Dtype;
+
+use super::merged::{Merged, encode, pieces};
+use super::place::Place;
+use super::{Progress, Subject};
+use crate::error::{Error, Result};
+use crate::spec::exchange::Format;
+use crate::store::stream::{Streamed, copy, files_in};
+use crate::trainer::candle::checkpoint_file::{CheckpointFile, Info};
+use crate::trainer::source::ModelSource;
+
+/// Bytes copied at a time.
+const COPY: u64 = 8 << 20;
+
+/// Writes the folder.
+pub fn write(subject: &Subject, place: &Place, progress: Progress<'_>) -> Result<Vec<String>> {
+    subject.adapter(Format::Fused)?;
+    let merged = Merged::open(subject)?;
+    // By the name in the file, which may have another prefix than transformers'.
+    let changed: HashMap<String, String> =
+        merged.changed().filter_map(|name| Some((merged.store.stored_name(&name)?, name))).collect();
+    let staged = place.stage()?;
+    let total: u64 = merged.store.files.iter().flat_map(|f| f.in_order()).map(|(_, info)| size(info)).sum();
+    let mut done = 0;
+    for file in &merged.store.files {
+        let wrong = |reason: String| Error::Weights { path: merged.store.folder.join(&file.name), reason };
+        let mut out = Streamed::create(&staged.folder().join(&file.name))?;
+        out.write(&file.head().map_err(wrong)?)?;
+        let mut at = 0;
+        for (stored, info) in file.in_order() {
+            let (start, end) = info.data_offsets;
+            raw(file, at..start, &mut out, &mut |_| Ok(())).map_err(|e| e.or(wrong))?;
+            let before = done;
+            let mut tick = |bytes: u64| progress(before + bytes, total);
+            match changed.get(stored) {
+                Some(name) => fused(&merged, name, info, &mut out, &mut tick)?,
+                None => raw(file, start..end, &mut out, &mut tick).map_err(|e| e.or(wrong))?,
+            }
+            (at, done) = (end, done + size(info));
+        }
+        out.finish()?;
+    }
+    companions(&subject.source, staged.folder())?;
+    staged.finish()?;
+    Ok(vec![])
+}
+
+fn size(info: &Info) -> u64 {
+    info.data_offsets.1 - info.data_offsets.0
+}
+
+/// A reading that failed says only why; a writing that failed says all.
+enum Failed {
+    Reading(String),
+    Other(Error),
+}
+
+impl Failed {
+    fn or(self, reading: impl FnOnce(String) -> Error) -> Error {
+        match self {
+            Self::Reading(reason) => reading(reason),
+            Self::Other(error) => error,
+        }
+    }
+}
+
+/// Bytes as they are.
+fn raw(
+    file: &CheckpointFile,
+    bytes: std::ops::Range<u64>,
+    out: &mut Streamed,
+    tick: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<(), Failed> {
+    let mut at = bytes.start;
+    while at < bytes.end {
+        let length = COPY.min(bytes.end - at);
+        out.write(&file.bytes(at, length).map_err(Failed::Reading)?).map_err(Failed::Other)?;
+        at += length;
+        tick(at - bytes.start).map_err(Failed::Other)?;
+    }
+    Ok(())
+}
+
+/// The rows of an adapted matrix, in the base's own number format.
+fn fused(
+    merged: &Merged<'_>,
+    name: &str,
+    info: &Info,
+    out: &mut Streamed,
+    tick: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<()> {
+    let format = match info.dtype {
+        Dtype::F32 => GgmlDType::F32,
+        Dtype::F16 => GgmlDType::F16,
+        Dtype::BF16 => GgmlDType::BF16,
+        other => {
+            let reason = format!("`{name}` is stored as {other:?}; f32, f16 and bf16 can be fused");
+            return Err(Error::Weights { path: merged.store.folder.clone(), reason });
+        }
+    };
+    let (rows, width) = (info.shape[0], info.shape[1..].iter().product());
+    let mut done = 0;
+    for range in pieces(rows, width, 1) {
+        let bytes = encode(&merged.rows(name, range)?, format)?;
+        out.write(&bytes)?;
+        done += bytes.len() as u64;
+        tick(done)?;
+    }
+    Ok(())
+}
+
+/// What a model folder holds beside its weights: descriptions, tokenizer, templates, licence.
+fn companions(source: &ModelSource, to: &std::path::Path) -> Result<()> {
+    let ModelSource::Folder(folder) = source else {
+        let texts = [
+            ("config.json", source.config()?),
+            ("tokenizer.json", source.tokenizer()?),
+            ("tokenizer_config.json", source.tokenizer_config()?.unwrap_or_default()),
+            ("generation_config.json", source.generation_config()?.unwrap_or_default()),
+        ];
+        return texts.iter().try_for_each(|(name, text)| crate::store::write(&to.join(name), text.as_bytes()));
+    };
+    let kept = |name: &str| {
+        let upper = name.to_uppercase();
+        let kind = [".json", ".model", ".txt", ".jinja", ".tiktoken"].iter().any(|end| name.ends_with(end));
+        let other_weights = name.ends_with(".index.json") && name != "model.safetensors.index.json";
+        (kind && !other_weights && name != "adapter_config.json") || upper.starts_with("LICENSE") || upper == "NOTICE"
+    };
+    files_in(folder)?.iter().filter(|n| kept(n)).try_for_each(|name| copy(&folder.join(name), &to.join(name)))
+}

@@ -1,0 +1,141 @@
+//! Every tensor of a model under llama.cpp's name, and how its rows are turned.
+
+use candle_core::Tensor;
+use candle_core::quantized::GgmlDType;
+
+use super::architecture::rope_factors;
+use super::file::Entry;
+use crate::error::Result;
+use crate::spec::model::{ModelSpec, ModelType};
+use crate::spec::tensors::Role;
+
+/// How the file's rows come from the checkpoint's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// As they are.
+    None,
+    /// `[in, out]` becomes `[out, in]`.
+    Transpose,
+    /// Inside each head of this width, rope's two halves become neighbouring pairs.
+    Pairs(usize),
+    /// Gemma's norms are stored less one.
+    AddOne,
+}
+
+impl Turn {
+    /// Does it to a whole number of heads, or to a whole matrix.
+    pub fn apply(self, rows: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::None => rows.clone(),
+            Self::Transpose => rows.t()?.contiguous()?,
+            Self::AddOne => (rows + 1.0)?,
+            Self::Pairs(head) => {
+                let (count, width) = (rows.dims()[0], rows.elem_count() / rows.dims()[0]);
+                let halves = rows.reshape((count / head, 2, head / 2, width))?;
+                halves.transpose(1, 2)?.contiguous()?.reshape(rows.shape())?
+            }
+        })
+    }
+}
+
+/// A tensor that is to be written.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// Its place in the file.
+    pub entry: Entry,
+    /// Its name in the checkpoint, as transformers writes it.
+    pub source: String,
+    /// What is done to it.
+    pub turn: Turn,
+    /// What it is, where no checkpoint has it.
+    pub values: Option<Vec<f32>>,
+}
+
+impl Planned {
+    /// The linear layer whose weight it is.
+    pub fn path(&self) -> Option<&str> {
+        self.source.strip_suffix(".weight")
+    }
+}
+
+/// All tensors, matrices in `format`.
+pub fn plan(spec: &ModelSpec, format: GgmlDType) -> Vec<Planned> {
+    let mut list: Vec<Planned> = rope_factors(spec)
+        .into_iter()
+        .map(|(name, values)| Planned {
+            entry: Entry { name: name.into(), shape: vec![values.len()], format: GgmlDType::F32 },
+            source: String::new(),
+            turn: Turn::None,
+            values: Some(values),
+        })
+        .collect();
+    for tensor in spec.tensors() {
+        let Some(name) = name(spec, &tensor.name) else { continue };
+        let turn = turn(spec, &tensor.name, tensor.shape.len());
+        let mut shape = tensor.shape;
+        if turn == Turn::Transpose {
+            shape.reverse();
+        }
+        let format = format_of(format, &name, &shape);
+        list.push(Planned { entry: Entry { name, shape, format }, source: tensor.name, turn, values: None });
+    }
+    list
+}
+
+/// llama.cpp keeps vectors and positions in f32, and takes f16 where a row is no whole number of blocks.
+fn format_of(format: GgmlDType, name: &str, shape: &[usize]) -> GgmlDType {
+    match shape.last() {
+        Some(width) if shape.len() > 1 && name != "position_embd.weight" => {
+            if width.is_multiple_of(format.block_size()) { format } else { GgmlDType::F16 }
+        }
+        _ => GgmlDType::F32,
+    }
+}
+
+fn turn(spec: &ModelSpec, name: &str, dimensions: usize) -> Turn {
+    let rotated = [".q_proj.", ".k_proj."].iter().any(|p| name.contains(p));
+    match spec.model_type {
+        // Mistral is a llama to llama.cpp; the other families keep transformers' halves there too.
+        ModelType::Llama | ModelType::Mistral if rotated => Turn::Pairs(spec.attention.head_dim),
+        ModelType::Gpt2 if dimensions == 2 && name.contains(".h.") => Turn::Transpose,
+        _ if spec.norm.offset == 1.0 && name.ends_with("norm.weight") => Turn::AddOne,
+        _ => Turn::None,
+    }
+}
+
+/// The name in the file; none for what llama.cpp does not keep.
+fn name(spec: &ModelSpec, source: &str) -> Option<String> {
+    let (path, kind) = source.rsplit_once('.')?;
+    let whole = match path {
+        _ if source == spec.embedding_name() => Some("token_embd"),
+        "transformer.wpe" => Some("position_embd"),
+        "lm_head" => Some("output"),
+        _ if path == spec.final_norm_name() => Some("output_norm"),
+        _ => None,
+    };
+    if let Some(whole) = whole {
+        return Some(format!("{whole}.{kind}"));
+    }
+    let mut parts = path.splitn(4, '.');
+    let (layer, inside) = (parts.nth(2)?, parts.next()?);
+    let norms = spec.norm_names();
+    let part = match inside {
+        "self_attn.q_norm" => "attn_q_norm",
+        "self_attn.k_norm" => "attn_k_norm",
+        _ if inside == norms.input => "attn_norm",
+        _ if Some(inside) == norms.post_attention => "post_attention_norm",
+        _ if inside == norms.pre_mlp => "ffn_norm",
+        _ if Some(inside) == norms.post_mlp => "post_ffw_norm",
+        _ => match spec.projections().iter().find(|p| p.path == inside)?.role {
+            Role::Q => "attn_q",
+            Role::K => "attn_k",
+            Role::V => "attn_v",
+            Role::Qkv => "attn_qkv",
+            Role::O => "attn_output",
+            Role::Gate => "ffn_gate",
+            Role::Up | Role::GateUp => "ffn_up",
+            Role::Down => "ffn_down",
+        },
+    };
+    Some(format!("blk.{layer}.{part}.{kind}"))
+}

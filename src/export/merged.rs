@@ -1,0 +1,62 @@
+//! The base with an adapter worked in, a few rows at a time: `W + scale B A`.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use candle_core::Tensor;
+use candle_core::quantized::{GgmlDType, QTensor};
+
+use super::Subject;
+use crate::error::Result;
+use crate::trainer::candle::adapter_file::AdapterFile;
+use crate::trainer::candle::weights::Store;
+
+/// Numbers of a piece: 8 MiB in f32, small beside any model and large beside what a read costs.
+const PIECE: usize = 2 << 20;
+
+/// The tensors of a model as they are with its adapter.
+pub struct Merged<'a> {
+    /// The base.
+    pub store: Store,
+    adapter: Option<&'a AdapterFile>,
+    /// Matrices are stored `[in, out]`.
+    conv1d: bool,
+}
+
+impl<'a> Merged<'a> {
+    /// Opens the base's files and looks them over.
+    pub fn open(subject: &'a Subject) -> Result<Self> {
+        let store = subject.source.weights()?;
+        store.check(&subject.spec)?;
+        Ok(Self { store, adapter: subject.adapter.as_ref(), conv1d: subject.spec.conv1d() })
+    }
+
+    /// Names of the tensors that the adapter changes, as transformers calls them.
+    pub fn changed(&self) -> impl Iterator<Item = String> {
+        self.adapter.into_iter().flat_map(|file| file.paths().map(|path| format!("{path}.weight")))
+    }
+
+    /// Some rows (first dimension, as stored) of a tensor, in f32.
+    pub fn rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
+        let base = self.store.rows(name, rows.clone())?;
+        let pair = name.strip_suffix(".weight").and_then(|path| self.adapter?.adapter(path));
+        let (Some(pair), Some(file)) = (pair, self.adapter) else { return Ok(base) };
+        let update = if self.conv1d {
+            pair.a.narrow(1, rows.start, rows.len())?.t()?.contiguous()?.matmul(&pair.b.t()?)?
+        } else {
+            pair.b.narrow(0, rows.start, rows.len())?.contiguous()?.matmul(&pair.a)?
+        };
+        Ok((base + (update * file.scale())?)?)
+    }
+}
+
+/// Ranges that cover `rows` rows of `width` numbers, each a whole number of `unit` rows.
+pub fn pieces(rows: usize, width: usize, unit: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = (PIECE / width.max(1)).max(1).next_multiple_of(unit);
+    (0..rows).step_by(step).map(move |from| from..(from + step).min(rows))
+}
+
+/// The bytes of f32 numbers in a format: GGUF's dense formats are the plain ones, least significant byte first.
+pub fn encode(tensor: &Tensor, format: GgmlDType) -> Result<Vec<u8>> {
+    Ok(QTensor::quantize(&tensor.contiguous()?, format)?.data().map(Cow::into_owned)?)
+}

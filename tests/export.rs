@@ -1,0 +1,395 @@
+//! What is exported, read back: fused folders by our own decoder, GGUF files by candle's reader. The numbers they are
+//! held to are PEFT's. `tests/fixtures/exchange/check.py` opens the same exports in the tools they are for.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::{Device, Tensor};
+use headroom::spec::run::{Lora, RunConfig};
+use headroom::trainer::candle::adapter_file::AdapterFile;
+use headroom::trainer::candle::model::{Decoder, MicroBatch};
+use headroom::trainer::source::ModelSource;
+
+const FAMILIES: [&str; 14] = [
+    "llama",
+    "llama3_rope",
+    "llama_linear_rope",
+    "llama_yarn",
+    "llama_biased",
+    "mistral",
+    "qwen2",
+    "qwen2_untied",
+    "qwen3",
+    "starcoder2",
+    "gpt2",
+    "gemma2",
+    "gemma3",
+    "phi3",
+];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// Runs `headroom export` in `folder`: exit code, stdout, stderr.
+fn export(folder: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = Command::cargo_bin("headroom").unwrap().current_dir(folder).arg("export").args(args).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+fn exported(folder: &Path, args: &[&str]) {
+    let (code, _, said) = export(folder, args);
+    assert_eq!(code, 0, "{args:?}: {said}");
+}
+
+/// Model and adapter of a family, as arguments.
+fn family_args(family: &str) -> [String; 3] {
+    let model = fixture("reference").join(family);
+    [model.join("adapter").display().to_string(), "--model".into(), model.display().to_string()]
+}
+
+fn logits(model: &Path, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let text = "model = \"m\"\ndata = \"d\"\n[recipe]\nmax_seq_length = 64\n[execution]\nweights = \"f32\"";
+    let run = RunConfig::from_toml(text, Path::new("run.toml")).unwrap();
+    let source = ModelSource::Folder(model.into());
+    let decoder = Decoder::load(&source.weights().unwrap(), &source.spec().unwrap(), &run, &Device::Cpu).unwrap();
+    let n = tokens.len();
+    let batch = MicroBatch { tokens: tokens.to_vec(), examples: std::iter::once(0..n).collect(), targets: vec![] };
+    decoder.logits(&batch, &(0..n as u32).collect::<Vec<_>>()).unwrap().to_vec2().unwrap()
+}
+
+#[test]
+fn a_fused_model_gives_the_logits_of_its_adapter_in_peft() {
+    let work = tempfile::tempdir().unwrap();
+    for family in FAMILIES {
+        let [adapter, flag, model] = family_args(family);
+        exported(work.path(), &[&adapter, &flag, &model, "--format", "fused", "--out", family]);
+        let reference: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(Path::new(&model).join("reference.json")).unwrap()).unwrap();
+        let tokens: Vec<u32> = serde_json::from_value(reference["logits_tokens"].clone()).unwrap();
+        let expected: Vec<Vec<f32>> = serde_json::from_value(reference["adapter_logits"].clone()).unwrap();
+        let found = logits(&work.path().join(family), &tokens);
+        let pairs = found.iter().flatten().zip(expected.iter().flatten());
+        let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-4, "{family}: logits differ by {worst}");
+        assert!(!work.path().join(family).join("adapter_config.json").exists());
+    }
+}
+
+/// A bf16 base in two shards: only the adapted matrices change, and everything else of the folder comes along.
+#[test]
+fn fusing_keeps_shards_formats_and_companions() {
+    let work = tempfile::tempdir().unwrap();
+    let base = fixture("hf_folder");
+    let (name, out) = ("model.layers.1.self_attn.k_proj", [32usize, 64]);
+    let pair = |rows, columns| Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap();
+    let tensors = [
+        (format!("base_model.model.{name}.lora_A.weight"), pair(3, out[1])),
+        (format!("base_model.model.{name}.lora_B.weight"), pair(out[0], 3)),
+    ];
+    let adapter = work.path().join("adapter");
+    std::fs::create_dir(&adapter).unwrap();
+    candle_core::safetensors::save(&tensors.clone().into(), adapter.join("adapter_model.safetensors")).unwrap();
+    let config = r#"{"peft_type": "LORA", "r": 3, "lora_alpha": 5, "target_modules": ["k_proj"]}"#;
+    std::fs::write(adapter.join("adapter_config.json"), config).unwrap();
+    let base_arg = base.display().to_string();
+    // mlx-lm counts layers from the end: the pair on the last of two blocks is one layer.
+    exported(work.path(), &["adapter", "--model", &base_arg, "--format", "mlx-lm", "--out", "mlx"]);
+    let mlx = std::fs::read_to_string(work.path().join("mlx/adapter_config.json")).unwrap();
+    let mlx: serde_json::Value = serde_json::from_str(&mlx).unwrap();
+    assert_eq!(
+        (&mlx["num_layers"], &mlx["lora_parameters"]["keys"]),
+        (&1.into(), &serde_json::json!(["self_attn.k_proj"]))
+    );
+    assert_eq!(mlx["lora_parameters"]["scale"].as_f64().unwrap(), 5.0 / 3.0);
+    exported(work.path(), &["adapter", "--model", &base_arg, "--format", "fused", "--out", "out"]);
+    let out = work.path().join("out");
+    for file in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+    ] {
+        assert_eq!(std::fs::read(base.join(file)).unwrap(), std::fs::read(out.join(file)).unwrap(), "{file}");
+    }
+    let mut changed = Vec::new();
+    for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
+        let load = |folder: &Path| candle_core::safetensors::load(folder.join(shard), &Device::Cpu).unwrap();
+        let (before, after) = (load(&base), load(&out));
+        assert_eq!(before.len(), after.len());
+        for (tensor, before) in before {
+            let after = &after[&tensor];
+            assert_eq!((before.dtype(), before.shape()), (after.dtype(), after.shape()), "{tensor}");
+            let f32s = |t: &Tensor| {
+                t.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            if f32s(&before) != f32s(after) {
+                let update = (tensors[1].1.matmul(&tensors[0].1).unwrap() * (5.0 / 3.0)).unwrap();
+                let wanted = (before.to_dtype(candle_core::DType::F32).unwrap() + update).unwrap();
+                assert_eq!(f32s(&wanted.to_dtype(before.dtype()).unwrap()), f32s(after));
+                changed.push(tensor);
+            }
+        }
+    }
+    assert_eq!(changed, [format!("{name}.weight")]);
+}
+
+#[test]
+fn an_adapter_goes_to_mlx_lm_and_back_unchanged() {
+    let work = tempfile::tempdir().unwrap();
+    for family in ["gpt2", "phi3"] {
+        let [adapter, flag, model] = family_args(family);
+        exported(work.path(), &[&adapter, &flag, &model, "--format", "mlx-lm", "--out", &format!("{family}-mlx")]);
+        let mlx = format!("{family}-mlx");
+        exported(work.path(), &[&mlx, &flag, &model, "--format", "peft", "--out", &format!("{family}-peft")]);
+        let read = |folder: &Path| AdapterFile::read(folder).unwrap();
+        let (first, last) = (read(Path::new(&adapter)), read(&work.path().join(format!("{family}-peft"))));
+        assert_eq!((first.about.rank, first.about.alpha), (last.about.rank, last.about.alpha));
+        assert_eq!(first.paths().collect::<Vec<_>>(), last.paths().collect::<Vec<_>>());
+        for path in first.paths() {
+            let (a, b) = (first.adapter(path).unwrap(), last.adapter(path).unwrap());
+            assert_eq!(a.a.to_vec2::<f32>().unwrap(), b.a.to_vec2::<f32>().unwrap(), "{path}");
+            assert_eq!(a.b.to_vec2::<f32>().unwrap(), b.b.to_vec2::<f32>().unwrap(), "{path}");
+        }
+        let lora: Lora = read(&work.path().join(mlx)).lora();
+        assert_eq!((lora.rank, lora.alpha), (4, 6.0));
+    }
+}
+
+fn gguf(path: &Path) -> (Content, std::fs::File) {
+    let mut file = std::fs::File::open(path).unwrap();
+    (Content::read(&mut file).unwrap(), file)
+}
+
+fn text(content: &Content, key: &str) -> String {
+    content.metadata[key].to_string().unwrap().clone()
+}
+
+/// Llama's queries stand in pairs in a GGUF; turned back they are the fused folder's.
+#[test]
+fn a_gguf_holds_the_fused_matrices() {
+    let work = tempfile::tempdir().unwrap();
+    for (family, arch, from, to) in [
+        ("llama", "llama", "model.layers.1.self_attn.q_proj.weight", "blk.1.attn_q.weight"),
+        ("qwen2", "qwen2", "model.layers.2.self_attn.k_proj.weight", "blk.2.attn_k.weight"),
+        ("gpt2", "gpt2", "transformer.h.1.mlp.c_fc.weight", "blk.1.ffn_up.weight"),
+        ("phi3", "phi3", "model.layers.0.mlp.gate_up_proj.weight", "blk.0.ffn_up.weight"),
+    ] {
+        let [adapter, flag, model] = family_args(family);
+        exported(work.path(), &[&adapter, &flag, &model, "--format", "fused", "--out", family]);
+        exported(
+            work.path(),
+            &[&adapter, &flag, &model, "--format", "gguf", "--weights", "f32", "--out", "m.gguf", "--force"],
+        );
+        exported(work.path(), &[&adapter, &flag, &model, "--format", "gguf-adapter", "--out", "a.gguf", "--force"]);
+        let source = ModelSource::Folder(work.path().join(family));
+        let spec = source.spec().unwrap();
+        let fused = source.weights().unwrap();
+        let (content, mut file) = gguf(&work.path().join("m.gguf"));
+        assert_eq!(
+            (text(&content, "general.architecture").as_str(), text(&content, "general.type").as_str()),
+            (arch, "model")
+        );
+        assert_eq!(content.metadata[&format!("{arch}.block_count")].to_u32().unwrap(), 3);
+        let found = content.tensor(&mut file, to, &Device::Cpu).unwrap().dequantize(&Device::Cpu).unwrap();
+        let rows = found.dims()[if family == "gpt2" { 1 } else { 0 }];
+        let stored = fused.rows(from, 0..rows).unwrap();
+        let expected = match family {
+            "gpt2" => stored.t().unwrap(),
+            "llama" => {
+                let (head, width) = (spec.attention.head_dim, stored.dims()[1]);
+                // Row 2 j + t of a head is row j + t head / 2 of transformers'.
+                let order: Vec<u32> = (0..rows as u32)
+                    .map(|r| {
+                        let (h, r, n) = (r / head as u32, r % head as u32, head as u32);
+                        h * n + r / 2 + (r % 2) * (n / 2)
+                    })
+                    .collect();
+                let index = Tensor::from_slice(&order, rows, &Device::Cpu).unwrap();
+                stored.index_select(&index, 0).unwrap().reshape((rows, width)).unwrap()
+            }
+            _ => stored,
+        };
+        assert_eq!(found.to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap(), "{family}");
+        // The adapter stands beside: B A in the file's own order is the difference from the base.
+        let (adapter_file, mut raw) = gguf(&work.path().join("a.gguf"));
+        assert_eq!(text(&adapter_file, "general.type"), "adapter");
+        assert_eq!(text(&adapter_file, "adapter.type"), "lora");
+        assert!(matches!(adapter_file.metadata["adapter.lora.alpha"], Value::F32(alpha) if alpha == 6.0));
+        exported(work.path(), &[&flag, &model, "--format", "gguf", "--weights", "f32", "--out", "b.gguf", "--force"]);
+        let (base, mut base_file) = gguf(&work.path().join("b.gguf"));
+        let dense = |content: &Content, file: &mut std::fs::File, name: &str| {
+            content.tensor(file, name, &Device::Cpu).unwrap().dequantize(&Device::Cpu).unwrap()
+        };
+        let base = dense(&base, &mut base_file, to);
+        let a = dense(&adapter_file, &mut raw, &format!("{to}.lora_a"));
+        let b = dense(&adapter_file, &mut raw, &format!("{to}.lora_b"));
+        let error = ((b.matmul(&a).unwrap() * 1.5).unwrap() + base - found).unwrap();
+        let worst = error.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(worst < 1e-5, "{family}: {worst}");
+    }
+}
+
+/// Blocks where a row is whole blocks, f16 where it is not, f32 for vectors; the tokenizer in llama.cpp's terms.
+#[test]
+fn a_quantised_gguf_says_what_it_holds() {
+    let work = tempfile::tempdir().unwrap();
+    let base = fixture("hf_folder").display().to_string();
+    let (code, said, noted) =
+        export(work.path(), &["--model", &base, "--format", "gguf", "--weights", "q8_0", "--out", "m.gguf"]);
+    assert_eq!(code, 0, "{noted}");
+    assert!(said.starts_with("model for llama.cpp and Ollama: m.gguf ("), "{said}");
+    assert!(noted.contains("accents"), "{noted}");
+    let (content, _) = gguf(&work.path().join("m.gguf"));
+    let format = |name: &str| format!("{:?}", content.tensor_infos[name].ggml_dtype);
+    assert_eq!(
+        ["token_embd.weight", "blk.0.attn_q.weight", "blk.0.attn_q.bias", "output_norm.weight"].map(format),
+        ["Q8_0", "Q8_0", "F32", "F32"]
+    );
+    assert_eq!(content.metadata["general.file_type"].to_u32().unwrap(), 7);
+    assert_eq!(text(&content, "tokenizer.ggml.model"), "gpt2");
+    assert_eq!(text(&content, "tokenizer.ggml.pre"), "qwen2");
+    assert!(text(&content, "tokenizer.chat_template").contains("<|im_start|>"));
+    let tokens = content.metadata["tokenizer.ggml.tokens"].to_vec().unwrap();
+    let kinds = content.metadata["tokenizer.ggml.token_type"].to_vec().unwrap();
+    assert_eq!((tokens.len(), kinds.len()), (336, 336));
+    let eos = content.metadata["tokenizer.ggml.eos_token_id"].to_u32().unwrap() as usize;
+    assert_eq!(tokens[eos].to_string().unwrap(), "<|im_end|>");
+    // A control token, and a row of the embedding that no token stands for.
+    assert_eq!((kinds[eos].to_i32().unwrap(), kinds[335].to_i32().unwrap()), (3, 5));
+    assert!(!content.metadata["tokenizer.ggml.add_bos_token"].to_bool().unwrap());
+    assert!(content.metadata["tokenizer.ggml.merges"].to_vec().unwrap().len() > 20);
+}
+
+#[test]
+fn mistakes_are_named_and_leave_nothing_behind() {
+    let work = tempfile::tempdir().unwrap();
+    let [adapter, flag, model] = family_args("qwen2");
+    let here = |name: &str| work.path().join(name);
+    std::fs::create_dir(here("other")).unwrap();
+    std::fs::write(here("other/diary.txt"), "mine").unwrap();
+    std::fs::write(here("there.gguf"), "old").unwrap();
+    let llama = fixture("reference/llama").display().to_string();
+    let gemma = fixture("reference/gemma2").display().to_string();
+    let fused = ["--format", "fused", "--out", "new"];
+    let gguf = ["--format", "gguf", "--out", "new.gguf"];
+    let cases: [(Vec<&str>, &str); 10] = [
+        ([&[&*flag, &model][..], &fused].concat(), "gguf where no run and no adapter is given"),
+        ([&[&*adapter][..], &fused].concat(), "`--model` is absent"),
+        ([&[&*adapter, &flag, &llama][..], &fused].concat(), "is [4, 32], the model wants [4, 48]"),
+        ([&[&*adapter, &flag, &model, "--weights", "f16"][..], &fused].concat(), "left out with `--format fused`"),
+        ([&[&*flag, &model, "--weights", "int8"][..], &gguf].concat(), "`--weights` is int8"),
+        (
+            [&[&*flag, &gemma][..], &gguf].concat(),
+            "llama.cpp scales gemma2's scores by 0.288675, this model by 0.223607",
+        ),
+        (vec![&flag, &model, "--format", "gguf", "--out", "there.gguf"], "`there.gguf` exists already"),
+        (
+            vec![&flag, &model, "--format", "gguf", "--out", "other", "--force"],
+            "the name of a file, such as model.gguf",
+        ),
+        (vec![&adapter, &flag, &model, "--format", "peft", "--out", "other"], "`other` exists already"),
+        (vec![&adapter, &flag, &model, "--format", "peft", "--out", "other", "--force"], "this one holds other things"),
+    ];
+    for (args, part) in cases {
+        let (code, _, said) = export(work.path(), &args);
+        assert_eq!(code, 2, "{args:?}: {said}");
+        assert!(said.contains(part), "{args:?}: `{part}` is not in\n{said}");
+    }
+    // What the export is made from is never replaced by it.
+    let (code, _, said) =
+        export(work.path(), &[&adapter, &flag, &model, "--format", "fused", "--out", &model, "--force"]);
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("another folder than the one it is made from"), "{said}");
+    let mut left: Vec<_> = std::fs::read_dir(work.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["other", "there.gguf"]);
+    assert_eq!(std::fs::read_to_string(here("there.gguf")).unwrap(), "old");
+}
+
+/// The reference llama with a tokenizer.json.
+fn with_tokenizer(tokenizer: &serde_json::Value) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("reference/llama").join(file), folder.path().join(file)).unwrap();
+    }
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    folder
+}
+
+fn spaced() -> serde_json::Value {
+    serde_json::json!({
+        "model": {
+            "type": "BPE", "byte_fallback": true, "unk_token": "<unk>",
+            "vocab": {"<unk>": 0, "<s>": 1, "<0x0A>": 2, "▁": 3, "a": 4, "b": 5, "ab": 6, "▁ab": 7, "<x▁y>": 8},
+            "merges": [["a", "b"], ["▁", "ab"]]
+        },
+        "added_tokens": [
+            {"id": 0, "content": "<unk>", "special": true},
+            {"id": 1, "content": "<s>", "special": true},
+            {"id": 8, "content": "<x▁y>", "special": false}
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        ]},
+        "post_processor": {"type": "TemplateProcessing", "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+        ]}
+    })
+}
+
+/// SentencePiece's kind: scores fall in the order of the merges, bytes and marks are told apart.
+#[test]
+fn a_tokenizer_with_marked_spaces_keeps_its_order_of_merges() {
+    let folder = with_tokenizer(&spaced());
+    exported(folder.path(), &["--model", ".", "--format", "gguf", "--out", "m.gguf"]);
+    let (content, _) = gguf(&folder.path().join("m.gguf"));
+    let list = |key: &str| content.metadata[&format!("tokenizer.ggml.{key}")].to_vec().unwrap();
+    assert_eq!(text(&content, "tokenizer.ggml.model"), "llama");
+    let kinds: Vec<i32> = list("token_type")[..10].iter().map(|k| k.to_i32().unwrap()).collect();
+    assert_eq!(kinds, [2, 3, 6, 1, 1, 1, 1, 1, 4, 5]);
+    let scores: Vec<f32> = list("scores")[3..8].iter().map(|s| s.to_f32().unwrap()).collect();
+    assert_eq!(scores, [-2.0, -2.0, -2.0, 0.0, -1.0]);
+    assert_eq!(list("tokens")[8].to_string().unwrap(), "<x y>");
+    let flags = ["add_space_prefix", "add_bos_token", "add_eos_token"];
+    let flag = |key: &str| content.metadata[&format!("tokenizer.ggml.{key}")].to_bool().unwrap();
+    assert_eq!(flags.map(flag), [true, true, false]);
+}
+
+#[test]
+fn what_llama_cpp_cannot_have_is_refused_or_said() {
+    let mut words = spaced();
+    words["model"]["type"] = "WordPiece".into();
+    let mut cut = spaced();
+    cut["model"]["byte_fallback"] = false.into();
+    cut["normalizer"] = serde_json::Value::Null;
+    cut["pre_tokenizer"] = serde_json::json!({"type": "Whitespace"});
+    for (tokenizer, part) in [
+        (words, "its tokenizer is a \"WordPiece\" model, and BPE is understood"),
+        (cut, "cuts text in a way that llama.cpp has no name for here: {\"type\":\"Whitespace\"}"),
+    ] {
+        let folder = with_tokenizer(&tokenizer);
+        let (code, _, said) = export(folder.path(), &["--model", ".", "--format", "gguf", "--out", "m.gguf"]);
+        assert_eq!(code, 2, "{said}");
+        assert!(said.contains(part) && said.contains("hint: `--format fused`"), "{part} is not in {said}");
+        assert!(!folder.path().join("m.gguf").exists());
+    }
+    let work = tempfile::tempdir().unwrap();
+    for (family, part) in [
+        ("mistral", "llama.cpp gives llama no sliding window: beyond 8 tokens it attends to more than the model does"),
+        ("llama_yarn", "--yarn-beta-fast 2 --yarn-beta-slow 0.25"),
+        ("gpt2", "the model has no tokenizer: the file takes token numbers only"),
+    ] {
+        let model = fixture("reference").join(family).display().to_string();
+        let args = ["--model", &model, "--format", "gguf", "--out", "m.gguf", "--force"];
+        let (code, _, said) = export(work.path(), &args);
+        assert_eq!(code, 0, "{said}");
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+}
