@@ -39,6 +39,8 @@ pub enum Command {
     Plan(Box<PlanArgs>),
     /// Memory, speed, hours and verdict of one given run
     Predict(PredictArgs),
+    /// Every configuration of a grid, ranked; measured too, if asked
+    Sweep(SweepArgs),
     /// What this machine is, and which models it can train
     Doctor(DoctorArgs),
     /// Measure a few short runs under a hard memory limit, and refit the predictions to them
@@ -71,6 +73,9 @@ pub struct MachineArgs {
     /// GPU cores, where the chip was sold with several
     #[arg(long, value_name = "N", requires = "machine")]
     pub gpu_cores: Option<usize>,
+    /// Version of macOS, where the Mac is not this one: up to 15 it leaves Metal less
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(13..100))]
+    pub macos: Option<u32>,
     /// Folder of measurements, which calibrate what is said of the machine they were made on
     #[arg(long, value_name = "DIR", default_value = "results")]
     pub results: PathBuf,
@@ -163,6 +168,32 @@ pub struct PredictArgs {
     /// Show the phases of a step
     #[arg(long)]
     pub timeline: bool,
+}
+
+/// `headroom sweep`
+#[derive(Clone, Debug, Args)]
+pub struct SweepArgs {
+    /// A run file in which any value may be a list or a range, and `[[machine]]` tables
+    #[arg(value_name = "GRID.toml")]
+    pub grid: PathBuf,
+    /// In the place of the grid's machines.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// Limits.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Run what fits here for a few steps each; what was measured before is not measured again
+    #[arg(long)]
+    pub measure: bool,
+    /// Longest time for one of them, as `90s` or `3m`
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = duration, requires = "measure")]
+    pub trial_time: Seconds,
+    /// Folder of reports; the table goes to `<name of the grid>/sweep.csv` in it
+    #[arg(long, value_name = "DIR", default_value = "reports")]
+    pub reports: PathBuf,
+    /// Play this script in the place of the engine
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub script: Option<PathBuf>,
 }
 
 /// `headroom doctor`

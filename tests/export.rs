@@ -393,3 +393,57 @@ fn what_llama_cpp_cannot_have_is_refused_or_said() {
         assert!(said.contains(part), "{part} is not in {said}");
     }
 }
+
+/// Every tensor and key that llama.cpp's own converter writes for the same fused models; `check.py` summed them up.
+#[test]
+fn a_gguf_is_what_llama_cpp_converts() {
+    let summary = std::fs::read_to_string(fixture("exchange/converted.json")).unwrap();
+    let summary: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&summary).unwrap();
+    assert_eq!(summary.len(), 13);
+    let work = tempfile::tempdir().unwrap();
+    for (family, expected) in &summary {
+        let model = work.path().join(family);
+        std::fs::create_dir(&model).unwrap();
+        let reference = fixture("reference").join(family);
+        std::fs::copy(reference.join("model.safetensors"), model.join("model.safetensors")).unwrap();
+        let config = std::fs::read_to_string(reference.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        if family.starts_with("gemma") {
+            // llama.cpp knows no other scale of the scores than that of the heads.
+            config["query_pre_attn_scalar"] = config["head_dim"].clone();
+        }
+        std::fs::write(model.join("config.json"), config.to_string()).unwrap();
+        let (adapter, file) = (reference.join("adapter").display().to_string(), format!("{family}.gguf"));
+        exported(work.path(), &[&adapter, "--model", family, "--format", "gguf", "--out", &file]);
+        let (content, mut bytes) = gguf(&work.path().join(file));
+        for (key, value) in expected["keys"].as_object().unwrap() {
+            let found = content.metadata.get(key).unwrap_or_else(|| panic!("{family}: no {key}"));
+            match found {
+                Value::U32(n) => assert_eq!(Some(u64::from(*n)), value.as_u64(), "{family} {key}"),
+                Value::F32(x) => {
+                    assert!((f64::from(*x) - value.as_f64().unwrap()).abs() < 1e-9, "{family} {key}: {x} {value}")
+                }
+                Value::String(text) => assert_eq!(text, value, "{family} {key}"),
+                other => panic!("{family} {key}: {other:?}"),
+            }
+        }
+        let tensors = expected["tensors"].as_object().unwrap();
+        assert_eq!(tensors.len(), content.tensor_infos.len(), "{family}");
+        for (name, wanted) in tensors {
+            let tensor = content.tensor(&mut bytes, name, &Device::Cpu).unwrap().dequantize(&Device::Cpu).unwrap();
+            let shape: Vec<usize> = serde_json::from_value(wanted[0].clone()).unwrap();
+            assert_eq!(tensor.dims(), shape, "{family} {name}");
+            let numbers = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let sum: f64 = numbers.iter().map(|x| f64::from(*x)).sum();
+            let placed = numbers.iter().enumerate().map(|(i, x)| f64::from(*x) * ((i * 7919 % 101) as f64 / 101.0));
+            let placed: f64 = placed.sum();
+            for (found, wanted) in [(sum, &wanted[1]), (placed, &wanted[2])] {
+                let wanted = wanted.as_f64().unwrap();
+                assert!(
+                    (found - wanted).abs() < 1e-4 * wanted.abs().max(1.0),
+                    "{family} {name}: {found}, not {wanted}"
+                );
+            }
+        }
+    }
+}

@@ -119,7 +119,7 @@ const ALL_LINEAR_SINCE: &str = "2025-09-30";
 const LIKE_TODAY_SINCE: &str = "2025-04-04";
 
 /// Examples that stand for the data of a row.
-const EXAMPLES: usize = 100;
+const EXAMPLES: usize = 1000;
 
 impl Known {
     fn of(run: &FieldRun, cap: usize, batch: usize) -> Self {
@@ -211,7 +211,8 @@ impl Case {
             Known::Fixed(n) | Known::Average(n) => all(n),
             Known::Longest { mean, longest } => {
                 let mut lengths = all(mean);
-                lengths[EXAMPLES - 1] = longest as u32;
+                // A whole batch of them, so that the batches have one however they are cut.
+                lengths[EXAMPLES - self.run.execution.batch_size.min(EXAMPLES)..].fill(longest as u32);
                 lengths
             }
             Known::Cap => all(1),

@@ -259,7 +259,7 @@ fn judge(case: &Case, machine: &Machine, outcome: &str) -> Result<Judged> {
         machine: machine.name.clone(),
         outcome: outcome.into(),
         verdict: at(&case.longest())?.verdict,
-        surely_fails: at(&case.lengths())?.surely_fails(),
+        surely_fails: at(&case.lengths())?.surely_fails,
     })
 }
 
@@ -283,4 +283,32 @@ pub fn of_measurement(m: &Measurement, number: usize) -> Vec<Figure> {
         })
     };
     all.into_iter().filter_map(figure).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::predict::coverage::{Coverage, Point};
+    use crate::spec::run::Engine;
+
+    #[test]
+    fn what_is_said_to_be_checked_is_what_the_rows_check() {
+        let text = include_str!("../../results/field/runs.csv");
+        let rows = crate::accuracy::field::read(text, "runs.csv".as_ref()).unwrap();
+        let published = Coverage::published(Engine::MlxLm);
+        let known: Vec<Point> = rows
+            .iter()
+            .filter(|row| row.peak_mem_gb.is_some())
+            .filter_map(|row| Case::of(row).ok().filter(|c| c.known.longest()))
+            .map(|case| Point::of(&case.spec, &case.run))
+            .collect();
+        assert!(known.len() > 15 && known.iter().all(|p| published.inside(p)));
+        // And no more: twice the largest and half of the smallest are outside.
+        let by = |of: fn(&Point) -> f64| known.iter().max_by(|a, b| of(a).total_cmp(&of(b))).unwrap().clone();
+        let (large, long) = (by(|p| p.parameters), by(|p| p.max_seq_length));
+        let small = by(|p| -p.parameters);
+        assert!(published.outside(&Point { parameters: 2.0 * large.parameters, ..large }));
+        assert!(published.outside(&Point { max_seq_length: 2.0 * long.max_seq_length, ..long }));
+        assert!(published.outside(&Point { parameters: 0.5 * small.parameters, ..small }));
+    }
 }

@@ -115,7 +115,7 @@ impl Bench {
     }
 
     fn of(engine: Engine, engine_version: String, (machine, limit): (Machine, Bytes), results: &Path) -> Result<Self> {
-        let path = results.join(store::file_name(&machine.name)).join("measurements.csv");
+        let path = table(&machine, results);
         let prior = Calibration::prior(&machine, engine);
         let place = Place { machine: machine.name.clone(), os: probe::os(), engine_version };
         let mut bench = Self {
@@ -224,6 +224,15 @@ impl Subject {
     pub fn padded(&self) -> Self {
         Self { spec: self.spec.clone(), lengths: longer_than_any_cut() }
     }
+}
+
+/// Everything that was measured on a machine.
+pub fn measurements(machine: &Machine, results: &Path) -> Result<Vec<Measurement>> {
+    read_measurements(&table(machine, results))
+}
+
+fn table(machine: &Machine, results: &Path) -> PathBuf {
+    results.join(store::file_name(&machine.name)).join("measurements.csv")
 }
 
 /// All rows of a table.

@@ -166,7 +166,8 @@ fn why_not(plan: &Assessment, share: f64) -> Option<String> {
         .then(|| format!("two steps take {} or more, and {} are left for it", Seconds(least), Seconds(share.max(0.0))))
 }
 
-fn measure(
+/// One trial in a process of its own, for at most `share` of the time.
+pub fn measure(
     bench: &Bench,
     trial: &RunConfig,
     (share, plan): (Seconds, &Assessment),
@@ -200,9 +201,14 @@ fn name(run: &RunConfig) -> String {
 }
 
 fn line(m: &Measurement) -> String {
+    format!("  {}: {}", name(&m.config), seen(m))
+}
+
+/// What a trial showed, in a few words.
+pub fn seen(m: &Measurement) -> String {
     let seen = match (m.measured.step_time_s, m.measured.footprint_bytes) {
         (Some(time), Some(footprint)) => format!("{} a step, {footprint}", Seconds(time)),
         _ => "nothing measured".into(),
     };
-    format!("  {}: {seen}, {} steps, {}", name(&m.config), m.measured.steps, m.outcome.name())
+    format!("{seen}, {} steps, {}", m.measured.steps, m.outcome.name())
 }

@@ -24,11 +24,16 @@ pub const HOURS: f64 = 8.0;
 
 /// The machine that was named, or this one.
 pub fn machine(args: &MachineArgs) -> Result<Machine> {
-    match (&args.machine, args.ram) {
-        (Some(chip), ram) => Machine::named(chip, ram, args.gpu_cores),
-        (None, Some(ram)) => Machine::plainest(ram),
-        (None, None) => probe::this_machine(),
-    }
+    let named = match (&args.machine, args.ram) {
+        (Some(chip), ram) => Machine::named(chip, ram, args.gpu_cores)?,
+        (None, Some(ram)) => Machine::plainest(ram)?,
+        // What it is running is known to itself.
+        (None, None) => return probe::this_machine(),
+    };
+    Ok(match args.macos {
+        Some(version) => named.under_macos(version),
+        None => named,
+    })
 }
 
 /// The confidence that was asked for.

@@ -47,7 +47,7 @@ pub fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
 fn judge(machine: &Machine) -> Result<Vec<Row>> {
     let calibration = Calibration::prior(machine, Engine::Candle);
     let lengths = TokenLengths::assumed(ASSUMED_EXAMPLES, SEQ);
-    let mut entries: Vec<_> = catalogue::all().iter().collect();
+    let mut entries: Vec<_> = catalogue::all().iter().filter(|e| e.spec.trained_here().is_ok()).collect();
     entries.sort_by_key(|e| e.parameters);
     let row = |entry: &&catalogue::Entry| {
         let mut run = RunConfig {

@@ -13,6 +13,7 @@ pub mod launch;
 pub mod plan;
 pub mod predict;
 pub mod report;
+pub mod sweep;
 pub mod trial;
 
 use std::io::{self, Write};
@@ -39,6 +40,7 @@ pub fn run(cli: &Cli) -> Result<Answer> {
     match &cli.command {
         Command::Plan(args) => plan::run(args, &output),
         Command::Predict(args) => predict::run(args, &output),
+        Command::Sweep(args) => sweep::run(args, &output),
         Command::Doctor(args) => doctor::run(args, &output),
         Command::Calibrate(args) => calibrate::run(args, &output).map(|_| Answer::Yes),
         Command::Launch(args) => launch::run(args, &output).map(|_| Answer::Yes),

@@ -3,11 +3,23 @@
 use super::{Answer, Output, bench, common};
 use crate::cli::PredictArgs;
 use crate::error::{Error, Result};
-use crate::plan::{Candidate, Verdict, assess, levers};
+use serde::Serialize;
+
+use crate::plan::risks::{Risk, Slowdown, risks, slowdown};
+use crate::plan::{Assessment, Candidate, Verdict, assess, levers};
 use crate::predict::{ASSUMED_EXAMPLES, Request};
 use crate::report::table::{self, Context};
 use crate::spec::data::TokenLengths;
 use crate::spec::run::RunConfig;
+
+/// The answer for machines.
+#[derive(Serialize)]
+struct Whole<'a> {
+    #[serde(flatten)]
+    assessment: &'a Assessment,
+    risks: &'a [Risk],
+    paging: Option<Slowdown>,
+}
 
 /// Predicts.
 pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
@@ -39,11 +51,13 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     let request = Request { spec, machine: &machine, run: &run, lengths: Some(&lengths), calibration: &calibration };
     let assessment = assess(&request, confidence, budget)?;
     let levers = levers(&request, &assessment, budget)?;
+    let (risks, paging) = (risks(&request, &assessment)?, slowdown(&request, &assessment));
     let found = Candidate { run: run.clone(), assessment };
-    output.answer(&found.assessment, |width| {
+    output.answer(&Whole { assessment: &found.assessment, risks: &risks, paging }, |width| {
         let assumed = counted.is_none().then(|| common::assumed(&run, longest));
         let context = Context { width, assumed, launch: Vec::new() };
         let mut text = table::prediction(&found, &machine, &levers, &context);
+        text += &table::risks(&risks, paging);
         if args.timeline {
             text += &table::timeline(&found.assessment, width);
         }

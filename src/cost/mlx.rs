@@ -33,11 +33,15 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Resul
     let sized = |numbers: u64| bytes(numbers, run.execution.weights.bits().max(16.0));
 
     let (h, heads) = (spec.hidden_size as u64, spec.attention.num_attention_heads as u64);
-    let outputs: u64 = spec.projections().iter().map(|p| p.out_features as u64).sum();
+    let outputs: u64 = spec.projections().iter().map(|p| (p.active * p.out_features) as u64).sum();
     let gates = if spec.mlp.gated { 5 } else { 3 };
+    // A token's row is copied for each of its experts, and what they make is put back in order and weighed
+    // (`SwitchGLU`, `_gather_sort`): three rows an expert beside the MLP itself.
+    let (experts, copied) =
+        spec.experts.map_or((1, 0), |e| (e.num_experts_per_tok as u64, 3 * h * e.num_experts_per_tok as u64));
     // Of one layer and row: the MLP's gate, up, activation and product; each projection's output and its adapter's;
     // the inputs of the norms and of the projections.
-    let layer = sized(rows * (gates * spec.intermediate_size as u64 + 2 * outputs + 4 * h));
+    let layer = sized(rows * (gates * experts * spec.intermediate_size as u64 + copied + 2 * outputs + 4 * h));
     let input = sized(rows * h);
     let checkpointed = run.execution.grad_checkpoint;
     let saved = || match checkpointed {
@@ -109,6 +113,22 @@ mod tests {
             let ratio = peak.as_f64() / Bytes::from_decimal_gb(peak_gb).as_f64();
             assert!((0.88..1.12).contains(&ratio), "{model} {layers} {checkpoint}: {ratio:.3}");
         }
+    }
+
+    #[test]
+    fn a_mixture_takes_the_weights_of_all_experts_and_the_activations_of_a_few() {
+        let text = "model = \"m\"\ndata = \"d\"\nengine = \"mlx-lm\"\n[recipe]\nmax_seq_length = 512\n[recipe.lora]\nrank = 8\ntarget_modules = [\"q_proj\"]\n[execution]\nweights = \"q4_k\"";
+        let run = RunConfig::from_toml(text, "run.toml".as_ref()).unwrap();
+        let moe = ledger(&catalogue::find("Qwen3-30B-A3B").unwrap().spec, &run, 512).unwrap();
+        // 30.5e9 parameters of 4.5 bits.
+        assert!((moe.resident[0].bytes + moe.resident[1].bytes).decimal_gb() > 17.0);
+        let again = |l: &MemoryLedger| {
+            let backward = l.phases.iter().find(|p| p.name == "backward").unwrap();
+            backward.items.iter().find(|i| i.name == "one block again").unwrap().bytes.0
+        };
+        // Eight experts of 768 and what is copied for them, beside an attention of 4,096 heads' width, all in 16 bits.
+        let row = 5 * 8 * 768 + 3 * 8 * 2048 + 2 * (4096 + 2 * 512 + 2048 + 128 + 8 * (2 * 768 + 2048)) + 4 * 2048;
+        assert_eq!(again(&moe), 2 * 512 * row);
     }
 
     #[test]

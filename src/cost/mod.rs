@@ -4,6 +4,7 @@ pub mod candle;
 pub mod ledger;
 pub mod mlx;
 pub mod params;
+pub mod pool;
 pub mod time;
 pub mod timeline;
 pub mod work;
@@ -26,7 +27,10 @@ pub struct Heaviest {
 /// What is in memory when, for the run's engine on a machine, in a step over its heaviest micro-batch.
 pub fn ledger(spec: &ModelSpec, run: &RunConfig, machine: &Machine, heaviest: Heaviest) -> Result<MemoryLedger> {
     match run.engine {
-        Engine::Candle => candle::ledger(spec, run, &candle::Micro::full(run.execution.batch_size, heaviest, machine)),
+        Engine::Candle => {
+            spec.trained_here()?;
+            candle::ledger(spec, run, &candle::Micro::full(run.execution.batch_size, heaviest, machine))
+        }
         Engine::MlxLm => mlx::ledger(spec, run, heaviest.tokens_per_row),
     }
 }

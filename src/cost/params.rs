@@ -41,7 +41,7 @@ impl Parameters {
         }
         p.head = if spec.tie_word_embeddings { 0 } else { table };
         for (_, shape) in spec.block_tensors() {
-            let of = if shape.len() == 2 { &mut p.block_matrices } else { &mut p.block_vectors };
+            let of = if shape.len() >= 2 { &mut p.block_matrices } else { &mut p.block_vectors };
             *of += count(&shape);
         }
         p.final_norm = spec.hidden_size as u64 * if spec.norm.layer_norm { 2 } else { 1 };

@@ -7,12 +7,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::params::{Parameters, adapted};
+use super::params::{Parameters, adapted, trainable};
 use super::work::Work;
 use crate::error::Result;
 use crate::spec::data::TokenLengths;
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, Optimizer, RunConfig};
+use crate::spec::tensors::Projection;
 
 /// One thing that is done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,8 +99,9 @@ struct Shapes<'a> {
     spec: &'a ModelSpec,
     run: &'a RunConfig,
     work: Work,
-    /// Matrix parameters of one block.
+    /// Matrix parameters of one block, and those of them that a token meets: fewer in a mixture of experts.
     block: f64,
+    met: f64,
     /// Blocks, and those that backward passes through.
     blocks: f64,
     back_blocks: f64,
@@ -111,6 +113,8 @@ struct Shapes<'a> {
     adapters: f64,
     /// Matrix parameters of the adapted projections of a block.
     adapted: f64,
+    /// Parameters of all adapters.
+    trained: f64,
     projections: f64,
     /// Numbers that elementwise work touches for one token in one block, forward.
     elementwise: f64,
@@ -120,20 +124,26 @@ impl<'a> Shapes<'a> {
     fn new(spec: &'a ModelSpec, run: &'a RunConfig, lengths: Option<&TokenLengths>) -> Result<Self> {
         let lora = &run.recipe.lora;
         let (targets, back) = adapted(spec, lora)?;
-        let (h, f) = (spec.hidden_size as f64, spec.intermediate_size as f64);
+        let experts = spec.experts.map_or(1.0, |e| e.num_experts_per_tok as f64);
+        let (h, f) = (spec.hidden_size as f64, experts * spec.intermediate_size as f64);
         let (q, kv) = (spec.q_size() as f64, spec.kv_size() as f64);
         let norms = if spec.post_norms { 4.0 } else { 2.0 };
         let gates = if spec.mlp.gated { 3.0 } else { 2.0 };
-        let biases: f64 = spec.projections().iter().filter(|p| p.bias).map(|p| 2.0 * p.out_features as f64).sum();
-        let adapter_out = targets.iter().map(|p| p.out_features as f64).sum::<f64>();
+        let biases: f64 =
+            spec.projections().iter().filter(|p| p.bias).map(|p| 2.0 * (p.active * p.out_features) as f64).sum();
+        let adapter_out = targets.iter().map(|p| (p.active * p.out_features) as f64).sum::<f64>();
+        let unmet = |p: &Projection| ((p.copies - p.active) * p.in_features * p.out_features) as f64;
+        let block = Parameters::of(spec).block_matrices as f64;
         let head_norms = if spec.attention.qk_norm { 2.0 * (q + kv) } else { 0.0 };
         Ok(Self {
             work: Work::of(run, lengths),
-            block: Parameters::of(spec).block_matrices as f64,
+            block,
+            met: block - spec.projections().iter().map(unmet).sum::<f64>(),
+            trained: trainable(spec, lora)? as f64,
             blocks: spec.num_hidden_layers as f64,
             back_blocks: back as f64,
             again: if run.execution.grad_checkpoint { back as f64 } else { 0.0 },
-            adapter_in: targets.iter().map(|p| p.in_features as f64).sum(),
+            adapter_in: targets.iter().map(|p| (p.active * p.in_features) as f64).sum(),
             adapter_out,
             adapters: targets.len() as f64,
             adapted: targets.iter().map(|p| (p.in_features * p.out_features) as f64).sum(),
@@ -160,7 +170,7 @@ impl<'a> Shapes<'a> {
     /// once a micro-batch, and where they are not stored in f32 a copy in f32 written and read.
     fn matrices(&self, name: &str, blocks: f64, launches: f64) -> Term {
         let parameters = blocks * self.block;
-        self.term(name, 2.0 * parameters * self.work.rows, parameters * self.read(), blocks * launches)
+        self.term(name, 2.0 * blocks * self.met * self.work.rows, parameters * self.read(), blocks * launches)
     }
 
     /// Bytes moved for a frozen number each time it is used.
@@ -250,14 +260,9 @@ impl<'a> Shapes<'a> {
 
     /// Once a step, however many micro-batches it has.
     fn optimizer(&self) -> Term {
-        let numbers = self.rank() * self.back_blocks * (self.adapter_in + self.adapter_out);
         let launches = self.back_blocks * self.adapters * UPDATE;
-        Term {
-            name: "optimizer".into(),
-            flops: 0.0,
-            bytes: numbers * F32 * update_passes(self.run.recipe.optimizer),
-            launches,
-        }
+        let bytes = self.trained * F32 * update_passes(self.run.recipe.optimizer);
+        Term { name: "optimizer".into(), flops: 0.0, bytes, launches }
     }
 }
 
@@ -299,6 +304,18 @@ mod tests {
         // Chunks of 256 in 512: 512 x (512 + 256) / 2 pairs; (4 + 4 + 10) x 896 each, 24 layers, 4 examples.
         assert_eq!(of("attention"), 512.0 * 384.0 * 18.0 * 896.0 * 24.0 * 4.0);
         assert_eq!((cost.tokens, cost.rows), (2048.0, 2048.0));
+    }
+
+    #[test]
+    fn a_mixture_is_as_slow_as_the_experts_that_a_token_meets() {
+        let spec = &catalogue::find("Qwen3-30B-A3B").unwrap().spec;
+        let run = run("engine = \"mlx-lm\"\n[recipe]\nmax_seq_length = 512\neffective_batch_size = 1");
+        let cost = step_cost(spec, &run, None).unwrap();
+        let forward = cost.terms.iter().find(|t| t.name == "forward").unwrap();
+        // Attention, the router and 8 of 128 experts; read from memory are all of them.
+        let met = 2048.0 * (4096.0 + 2.0 * 512.0) + 4096.0 * 2048.0 + 128.0 * 2048.0 + 8.0 * 3.0 * 2048.0 * 768.0;
+        assert_eq!(forward.flops, 2.0 * 48.0 * met * 512.0);
+        assert!(forward.bytes > 2.0 * 48.0 * 128.0 * 3.0 * 2048.0 * 768.0);
     }
 
     #[test]

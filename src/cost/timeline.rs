@@ -1,6 +1,8 @@
 //! A step played through without a step: what is alive after each allocation and each release.
 
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
+use crate::cost::pool::Pool;
+use crate::units::Bytes;
 
 /// Memory over time. Things of the same name are counted together.
 #[derive(Debug, Default)]
@@ -11,6 +13,8 @@ pub struct Timeline {
     total: u64,
     phases: Vec<Highest>,
     largest: Option<(&'static str, u64)>,
+    /// What an allocator would hold, where that is asked for.
+    pool: Option<Pool>,
 }
 
 #[derive(Debug)]
@@ -26,9 +30,20 @@ struct Highest {
 pub struct Live {
     name: &'static str,
     bytes: u64,
+    slot: Option<usize>,
 }
 
 impl Timeline {
+    /// One that keeps what candle's Metal allocator would hold, too.
+    pub fn pooled() -> Self {
+        Self { pool: Some(Pool::default()), ..Self::default() }
+    }
+
+    /// What that allocator holds at the end of the step.
+    pub fn pool(&self) -> Bytes {
+        Bytes(self.pool.as_ref().map_or(0, Pool::total))
+    }
+
     /// Something that stays for the whole run.
     pub fn resident(&mut self, name: &str, bytes: u64) {
         self.resident.push(Item::new(name, bytes));
@@ -51,7 +66,8 @@ impl Timeline {
             self.largest = Some((name, bytes));
         }
         self.note();
-        Live { name, bytes }
+        let slot = self.pool.as_mut().filter(|_| bytes > 0).map(|pool| pool.take(bytes));
+        Live { name, bytes, slot }
     }
 
     fn place(&mut self, name: &'static str) -> &mut u64 {
@@ -66,15 +82,16 @@ impl Timeline {
     pub fn free(&mut self, live: Live) {
         self.total -= live.bytes;
         *self.place(live.name) -= live.bytes;
+        if let (Some(pool), Some(slot)) = (&mut self.pool, live.slot) {
+            pool.give(slot);
+        }
     }
 
     /// The same memory under another name: a tensor's role changes as the step goes on.
     pub fn rename(&mut self, live: Live, name: &'static str) -> Live {
-        let bytes = live.bytes;
-        self.free(live);
-        *self.place(name) += bytes;
-        self.total += bytes;
-        Live { name, bytes }
+        *self.place(live.name) -= live.bytes;
+        *self.place(name) += live.bytes;
+        Live { name, ..live }
     }
 
     /// An allocation and its release, with nothing between.

@@ -81,6 +81,29 @@ pub fn rows<'a>(lengths: &'a TokenLengths, run: &RunConfig) -> Cow<'a, TokenLeng
     if run.recipe.packing { Cow::Owned(lengths.packed(run.recipe.max_seq_length)) } else { Cow::Borrowed(lengths) }
 }
 
+/// Examples that mlx-lm ever sees, ascending: batches are cut from the list sorted by length, and the longest examples
+/// that do not fill a last one are left out (`iterate_batches`).
+fn mlx_kept(sorted: &[u32], batch: usize) -> &[u32] {
+    let whole = sorted.len() / batch * batch;
+    // With fewer examples than a batch mlx-lm refuses; what it would take is told all the same.
+    if whole == 0 { sorted } else { &sorted[..whole] }
+}
+
+/// Tokens of the longest example that mlx-lm meets, in a share `quantile` of all runs: of all its batches where the run
+/// is long enough to see each, else of as many as it has micro-batches, drawn at random.
+pub fn mlx_longest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64, quantile: f64) -> usize {
+    let (cap, batch) = (run.recipe.max_seq_length, run.execution.batch_size);
+    let kept = mlx_kept(lengths.sorted(), batch);
+    let groups = kept.len().div_ceil(batch);
+    let met = if micro_batches >= groups as f64 {
+        groups
+    } else {
+        // All of n draws lie under the j-th of G with a chance of (j / G)^n.
+        ((groups as f64 * quantile.powf(1.0 / micro_batches.max(1.0))).ceil() as usize).clamp(1, groups)
+    };
+    kept.get((met * batch).min(kept.len()).saturating_sub(1)).map_or(0, |&n| n as usize).min(cap)
+}
+
 impl Work {
     /// Of a run. Without `lengths` every example is taken to be as long as it may be.
     pub fn of(run: &RunConfig, lengths: Option<&TokenLengths>) -> Self {
@@ -92,12 +115,17 @@ impl Work {
         };
         // With packing a row holds several examples, each of which sees itself.
         let examples = batch as f64 * lengths.len() as f64 / rows(lengths, run).len() as f64;
-        let tokens = examples * lengths.mean_cut(cap);
+        let kept = match run.engine {
+            Engine::Candle => lengths.sorted(),
+            Engine::MlxLm => mlx_kept(lengths.sorted(), batch),
+        };
+        let seen: u64 = kept.iter().map(|&n| u64::from(n).min(cap as u64)).sum();
+        let tokens = examples * seen as f64 / kept.len() as f64;
         let rows: Vec<usize> = match run.engine {
             // Examples lie end to end without padding.
-            Engine::Candle => thinned(lengths.sorted(), 1).map(|n| n.min(cap)).collect(),
+            Engine::Candle => thinned(kept, 1).map(|n| n.min(cap)).collect(),
             // Batches are cut from the list sorted by length; each is as wide as its longest.
-            Engine::MlxLm => thinned(lengths.sorted(), batch).map(|n| mlx_padded(n, cap)).collect(),
+            Engine::MlxLm => thinned(kept, batch).map(|n| mlx_padded(n, cap)).collect(),
         };
         let weight = examples / rows.len() as f64;
         let total: f64 = rows.iter().map(|&n| n as f64 * weight).sum();
@@ -182,6 +210,26 @@ mod tests {
         // Never more than the longest together, and exactly that where all are equal.
         assert_eq!(heaviest(&TokenLengths::new(vec![u32::MAX; 3]), &run("candle", 4), 300.0, 0.99), 400);
         assert_eq!(heaviest(&TokenLengths::new(vec![7]), &run("candle", 2), 1.0, 0.5), 14);
+    }
+
+    #[test]
+    fn each_engine_meets_the_worst_batch_of_its_own_rule() {
+        // mlx-lm, batches of two: {10, 20} and {40, 70}; the longest example fills no batch and is never seen.
+        let lengths = TokenLengths::new(vec![40, 90, 10, 70, 20]);
+        let mlx = run("mlx-lm", 2);
+        assert_eq!(mlx_longest(&lengths, &mlx, 2.0, 0.5), 70);
+        let work = Work::of(&mlx, Some(&lengths));
+        assert_eq!((work.tokens, work.rows), (2.0 * 35.0, (2.0 * 33.0 + 2.0 * 97.0) / 2.0));
+        // Ours draws at random and lays examples end to end: the two longest may meet.
+        assert_eq!(heaviest(&lengths, &run("candle", 2), 1e6, 0.99), 160);
+        assert_eq!(Work::of(&run("candle", 2), Some(&lengths)).tokens, 2.0 * 46.0);
+        // One iteration over a hundred batches of one meets the longest but seldom.
+        let many = TokenLengths::new((1..=100).collect());
+        let one = run("mlx-lm", 1);
+        assert_eq!([0.05, 0.5, 0.95].map(|q| mlx_longest(&many, &one, 1.0, q)), [5, 50, 95]);
+        assert_eq!([0.5, 0.95].map(|q| mlx_longest(&many, &one, 10.0, q)), [94, 100]);
+        assert_eq!(mlx_longest(&many, &one, 100.0, 0.01), 100);
+        assert_eq!(mlx_longest(&TokenLengths::new(vec![7]), &mlx, 3.0, 0.5), 7);
     }
 
     #[test]

@@ -71,6 +71,7 @@ impl Subject {
     fn open(request: &Request) -> Result<Self> {
         let source = ModelSource::find(&request.model)?;
         let spec = source.spec()?;
+        spec.trained_here()?;
         let adapter = request.adapter.as_deref().map(|folder| adapter::read_for(&spec, folder)).transpose()?;
         Ok(Self { name: request.model.clone(), source, spec, adapter })
     }

@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod levers;
+pub mod risks;
 pub mod search;
 pub mod trials;
 
@@ -38,6 +39,12 @@ impl Limit {
         self.limit.as_f64() - self.high.as_f64()
     }
 
+    /// Going over it costs time and does not end the run. Published runs went 6 % over the working set and finished
+    /// (FR171), and to the last of the installed memory at half their speed (FR163).
+    fn can_page(&self) -> bool {
+        self.name == FREE_MEMORY || self.name == WORKING_SET
+    }
+
     /// Upper bound as a share of the limit.
     pub fn load(&self) -> f64 {
         self.high.as_f64() / self.limit.as_f64().max(1.0)
@@ -61,7 +68,7 @@ pub enum Verdict {
     Fits,
     /// The most likely value is under every limit, the upper bound is not.
     Tight,
-    /// More than is free, but no more than is installed: it runs out of swap, many times slower.
+    /// More than is free or than Metal keeps resident, but no more than is installed: it runs, and pages.
     Pages,
     /// Over a limit that ends the run.
     DoesNotFit,
@@ -90,6 +97,8 @@ pub struct Assessment {
     pub limits: Vec<Limit>,
     /// Probability that the upper bounds hold.
     pub confidence: f64,
+    /// It fails with that confidence: even the lower bound is over what ends a run.
+    pub surely_fails: bool,
 }
 
 /// Level of the two-sided interval whose upper end is not exceeded with probability `confidence`.
@@ -106,12 +115,14 @@ pub fn assess(request: &Request<'_>, confidence: f64, budget: Option<Bytes>) -> 
         Verdict::Fits
     } else if !limits.iter().any(over) {
         Verdict::Tight
-    } else if limits.iter().all(|l| !over(l) || (l.name == FREE_MEMORY && l.point <= request.machine.memory)) {
+    } else if limits.iter().all(|l| !over(l) || (l.can_page() && l.point <= request.machine.memory)) {
         Verdict::Pages
     } else {
         Verdict::DoesNotFit
     };
-    Ok(Assessment { prediction, verdict, limits, confidence })
+    let ends = |l: &Limit| l.low > if l.can_page() { request.machine.memory } else { l.limit };
+    let surely_fails = verdict == Verdict::DoesNotFit && limits.iter().any(|l| l.name != BUDGET && ends(l));
+    Ok(Assessment { prediction, verdict, limits, confidence, surely_fails })
 }
 
 fn limits(request: &Request<'_>, prediction: &Prediction, budget: Option<Bytes>) -> Vec<Limit> {
@@ -138,12 +149,6 @@ impl Assessment {
     /// The limit that is nearest, or furthest exceeded.
     pub fn binding(&self) -> Option<&Limit> {
         self.limits.iter().max_by(|a, b| a.load().total_cmp(&b.load()))
-    }
-
-    /// Fails with the confidence that was asked for: even the lower bound is over a limit that ends the run.
-    pub fn surely_fails(&self) -> bool {
-        let ends = |l: &&Limit| l.name != FREE_MEMORY && l.name != BUDGET;
-        self.verdict == Verdict::DoesNotFit && self.limits.iter().filter(ends).any(|l| l.low > l.limit)
     }
 
     /// Fits with the confidence that was asked for.
@@ -231,7 +236,7 @@ impl Serialize for Assessment {
             p.ledger.at_peak().into_iter().map(|(i, phase)| Row { name: &i.name, bytes: i.bytes, phase }).collect();
         let limits: Vec<Limited<'_>> =
             self.limits.iter().map(|l| Limited { name: l.name, limit: l.limit, predicted: l.high }).collect();
-        let mut out = serializer.serialize_struct("Assessment", 14)?;
+        let mut out = serializer.serialize_struct("Assessment", 16)?;
         out.serialize_field("peak_memory_bytes", &p.peak_memory)?;
         out.serialize_field("footprint_bytes", &p.footprint)?;
         out.serialize_field("tokens_per_s", &p.tokens_per_s)?;
@@ -246,6 +251,8 @@ impl Serialize for Assessment {
         out.serialize_field("trainable_params", &p.trainable_params)?;
         out.serialize_field("total_params", &p.total_params)?;
         out.serialize_field("basis", &p.basis)?;
+        out.serialize_field("outside_what_was_checked", &p.outside)?;
+        out.serialize_field("surely_fails", &self.surely_fails)?;
         out.end()
     }
 }

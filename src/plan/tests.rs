@@ -118,7 +118,12 @@ fn verdicts_tell_tight_paging_and_impossible_apart() {
     assert_eq!(at_ease.verdict, Verdict::Fits);
     assert_eq!(verdict(machine.clone(), 1.05 * point, 64.0).verdict, Verdict::Tight);
     assert_eq!(verdict(machine.clone(), 0.8 * point, 64.0).verdict, Verdict::Pages);
-    assert_eq!(verdict(machine, 64.0, 0.5 * point).verdict, Verdict::DoesNotFit);
+    assert_eq!(verdict(machine.clone(), 64.0, 0.5 * point).verdict, Verdict::Pages);
+    // Over what is installed nothing can page; a little over it may still be wrong, five times over it is not.
+    let with = |share: f64| Machine { memory: Bytes::from_gib(share * point), ..machine.clone() };
+    let (over, far_over) = (verdict(with(0.95), 0.5 * point, 64.0), verdict(with(0.2), 0.1 * point, 64.0));
+    assert_eq!((over.verdict, over.surely_fails), (Verdict::DoesNotFit, false));
+    assert_eq!((far_over.verdict, far_over.surely_fails), (Verdict::DoesNotFit, true));
 }
 
 #[test]

@@ -134,7 +134,7 @@ impl Calibration {
             coefficients,
             noise: Noise::prior(engine),
             runs: 0,
-            coverage: Coverage::default(),
+            coverage: Coverage::published(engine),
             rates: [matrix.unwrap_or(machine.peak_flops).0, machine.bandwidth],
         }
     }

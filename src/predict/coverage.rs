@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cost::params::Parameters;
 use crate::spec::model::ModelSpec;
-use crate::spec::run::{RunConfig, Weights};
+use crate::spec::run::{Engine, RunConfig, Weights};
 
 /// What kind of run it is, as far as it matters for trusting a calibration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,18 @@ const SD_PER_DOUBLING: f64 = 0.05;
 /// Added relative error for a weight format or checkpointing that was never run.
 const SD_UNSEEN_KIND: f64 = 0.10;
 
+/// The corners of what published runs of mlx-lm have checked: parameters, longest row, tokens of a micro-batch,
+/// format and checkpointing of the rows of `results/field/runs.csv` whose longest batch is known. A test holds them to
+/// the rows.
+const PUBLISHED: [(f64, f64, f64, Weights, bool); 6] = [
+    (8.19e9, 8704.0, 8704.0, Weights::Q4K, true),
+    (8.19e9, 1024.0, 1024.0, Weights::Q4K, false),
+    (1.72e9, 512.0, 2048.0, Weights::Bf16, false),
+    (4.02e9, 256.0, 1024.0, Weights::Bf16, false),
+    (4.02e9, 512.0, 2048.0, Weights::Bf16, true),
+    (4.02e9, 512.0, 2048.0, Weights::Int8, false),
+];
+
 impl Point {
     /// Of a run.
     pub fn of(spec: &ModelSpec, run: &RunConfig) -> Self {
@@ -58,6 +70,27 @@ impl Coverage {
     /// Of these runs.
     pub fn of<'a>(points: impl Iterator<Item = &'a Point>) -> Self {
         Self { points: points.cloned().collect() }
+    }
+
+    /// Of what published runs have checked of an engine's formulas, before anything is measured here.
+    pub fn published(engine: Engine) -> Self {
+        let point = |&(parameters, max_seq_length, rows, weights, grad_checkpoint)| Point {
+            parameters,
+            max_seq_length,
+            rows,
+            weights,
+            grad_checkpoint,
+        };
+        match engine {
+            Engine::MlxLm => Self { points: PUBLISHED.iter().map(point).collect() },
+            // No published run is of our own engine.
+            Engine::Candle => Self::default(),
+        }
+    }
+
+    /// Something was seen, and nothing like this run.
+    pub fn outside(&self, point: &Point) -> bool {
+        !self.points.is_empty() && !self.inside(point)
     }
 
     /// Doublings that each size lies beyond the range seen.
@@ -107,7 +140,11 @@ mod tests {
         assert!(far > seen.extra_sd(&point(4e9, 512.0)) && far < 0.2, "{far}");
         let other = Point { weights: Weights::F32, ..point(1e9, 512.0) };
         assert!(!seen.inside(&other) && seen.extra_sd(&other) >= SD_UNSEEN_KIND);
-        assert!(!Coverage::default().inside(&other));
+        assert!(!Coverage::default().inside(&other) && !Coverage::default().outside(&other));
+        let published = Coverage::published(Engine::MlxLm);
+        assert!(published.inside(&point(3e9, 2048.0)) && published.outside(&point(70e9, 2048.0)));
+        assert!(published.extra_sd(&point(70e9, 2048.0)) > 0.1);
+        assert!(!Coverage::published(Engine::Candle).outside(&other));
         assert_eq!(Coverage::default().extra_sd(&other), 0.0);
     }
 }

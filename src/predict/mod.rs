@@ -13,7 +13,7 @@ use crate::cost::Heaviest;
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::params::{Parameters, trainable};
 use crate::cost::time::{StepCost, step_cost};
-use crate::cost::work::{heaviest, rows};
+use crate::cost::work::{heaviest, mlx_longest, rows};
 use crate::error::{Error, Result};
 use crate::spec::data::TokenLengths;
 use crate::spec::machine::{Accelerator, Machine};
@@ -79,6 +79,8 @@ pub struct Prediction {
     pub steps: usize,
     /// Where the numbers come from.
     pub basis: Basis,
+    /// Runs have checked these figures, and none of them was like this one: the intervals are wider.
+    pub outside: bool,
 }
 
 /// What is asked.
@@ -103,16 +105,26 @@ impl Request<'_> {
         let Some(lengths) = self.lengths.filter(|l| !l.is_empty()) else {
             return Heaviest { tokens_per_row: cap, learned: 1.0 };
         };
+        let micro_batches = (self.run.steps(self.rows()) * self.run.accumulation()) as f64;
         let tokens_per_row = match self.run.engine {
             // Examples lie end to end: their sum counts, and not the longest of them.
             Engine::Candle => {
-                let micro_batches = (self.run.steps(self.rows()) * self.run.accumulation()) as f64;
                 heaviest(lengths, self.run, micro_batches, quantile).div_ceil(self.run.execution.batch_size)
             }
             // Each is padded to the longest.
-            Engine::MlxLm => lengths.max().min(cap),
+            Engine::MlxLm => mlx_longest(lengths, self.run, micro_batches, quantile),
         };
         Heaviest { tokens_per_row, learned: if self.run.recipe.mask_prompt { lengths.completion() } else { 1.0 } }
+    }
+
+    /// The micro-batch that decides the memory of a usual run, for our own engine.
+    pub fn worst_micro(&self) -> cost::candle::Micro {
+        cost::candle::Micro::full(self.run.execution.batch_size, self.heaviest(USUAL), self.machine)
+    }
+
+    /// What is in memory when, in a usual run.
+    pub fn worst_ledger(&self) -> Result<MemoryLedger> {
+        self.ledger(USUAL)
     }
 
     fn ledger(&self, quantile: f64) -> Result<MemoryLedger> {
@@ -208,6 +220,7 @@ pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
             0 => Basis::Formula,
             runs => Basis::Calibrated { runs, inside: calibration.coverage.inside(&point) },
         },
+        outside: calibration.coverage.outside(&point),
         ledger,
         cost,
     })

@@ -9,4 +9,5 @@ pub mod guides;
 pub mod layout;
 pub mod page;
 pub mod plot;
+pub mod sweep;
 pub mod table;

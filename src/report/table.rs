@@ -7,6 +7,7 @@ use anstyle::{AnsiColor, Style};
 
 use super::bar::{Bar, Piece};
 use super::layout::paint;
+use crate::plan::risks::{Risk, Slowdown};
 use crate::plan::{
     Assessment, Binding, Candidate, LARGEST_BUFFER, Lever, Limit, Neighbour, Plan, Verdict, WORKING_SET,
 };
@@ -125,7 +126,7 @@ fn answer(assessment: &Assessment, context: &Context) -> String {
         let _ = writeln!(out, "  {room}: at most {high} of {total} {name} ({sure})");
     }
     if assessment.verdict == Verdict::Pages {
-        out += "      it would run out of swap, many times slower than said below\n";
+        out += "      it would run and page, many times slower than said below\n";
     }
     let time = p.total_time;
     let energy = p.energy_wh.map(|e| format!(", about {:.0} Wh", e.point)).unwrap_or_default();
@@ -138,6 +139,9 @@ fn answer(assessment: &Assessment, context: &Context) -> String {
         p.tokens_per_s.point
     );
     let basis = match &p.basis {
+        Basis::Formula if p.outside => {
+            "by formula, outside what published runs have checked: bounds are wider".to_owned()
+        }
         Basis::Formula => "by formula and published figures; `headroom calibrate` narrows it".to_owned(),
         Basis::Calibrated { runs, inside: true } => format!("calibrated by {runs} runs on this machine"),
         Basis::Calibrated { runs, inside: false } => {
@@ -196,6 +200,28 @@ fn limits(all: &[Limit]) -> String {
     for limit in all {
         let mark = if limit.spare() >= 0.0 { "" } else { "  over" };
         let _ = writeln!(out, "  {:<18}{:>12}{:>12}{:>12}{mark}", limit.name, limit.point, limit.high, limit.limit);
+    }
+    out
+}
+
+/// What is not in the ledger and may end a run all the same.
+pub fn risks(all: &[Risk], paging: Option<Slowdown>) -> String {
+    let mut out = String::new();
+    if let Some(slower) = paging {
+        let (least, most) = (slower.least, slower.most);
+        let _ = writeln!(out, "\n{}  {least:.1} to {most:.0} times as slow, at 3 GB/s of swap", paint("paging", BOLD));
+    }
+    if all.is_empty() {
+        return out;
+    }
+    let title = format!("{:<28}{:>18}{:>12}", "beside the bytes, unproven", "most likely", "limit");
+    let _ = writeln!(out, "\n{}", paint(&title, BOLD));
+    for risk in all {
+        let mark = if risk.over { "  over" } else { "" };
+        let _ = writeln!(out, "  {:<18}{:>26}{:>12}{mark}", risk.name, risk.predicted, risk.limit);
+        if risk.over {
+            let _ = writeln!(out, "    {}", paint(risk.basis, DIM));
+        }
     }
     out
 }

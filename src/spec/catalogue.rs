@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::spec::config::HYBRID;
-use crate::spec::model::ModelSpec;
+use crate::spec::model::{ModelSpec, SUPPORTED};
 
 /// One published model.
 #[derive(Clone, Debug)]
@@ -94,8 +94,10 @@ pub fn all() -> &'static [Entry] {
 
 /// One general model a size, largest first: the newest of each size.
 pub fn representatives() -> Vec<&'static Entry> {
-    let mut general: Vec<&Entry> =
-        all().iter().filter(|e| !e.specialised() && e.released.as_str() >= OLDEST_OFFERED).collect();
+    let mut general: Vec<&Entry> = all()
+        .iter()
+        .filter(|e| e.spec.experts.is_none() && !e.specialised() && e.released.as_str() >= OLDEST_OFFERED)
+        .collect();
     general.sort_by_key(|e| Reverse(e.preference()));
     let mut kept: Vec<&Entry> = Vec::new();
     for entry in general {
@@ -114,12 +116,24 @@ pub fn find(name: &str) -> Result<&'static Entry> {
     let mut by_suffix = all().iter().filter(|e| e.short_name().eq_ignore_ascii_case(wanted));
     match (whole, by_suffix.next(), by_suffix.next()) {
         (Some(entry), _, _) | (None, Some(entry), None) => Ok(entry),
-        _ => Err(Error::UnknownModel { name: name.into(), close: close_names(wanted) }),
+        _ => Err(match refused(wanted) {
+            Some(reason) => Error::UnknownArchitecture {
+                model_type: name.into(),
+                reason: Some(reason.into()),
+                supported: SUPPORTED,
+            },
+            None => Error::UnknownModel { name: name.into(), close: close_names(wanted) },
+        }),
     }
 }
 
 /// Endings that tell how a copy was converted, and nothing of its shape.
-const CONVERSIONS: [&str; 14] = [
+const CONVERSIONS: &[&str] = &[
+    "-mxfp4",
+    "-5bit",
+    "-int8",
+    "-int4",
+    "-nvfp4",
     "-4bit",
     "-6bit",
     "-8bit",
@@ -157,8 +171,9 @@ pub fn refused(name: &str) -> Option<&'static str> {
 /// The model that a converted or quantised copy was made of, such as `mlx-community/Qwen3-8B-4bit`; a base model and
 /// its instruction-tuned sister have one shape.
 pub fn find_copy(name: &str) -> Option<&'static Entry> {
-    let mut short = name.rsplit('/').next().unwrap_or(name).trim().to_lowercase();
-    short.truncate(short.find([' ', '(']).unwrap_or(short.len()));
+    // What follows in brackets is a remark.
+    let name = name.split([' ', '(']).next().unwrap_or(name);
+    let mut short = name.rsplit('/').next().unwrap_or(name).to_lowercase();
     while let Some(cut) = CONVERSIONS.iter().find_map(|end| short.strip_suffix(end).map(str::to_owned)) {
         short = cut;
     }
@@ -203,6 +218,26 @@ mod tests {
         };
         assert_eq!(close[0], "`Qwen/Qwen2.5-1.5B-Instruct`");
         assert!(matches!(find("xyzzy"), Err(Error::UnknownModel { close, .. }) if close.is_empty()));
+    }
+
+    #[test]
+    fn copies_are_known_by_what_they_were_made_of() {
+        let of = |name: &str| find_copy(name).map(|e| e.id.as_str());
+        for (copy, base) in [
+            ("mlx-community/Qwen3-8B-4bit", "Qwen/Qwen3-8B"),
+            ("mlx-community/Llama-3.2-3B-4bit", "meta-llama/Llama-3.2-3B"),
+            ("Qwen2.5-0.5B-4bit", "Qwen/Qwen2.5-0.5B-Instruct"),
+            ("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+            ("alexgusevski/gemma-3-text-4b-it-q8-mlx", "google/gemma-3-4b-it"),
+            ("mlx-community/gpt-oss-20b-MXFP4-Q8", "openai/gpt-oss-20b"),
+            ("mlx-community/Qwen3-30B-A3B-4bit", "Qwen/Qwen3-30B-A3B"),
+            ("Qwen3-4B (quantisation n/s)", "Qwen/Qwen3-4B"),
+        ] {
+            assert_eq!(of(copy), Some(base), "{copy}");
+        }
+        assert_eq!([of("google/gemma-3n-E4B"), of("HuggingFaceTB/SmolLM3-3B"), of("")], [None; 3]);
+        let hybrid = find("mlx-community/Qwen3.5-9B-4bit").unwrap_err().to_string();
+        assert!(hybrid.contains("hybrid"), "{hybrid}");
     }
 
     #[test]

@@ -72,6 +72,23 @@ fn working_set(memory: Bytes) -> Bytes {
     memory.scale(row.map_or(0.0, |w| w.fraction))
 }
 
+/// The first macOS whose working set is a larger share than two thirds or three quarters.
+const LARGER_SINCE: u32 = 26;
+
+impl Machine {
+    /// The same Mac under this version of macOS: up to 15, Metal recommends two thirds of up to 32 GB and three
+    /// quarters of more (a dozen logs in `results/field/working-set.csv`).
+    pub fn under_macos(mut self, version: u32) -> Self {
+        if self.accelerator == Accelerator::Metal {
+            let share = if self.memory.gib() <= 32.0 { 2.0 / 3.0 } else { 0.75 };
+            self.working_set =
+                if version >= LARGER_SINCE { working_set(self.memory) } else { self.memory.scale(share) };
+            self.max_buffer = self.working_set.scale(MAX_BUFFER);
+        }
+        self
+    }
+}
+
 impl Chip {
     /// Memory it is sold with, ascending.
     pub fn ram_options(&self) -> impl Iterator<Item = Bytes> {
@@ -221,6 +238,12 @@ mod tests {
         assert!((m4.working_set.as_f64() / 12_713_120_000.0 - 1.0).abs() < 1e-4);
         assert!((m4.max_buffer.as_f64() / 9_534_832_640.0 - 1.0).abs() < 1e-4);
         assert!((working_set(gib(96.0)).gib() - 96.0 * 0.81).abs() < 1e-6);
+        // exo#1672: an M4 with 16 GB under macOS 15.6 has 11,456,825,262 bytes; an M1 Max with 64 GB has 51,539,610,000.
+        let under = |m: Machine| m.under_macos(15).working_set.as_f64();
+        assert!((under(m4.clone()) / 11_456_825_262.0 - 1.0).abs() < 1e-3);
+        let max = Machine::named("M1 Max", Some(gib(64.0)), None).unwrap();
+        assert!((under(max) / 51_539_610_000.0 - 1.0).abs() < 1e-4);
+        assert_eq!(m4.clone().under_macos(26), m4);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::spec::model::{Activation, Attention, Dtype, Mlp, ModelSpec, ModelType, Norm, Positions, SUPPORTED};
+use crate::spec::model::{
+    Activation, Attention, Dtype, Experts, Mlp, ModelSpec, ModelType, Norm, Positions, SUPPORTED,
+};
 use crate::spec::rope;
 
 /// What hybrid models are refused with.
@@ -76,7 +78,11 @@ impl<'a> Config<'a> {
         let gemma = matches!(model_type, Gemma2 | Gemma3);
         let hidden_size = self.usize(&["hidden_size", "n_embd"])?;
         let num_hidden_layers = self.usize(&["num_hidden_layers", "n_layer"])?;
-        let intermediate_size = match self.usize_opt(&["intermediate_size", "n_inner"])? {
+        let experts = self.experts()?;
+        // Qwen3's file has the width of a dense MLP too, which none of its blocks has.
+        let width: &[&str] =
+            if self.model_type == "qwen3_moe" { &["moe_intermediate_size"] } else { &["intermediate_size", "n_inner"] };
+        let intermediate_size = match self.usize_opt(width)? {
             Some(n) => n,
             None if model_type == Gpt2 => 4 * hidden_size,
             None => self.usize(&["intermediate_size"])?,
@@ -96,7 +102,7 @@ impl<'a> Config<'a> {
             rope::positions(self, model_type, &attention, max_position_embeddings)?
         };
         // Transformers leaves out what equals the family's default.
-        let tied = !matches!(model_type, Llama | Mistral | Phi3 | Qwen2 | Qwen3);
+        let tied = !matches!(model_type, Llama | Mistral | Phi3 | Qwen2 | Qwen3 | GptOss);
         Ok(ModelSpec {
             model_type,
             hidden_size,
@@ -113,6 +119,7 @@ impl<'a> Config<'a> {
             post_norms: gemma,
             attention,
             mlp: self.mlp(model_type)?,
+            experts,
             positions,
             embedding_scale: if gemma { (hidden_size as f64).sqrt() } else { 1.0 },
             final_logit_softcapping: if gemma { self.f64_opt(&["final_logit_softcapping"])? } else { None },
@@ -122,6 +129,34 @@ impl<'a> Config<'a> {
                 _ => Dtype::F32,
             },
         })
+    }
+
+    /// The mixture, where the family is one.
+    fn experts(&self) -> Result<Option<Experts>> {
+        let gpt_oss = self.model_type == "gpt_oss";
+        if !gpt_oss && self.model_type != "qwen3_moe" {
+            return Ok(None);
+        }
+        // A block without experts among others would need a spec of its own.
+        if let Some(step) = self.get(&["decoder_sparse_step"]).filter(|v| v.as_u64() != Some(1)) {
+            return Err(Self::wrong("decoder_sparse_step", step, "1: every block a mixture"));
+        }
+        if let Some(dense) = self.get(&["mlp_only_layers"]).filter(|v| v.as_array().is_none_or(|l| !l.is_empty())) {
+            return Err(Self::wrong("mlp_only_layers", dense, "empty: every block a mixture"));
+        }
+        let num_experts = self.usize(&["num_experts", "num_local_experts"])?;
+        let num_experts_per_tok = self.usize(&["num_experts_per_tok", "experts_per_token"])?;
+        if num_experts == 0 || num_experts > 1 << 16 {
+            return Err(Error::invalid("num_experts", num_experts, "between 1 and 65536"));
+        }
+        if num_experts_per_tok == 0 || num_experts_per_tok > num_experts {
+            return Err(Error::invalid(
+                "num_experts_per_tok",
+                num_experts_per_tok,
+                format!("between 1 and {num_experts}"),
+            ));
+        }
+        Ok(Some(Experts { num_experts, num_experts_per_tok, gpt_oss }))
     }
 
     fn mlp(&self, model_type: ModelType) -> Result<Mlp> {
@@ -178,11 +213,13 @@ impl<'a> Config<'a> {
         let head_dim = match model_type {
             Qwen2 | Gpt2 | Starcoder2 | Phi3 => hidden_size / heads,
             Qwen3 => self.usize_opt(&["head_dim"])?.unwrap_or(128),
+            GptOss => self.usize_opt(&["head_dim"])?.unwrap_or(64),
             _ => self.usize_opt(&["head_dim"])?.unwrap_or(default_dim),
         };
         let bias = match model_type {
             Qwen2 | Gpt2 => true,
             Starcoder2 => self.bool_or(&["use_bias"], true)?,
+            GptOss => self.bool_or(&["attention_bias"], true)?,
             _ => self.bool_or(&["attention_bias"], false)?,
         };
         let scalar = if matches!(model_type, Gemma2 | Gemma3) {
@@ -209,6 +246,7 @@ impl<'a> Config<'a> {
         use ModelType::*;
         let window = match model_type {
             Mistral | Starcoder2 | Phi3 => self.usize_opt(&["sliding_window"])?,
+            GptOss => Some(self.usize_opt(&["sliding_window"])?.unwrap_or(128)),
             Gemma2 | Gemma3 => Some(self.usize_opt(&["sliding_window"])?.unwrap_or(4096)),
             Qwen2 | Qwen3 if self.bool_or(&["use_sliding_window"], false)? => {
                 Some(self.usize_opt(&["sliding_window"])?.unwrap_or(4096))
@@ -233,7 +271,7 @@ impl<'a> Config<'a> {
         Ok((0..layers)
             .map(|i| match model_type {
                 Qwen2 | Qwen3 if i < from => None,
-                Gemma2 if !i.is_multiple_of(2) => None,
+                Gemma2 | GptOss if !i.is_multiple_of(2) => None,
                 Gemma3 if pattern > 0 && (i + 1).is_multiple_of(pattern) => None,
                 _ => window,
             })
@@ -251,7 +289,9 @@ fn family(model_type: &str, map: &Map<String, Value>) -> Result<ModelType> {
         "llama" => ModelType::Llama,
         "mistral" => ModelType::Mistral,
         "qwen2" => ModelType::Qwen2,
-        "qwen3" => ModelType::Qwen3,
+        // The same attention; the experts are a field.
+        "qwen3" | "qwen3_moe" => ModelType::Qwen3,
+        "gpt_oss" => ModelType::GptOss,
         "starcoder2" => ModelType::Starcoder2,
         "gpt2" => ModelType::Gpt2,
         "gemma2" => ModelType::Gemma2,

@@ -8,6 +8,7 @@ pub mod chips;
 mod config;
 pub mod data;
 pub mod exchange;
+pub mod grid;
 pub mod machine;
 pub mod model;
 pub mod packing;

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::spec::config::Config;
 
 /// The families, by the `model_type` they carry in config.json.
-pub const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, starcoder2, gpt2, gemma2, gemma3_text, phi3";
+pub const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, starcoder2, gpt2, gemma2, gemma3_text, phi3; to plan for mlx-lm also qwen3_moe, gpt_oss";
 
 /// A family of decoders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub enum ModelType {
     Gemma2,
     Gemma3,
     Phi3,
+    #[serde(rename = "gpt_oss")]
+    GptOss,
 }
 
 /// How the hidden state is normalised before a sublayer.
@@ -61,6 +63,17 @@ pub struct Mlp {
     pub activation: Activation,
     /// Whether its projections have a bias.
     pub bias: bool,
+}
+
+/// A mixture of experts in the place of a block's MLP: a router picks a few of many small MLPs for each token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Experts {
+    /// MLPs of a block, each as wide as `intermediate_size`.
+    pub num_experts: usize,
+    /// Those that a token goes through.
+    pub num_experts_per_tok: usize,
+    /// Router and experts have biases, and attention a learned sink a head (gpt-oss).
+    pub gpt_oss: bool,
 }
 
 /// How rope frequencies are stretched beyond the trained length.
@@ -187,6 +200,9 @@ pub struct ModelSpec {
     pub attention: Attention,
     /// MLP.
     pub mlp: Mlp,
+    /// Many of them, where it is a mixture of experts. Planned for mlx-lm; our own trainer refuses it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Experts>,
     /// Positions.
     pub positions: Positions,
     /// Embeddings are multiplied by this (Gemma: the root of the hidden size).
@@ -245,6 +261,18 @@ impl ModelSpec {
             return Err(Error::invalid("head_dim", a.head_dim, "even, and at least as wide as the rotated part"));
         }
         Ok(())
+    }
+
+    /// Refuses what our own trainer does not train.
+    pub fn trained_here(&self) -> Result<()> {
+        match self.experts {
+            None => Ok(()),
+            Some(_) => Err(Error::UnknownArchitecture {
+                model_type: if self.model_type == ModelType::GptOss { "gpt_oss" } else { "qwen3_moe" }.into(),
+                reason: Some("it is a mixture of experts, which is planned for mlx-lm (`engine = \"mlx-lm\"`) but not trained here".into()),
+                supported: SUPPORTED,
+            }),
+        }
     }
 
     /// Width of all query heads together.
@@ -319,6 +347,26 @@ mod tests {
                 .to_string()
                 .contains("whole number")
         );
+    }
+
+    #[test]
+    fn mixtures_are_read_and_not_trained_here() {
+        let moe = |extra: &str| {
+            ModelSpec::from_config(&config(&format!(
+                r#","model_type":"qwen3_moe","num_experts":16,"num_experts_per_tok":2,"moe_intermediate_size":48,"head_dim":16{extra}"#
+            )))
+        };
+        let spec = moe("").unwrap();
+        assert_eq!(spec.experts, Some(Experts { num_experts: 16, num_experts_per_tok: 2, gpt_oss: false }));
+        assert_eq!((spec.intermediate_size, spec.attention.qk_norm), (48, true));
+        let refused = spec.trained_here().unwrap_err().to_string();
+        assert!(refused.contains("`qwen3_moe`") && refused.contains("mlx-lm"), "{refused}");
+        assert!(moe(r#","decoder_sparse_step":2"#).unwrap_err().to_string().contains("decoder_sparse_step"));
+        assert!(moe(r#","mlp_only_layers":[0]"#).unwrap_err().to_string().contains("mlp_only_layers"));
+        let oss = r#","model_type":"gpt_oss","num_local_experts":8,"num_experts_per_tok":4,"head_dim":16,"sliding_window":128"#;
+        let spec = ModelSpec::from_config(&config(oss)).unwrap();
+        assert_eq!(spec.attention.windows, [Some(128), None, Some(128), None]);
+        assert!(spec.attention.qkv_bias && spec.attention.o_bias && !spec.tie_word_embeddings);
     }
 
     #[test]

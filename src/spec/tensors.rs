@@ -30,6 +30,8 @@ pub enum Role {
     /// gate and up in one.
     GateUp,
     Down,
+    /// Picks the experts of a token.
+    Router,
 }
 
 /// A linear layer of a block: `y = x W^T + b`.
@@ -45,6 +47,10 @@ pub struct Projection {
     pub out_features: usize,
     /// Whether it has a bias.
     pub bias: bool,
+    /// How many of it a block has: its experts, 1 outside of mixtures.
+    pub copies: usize,
+    /// How many of those a token goes through.
+    pub active: usize,
 }
 
 impl Projection {
@@ -55,20 +61,21 @@ impl Projection {
 
     /// Parameters of its weight and bias.
     pub fn params(&self) -> u64 {
-        (self.in_features * self.out_features + if self.bias { self.out_features } else { 0 }) as u64
+        (self.copies * (self.in_features * self.out_features + if self.bias { self.out_features } else { 0 })) as u64
     }
 
-    /// Parameters of an adapter on it: A (rank x in), B (out x rank) and DoRA's magnitude (out).
+    /// Parameters of an adapter on it: A (rank x in), B (out x rank) and DoRA's magnitude (out), on each expert its own.
     pub fn lora_params(&self, lora: &Lora) -> u64 {
         let magnitude = if lora.use_dora { self.out_features } else { 0 };
-        (lora.rank * (self.in_features + self.out_features) + magnitude) as u64
+        (self.copies * (lora.rank * (self.in_features + self.out_features) + magnitude)) as u64
     }
 
     /// Bytes of what the optimizer remembers of that adapter.
     pub fn optimizer_bytes(&self, lora: &Lora, optimizer: Optimizer) -> u64 {
         let pair = optimizer.state_bytes(&[lora.rank, self.in_features])
             + optimizer.state_bytes(&[self.out_features, lora.rank]);
-        pair + if lora.use_dora { optimizer.state_bytes(&[self.out_features]) } else { 0 }
+        let magnitude = if lora.use_dora { optimizer.state_bytes(&[self.out_features]) } else { 0 };
+        self.copies as u64 * (pair + magnitude)
     }
 }
 
@@ -129,8 +136,15 @@ impl ModelSpec {
     pub fn projections(&self) -> Vec<Projection> {
         let (h, f, q, kv) = (self.hidden_size, self.intermediate_size, self.q_size(), self.kv_size());
         let (a, m) = (&self.attention, &self.mlp);
-        let make =
-            |role, path, in_features, out_features, bias| Projection { role, path, in_features, out_features, bias };
+        let make = |role, path, in_features, out_features, bias| Projection {
+            role,
+            path,
+            in_features,
+            out_features,
+            bias,
+            copies: 1,
+            active: 1,
+        };
         let gpt2 = self.model_type == ModelType::Gpt2;
         let mut list = Vec::with_capacity(7);
         if a.fused_qkv {
@@ -147,7 +161,17 @@ impl ModelSpec {
             list.push(make(Role::V, "self_attn.v_proj", h, kv, a.qkv_bias));
         }
         list.push(make(Role::O, if gpt2 { "attn.c_proj" } else { "self_attn.o_proj" }, q, h, a.o_bias));
-        if m.gated && m.fused {
+        if let Some(experts) = self.experts {
+            list.push(make(Role::Router, "mlp.gate", h, experts.num_experts, experts.gpt_oss));
+            for (role, path, wide, narrow) in [
+                (Role::Gate, "mlp.experts.gate_proj", h, f),
+                (Role::Up, "mlp.experts.up_proj", h, f),
+                (Role::Down, "mlp.experts.down_proj", f, h),
+            ] {
+                let one = make(role, path, wide, narrow, experts.gpt_oss);
+                list.push(Projection { copies: experts.num_experts, active: experts.num_experts_per_tok, ..one });
+            }
+        } else if m.gated && m.fused {
             list.push(make(Role::GateUp, "mlp.gate_up_proj", h, 2 * f, m.bias));
             list.push(make(Role::Down, "mlp.down_proj", f, h, m.bias));
         } else if m.gated {
@@ -213,7 +237,18 @@ impl ModelSpec {
             list.push(("self_attn.q_norm.weight".into(), vec![self.attention.head_dim]));
             list.push(("self_attn.k_norm.weight".into(), vec![self.attention.head_dim]));
         }
+        if self.experts.is_some_and(|e| e.gpt_oss) {
+            list.push(("self_attn.sinks".into(), vec![self.attention.num_attention_heads]));
+        }
         for p in self.projections() {
+            // Experts lie on top of each other.
+            if p.copies > 1 {
+                list.push((format!("{}.weight", p.path), vec![p.copies, p.out_features, p.in_features]));
+                if p.bias {
+                    list.push((format!("{}.bias", p.path), vec![p.copies, p.out_features]));
+                }
+                continue;
+            }
             let shape =
                 if self.conv1d() { vec![p.in_features, p.out_features] } else { vec![p.out_features, p.in_features] };
             list.push((format!("{}.weight", p.path), shape));

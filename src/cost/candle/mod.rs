@@ -20,6 +20,7 @@ use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::{Optimizer, RunConfig, Weights};
 use crate::spec::tensors::{Projection, Role};
+use crate::units::Bytes;
 
 /// Bytes of an f32.
 const F32: u64 = 4;
@@ -76,14 +77,23 @@ impl Micro {
 
 /// The ledger of an optimizer step over micro-batches of this size.
 pub fn ledger(spec: &ModelSpec, run: &RunConfig, micro: &Micro) -> Result<MemoryLedger> {
+    Ok(played(spec, run, micro, Timeline::default())?.ledger())
+}
+
+/// What candle's Metal allocator would hold for the same step, beside what is resident. Unproven on a Mac.
+pub fn pool(spec: &ModelSpec, run: &RunConfig, micro: &Micro) -> Result<Bytes> {
+    Ok(played(spec, run, micro, Timeline::pooled())?.pool())
+}
+
+fn played(spec: &ModelSpec, run: &RunConfig, micro: &Micro, t: Timeline) -> Result<Timeline> {
     let targets = spec.targets(&run.recipe.lora.target_modules)?;
     let first = run.recipe.lora.first_layer(spec.num_hidden_layers);
     let all = spec.projections();
     let linears = all.iter().map(|p| (p.clone(), targets.contains(p))).collect();
-    let mut engine = Engine { spec, run, micro, linears, first, t: Timeline::default() };
+    let mut engine = Engine { spec, run, micro, linears, first, t };
     engine.resident();
     engine.step();
-    Ok(engine.t.ledger())
+    Ok(engine.t)
 }
 
 struct Engine<'a> {

@@ -15,6 +15,7 @@ pub fn name(family: ModelType) -> &'static str {
         ModelType::Gemma2 => "gemma2",
         ModelType::Gemma3 => "gemma3",
         ModelType::Phi3 => "phi3",
+        ModelType::GptOss => "gpt-oss",
     }
 }
 

@@ -135,6 +135,7 @@ fn name(spec: &ModelSpec, source: &str) -> Option<String> {
             Role::Gate => "ffn_gate",
             Role::Up | Role::GateUp => "ffn_up",
             Role::Down => "ffn_down",
+            Role::Router => "ffn_gate_inp",
         },
     };
     Some(format!("blk.{layer}.{part}.{kind}"))

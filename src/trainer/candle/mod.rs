@@ -143,6 +143,7 @@ impl Session {
         run.check()?;
         let source = ModelSource::find(&run.model)?;
         let spec = source.spec()?;
+        spec.trained_here()?;
         if run.recipe.max_seq_length > spec.max_position_embeddings {
             let must = format!("at most {}, what `{}` was made for", spec.max_position_embeddings, run.model);
             return Err(Error::invalid("max_seq_length", run.recipe.max_seq_length, must));

@@ -1,0 +1,212 @@
+//! Limits that are not in the ledger: the pool of candle on Metal, the number of live buffers, the longest command,
+//! and what paging costs. All of them rest on reports and source code; no Mac has proved ours, so they warn and do not
+//! decide.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::{Assessment, Verdict};
+use crate::cost;
+use crate::cost::work::mlx_padded;
+use crate::error::Result;
+use crate::predict::Request;
+use crate::spec::machine::Accelerator;
+use crate::spec::run::Engine;
+use crate::units::{Bytes, Seconds};
+
+/// Something that may end a run although its bytes fit.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Risk {
+    /// What it is.
+    pub name: &'static str,
+    /// What is expected, in words.
+    pub predicted: String,
+    /// What is known to be too much.
+    pub limit: String,
+    /// It is expected to be over.
+    pub over: bool,
+    /// What it rests on.
+    pub basis: &'static str,
+}
+
+/// Live buffers that Metal allows a process (`[metal::malloc] Resource limit (499000) exceeded`, mlx#3849).
+const BUFFERS: usize = 499_000;
+
+/// Buffers that one compiled shape of a step keeps, for each block: a run over rows of 1,985 widths died at 498,920
+/// after 1,010 steps, and at 32 widths peaked at 29,967 (unsloth-zoo#918), in a model of 24 blocks.
+const BUFFERS_A_BLOCK: f64 = 39.0;
+
+/// A command of the GPU that takes longer makes a Mac with its display on unresponsive, and macOS may end it (mlx#3267);
+/// trainers that split their launches keep each below this.
+const COMMAND: f64 = 0.5;
+
+/// Bytes/s at which a Mac's SSD takes pages in and out.
+const SWAP: f64 = 3e9;
+
+/// How many times as long a step takes when it pages: at least, and at most.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Slowdown {
+    /// If only what is too much goes out and comes back once a micro-batch.
+    pub least: f64,
+    /// If every page has gone out before it is needed again, as it is when memory is walked through in order.
+    pub most: f64,
+}
+
+/// What may end this run beside its bytes.
+pub fn risks(request: &Request<'_>, assessment: &Assessment) -> Result<Vec<Risk>> {
+    if request.machine.accelerator != Accelerator::Metal {
+        return Ok(Vec::new());
+    }
+    let mut all = vec![command(request, assessment)];
+    match request.run.engine {
+        Engine::Candle => all.push(pool(request)?),
+        Engine::MlxLm => all.push(buffers(request)),
+    }
+    Ok(all)
+}
+
+fn pool(request: &Request<'_>) -> Result<Risk> {
+    let (machine, ledger) = (request.machine, request.worst_ledger()?);
+    let pool = cost::candle::pool(request.spec, request.run, &request.worst_micro())?;
+    let total = ledger.resident_total() + pool;
+    Ok(Risk {
+        name: "Metal pool",
+        predicted: total.to_string(),
+        limit: machine.working_set.to_string(),
+        over: total > machine.working_set,
+        basis: "candle's source: sizes rounded up to powers of two, nothing given back within a step",
+    })
+}
+
+/// mlx-lm compiles a step anew for each shape of a batch, and keeps it.
+fn buffers(request: &Request<'_>) -> Risk {
+    let cap = request.run.recipe.max_seq_length;
+    let shapes = match request.lengths {
+        Some(lengths) => lengths.sorted().iter().map(|&n| mlx_padded(n as usize, cap)).collect::<BTreeSet<_>>().len(),
+        None => 1,
+    };
+    let predicted = (shapes as f64 * BUFFERS_A_BLOCK * request.spec.num_hidden_layers as f64) as usize;
+    Risk {
+        name: "live buffers",
+        predicted: format!("{predicted} in {shapes} shapes"),
+        limit: BUFFERS.to_string(),
+        over: predicted > BUFFERS,
+        basis: "two runs in unsloth-zoo#918; the limit in mlx#3849",
+    }
+}
+
+/// The longest product of one command: over the vocabulary, over an MLP's matrix, or one block's scores.
+fn command(request: &Request<'_>, assessment: &Assessment) -> Risk {
+    let (spec, run) = (request.spec, request.run);
+    let work = cost::work::Work::of(run, None);
+    let rows = match run.engine {
+        Engine::MlxLm => work.rows,
+        Engine::Candle => work.rows.min(run.execution.mlp_chunk as f64),
+    };
+    let loss_rows = match run.engine {
+        Engine::MlxLm => work.rows,
+        Engine::Candle => work.rows.min(run.execution.loss_chunk as f64),
+    };
+    let h = spec.hidden_size as f64;
+    let head = 2.0 * loss_rows * h * spec.vocab_size as f64;
+    let mlp = 2.0 * rows * h * spec.intermediate_size as f64;
+    let queries = match run.engine {
+        Engine::MlxLm => work.squares(),
+        Engine::Candle => (run.execution.attention_chunk * run.recipe.max_seq_length) as f64,
+    };
+    let scores = 2.0 * queries * spec.q_size() as f64;
+    let step = &assessment.prediction;
+    let rate = step.cost.flops() / step.step_time.point.0;
+    let longest = Seconds(head.max(mlp).max(scores) / rate);
+    Risk {
+        name: "longest command",
+        predicted: longest.to_string(),
+        limit: Seconds(COMMAND).to_string(),
+        over: longest.0 > COMMAND,
+        basis: "macOS may end a longer one while a display is on (mlx#3267)",
+    }
+}
+
+/// How much slower it would be, where it pages.
+pub fn slowdown(request: &Request<'_>, assessment: &Assessment) -> Option<Slowdown> {
+    if assessment.verdict != Verdict::Pages {
+        return None;
+    }
+    let p = &assessment.prediction;
+    let taken = p.footprint.point;
+    let excess = taken.saturating_sub(request.machine.available);
+    let step = p.step_time.point.0 / request.run.accumulation() as f64;
+    let times = |moved: Bytes| 1.0 + 2.0 * moved.as_f64() / SWAP / step;
+    // Forward and backward each walk through everything.
+    Some(Slowdown { least: times(excess), most: times(taken) + times(taken) - 1.0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::assess;
+    use crate::predict::calibration::Calibration;
+    use crate::spec::catalogue;
+    use crate::spec::data::TokenLengths;
+    use crate::spec::machine::Machine;
+    use crate::spec::run::RunConfig;
+
+    fn with<T>(
+        engine: &str,
+        extra: &str,
+        machine: &Machine,
+        lengths: &TokenLengths,
+        f: impl Fn(&Request<'_>, &Assessment) -> T,
+    ) -> T {
+        let text = format!("model = \"m\"\ndata = \"d\"\nengine = \"{engine}\"\n{extra}");
+        let run = RunConfig::from_toml(&text, "run.toml".as_ref()).unwrap();
+        let spec = &catalogue::find("Qwen3-8B").unwrap().spec;
+        let calibration = &Calibration::prior(machine, run.engine);
+        let request = Request { spec, machine, run: &run, lengths: Some(lengths), calibration };
+        f(&request, &assess(&request, 0.99, None).unwrap())
+    }
+
+    #[test]
+    fn many_widths_use_up_the_buffers() {
+        let machine = Machine::named("M1 Max", Some(Bytes::from_gib(32.0)), None).unwrap();
+        let of = |lengths: Vec<u32>| {
+            let extra = "[recipe]\nmax_seq_length = 40000\n[execution]\nweights = \"q4_k\"";
+            with("mlx-lm", extra, &machine, &TokenLengths::new(lengths), |request, _| buffers(request))
+        };
+        // 1,000 rows of 20 to 39 tokens have two widths, 33 and 65.
+        let few = of((0..1000).map(|i| 20 + i % 20).collect());
+        assert_eq!((few.predicted.as_str(), few.over), ("2808 in 2 shapes", false));
+        let many = of((0..1250).map(|i| 32 * i).collect());
+        assert!(many.over && many.predicted.contains("shapes"), "{}", many.predicted);
+    }
+
+    #[test]
+    fn long_commands_and_the_pool_are_told_of() {
+        let machine = Machine::named("M1 Max", Some(Bytes::from_gib(32.0)), Some(32)).unwrap();
+        let lengths = TokenLengths::new(vec![8192]);
+        let extra = "[recipe]\nmax_seq_length = 8192\neffective_batch_size = 1\n[execution]\nweights = \"q4_k\"";
+        let (theirs, ours) = ["mlx-lm", "candle"]
+            .map(|engine| with(engine, extra, &machine, &lengths, |r, a| risks(r, a).unwrap()))
+            .into();
+        let named = |all: &[Risk], name: &str| all.iter().find(|r| r.name == name).cloned().unwrap();
+        // 10 TFLOP over the vocabulary in one product, against 512 rows of it at a time.
+        assert!(named(&theirs, "longest command").over && !named(&ours, "longest command").over);
+        assert!(named(&ours, "Metal pool").basis.contains("powers of two"));
+        let cpu = Machine { accelerator: Accelerator::Cpu, ..machine };
+        assert!(with("candle", extra, &cpu, &lengths, |r, a| risks(r, a).unwrap()).is_empty());
+    }
+
+    #[test]
+    fn a_run_that_paged_was_as_slow_as_is_said() {
+        // FR163: Qwen3-8B in 4 bits without checkpointing at 2048 tokens on an M1 Max with 32 GB took 29 s a step,
+        // and at 1024 tokens, where it does not page, 7.7 s: about 1.8 times as long as it should.
+        let machine = Machine::named("M1 Max", Some(Bytes::from_gib(32.0)), Some(32)).unwrap();
+        let extra = "[recipe]\nmax_seq_length = 2048\neffective_batch_size = 1\n[recipe.lora]\nrank = 8\n[execution]\nweights = \"q4_k\"\ngrad_checkpoint = false";
+        let lengths = TokenLengths::new(vec![2048]);
+        let (verdict, slower) = with("mlx-lm", extra, &machine, &lengths, |r, a| (a.verdict, slowdown(r, a)));
+        assert_eq!(verdict, Verdict::Pages);
+        let slower = slower.unwrap();
+        assert!(slower.least < 1.8 && 1.8 < slower.most, "{slower:?}");
+    }
+}

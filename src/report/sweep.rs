@@ -1,0 +1,305 @@
+//! The configurations of a grid, ranked: as text and as a table.
+
+use std::cmp::Reverse;
+use std::collections::HashSet;
+use std::fmt::Write;
+
+use anstyle::{AnsiColor, Color, Style};
+use serde::Serialize;
+
+use super::layout::paint;
+use crate::plan::Verdict;
+use crate::units::{Bytes, Estimate, Seconds};
+
+/// One configuration on one machine.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The machine.
+    pub machine: String,
+    /// Its values of the fields that the grid varies.
+    pub values: Vec<String>,
+    /// Whether it fits.
+    pub verdict: Verdict,
+    /// The limit that is nearest.
+    pub binds: &'static str,
+    /// What is held against that limit: most likely, and at most.
+    pub memory_bytes: Estimate<Bytes>,
+    /// Tensors at their highest.
+    pub peak_memory_bytes: Estimate<Bytes>,
+    /// The process at its highest.
+    pub footprint_bytes: Estimate<Bytes>,
+    /// Speed.
+    pub tokens_per_s: Estimate<f64>,
+    /// The whole run.
+    pub total_time_s: Estimate<Seconds>,
+    /// Parameters that learn.
+    pub trainable_params: u64,
+    /// Of the base model.
+    pub base_params: u64,
+    /// What is learned: runs of the same number learn the same, and differ in how they are run.
+    pub recipe: usize,
+    /// Longest example, and rank, which order recipes of the same model.
+    #[serde(skip)]
+    pub reach: (usize, usize),
+    /// No other that fits here and learns the same is both faster and smaller.
+    pub front: bool,
+    /// The fastest that fits here of all that learn the same.
+    pub best: bool,
+    /// Measured speed and footprint, where it was run.
+    pub measured: Option<(f64, Bytes)>,
+}
+
+/// Everything that a sweep found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sweep {
+    /// The fields that vary.
+    pub varied: Vec<String>,
+    /// Ranked, machine by machine: what fits first; of that the largest model, the longest examples, the highest rank,
+    /// and then the fastest.
+    pub rows: Vec<Row>,
+    /// Combinations that are no runs, and why the first is not.
+    pub refused: Option<(usize, String)>,
+    /// Probability that the upper bounds hold.
+    pub confidence: f64,
+}
+
+const YELLOW: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Yellow)));
+const RED: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Red)));
+
+/// Rows shown for each machine.
+const SHOWN: usize = 8;
+/// Characters of a value that are shown at most, and those that it keeps on the shortest line.
+const WIDEST: usize = 24;
+const NARROWEST: usize = 6;
+/// Characters of the time.
+const TIME: usize = 12;
+
+impl Sweep {
+    /// Sorts the rows and marks the front of every machine; the machines stay in their order.
+    pub fn rank(mut self) -> Self {
+        let mut machines: Vec<String> = Vec::new();
+        for row in &self.rows {
+            if !machines.contains(&row.machine) {
+                machines.push(row.machine.clone());
+            }
+        }
+        self.rows.sort_by_key(|row| {
+            let place = machines.iter().position(|m| *m == row.machine);
+            let slowness = Reverse(row.tokens_per_s.point.to_bits()); // no speed is negative
+            let learned = (Reverse(row.base_params), Reverse(row.reach), row.recipe);
+            (place, row.verdict, learned, slowness, row.memory_bytes.high)
+        });
+        let mut smallest: Option<(String, usize, Bytes)> = None;
+        for row in self.rows.iter_mut().filter(|r| r.verdict == Verdict::Fits) {
+            // The fastest of a recipe comes first: a later one is on the front if it is smaller than all before it.
+            let before =
+                smallest.take().filter(|(machine, recipe, _)| *machine == row.machine && *recipe == row.recipe);
+            row.best = before.is_none();
+            row.front = before.as_ref().is_none_or(|(_, _, bytes)| row.memory_bytes.high < *bytes);
+            let bytes = before.map_or(row.memory_bytes.high, |(_, _, bytes)| bytes.min(row.memory_bytes.high));
+            smallest = Some((row.machine.clone(), row.recipe, bytes));
+        }
+        self
+    }
+
+    /// The first screen: for every machine how many fit, and the best of them.
+    pub fn text(&self, csv: &str, width: usize) -> String {
+        let mut out = String::new();
+        let mut seen = HashSet::new();
+        for row in &self.rows {
+            if seen.insert(&row.machine) {
+                self.machine(&row.machine, width, &mut out);
+            }
+        }
+        if let Some((n, why)) = &self.refused {
+            let _ = writeln!(out, "{n} combinations are no runs, the first because {why}");
+        }
+        let _ = writeln!(out, "all {} in {csv}", self.rows.len());
+        out
+    }
+
+    fn machine(&self, name: &str, width: usize, out: &mut String) {
+        let rows: Vec<&Row> = self.rows.iter().filter(|r| r.machine == name).collect();
+        let fit = rows.iter().filter(|r| r.verdict == Verdict::Fits).count();
+        let best: Vec<&Row> = rows.iter().filter(|r| r.best).copied().collect();
+        // Where nothing fits, what comes nearest to it.
+        let shown: Vec<&Row> = if best.is_empty() { &rows } else { &best }.iter().take(SHOWN).copied().collect();
+        let recipes = rows.iter().map(|r| r.recipe).collect::<HashSet<_>>().len();
+        let _ = writeln!(out, "{}", paint(name, Style::new().bold()));
+        let sure = 100.0 * self.confidence;
+        let _ = writeln!(
+            out,
+            "{fit} of {} runs fit ({sure:.0} % sure), for {} of {recipes} recipes; each at its fastest:\n",
+            rows.len(),
+            best.len()
+        );
+        let mut columns: Vec<(&str, usize)> =
+            self.varied.iter().enumerate().map(|(i, f)| column(i, f, &shown)).collect();
+        // Where the line is short, the time goes, which follows from the speed; then the widest values are cut.
+        let taken = |columns: &[(&str, usize)]| {
+            2 + columns.iter().map(|(_, w)| w + 2).sum::<usize>() + 9 + 8 + if best.is_empty() { 6 } else { 0 }
+        };
+        let timed = taken(&columns) + TIME <= width;
+        while taken(&columns) > width
+            && let Some(widest) = columns.iter_mut().max_by_key(|(_, w)| *w).filter(|(_, w)| *w > NARROWEST)
+        {
+            widest.1 -= 1;
+        }
+        let mut head = String::from("  ");
+        columns.iter().for_each(|(title, w)| _ = write!(head, "{title:<w$.w$}  "));
+        let time = if timed { format!("{:>TIME$}", "time") } else { String::new() };
+        let _ =
+            writeln!(out, "{head}{}{:>9}{:>8}{time}", if best.is_empty() { "      " } else { "" }, "at most", "tok/s");
+        for row in &shown {
+            let mut line = String::from("  ");
+            for (value, (_, w)) in row.values.iter().zip(&columns) {
+                let cut: String = brief(value).chars().take(*w).collect();
+                let _ = write!(line, "{cut:<w$}  ");
+            }
+            let verdict = match row.verdict {
+                Verdict::Fits => String::new(), // said above
+                Verdict::Tight => paint("tight ", YELLOW),
+                Verdict::Pages => paint("pages ", YELLOW),
+                Verdict::DoesNotFit => paint("no    ", RED),
+            };
+            let memory = row.memory_bytes.high.to_string();
+            let time = if timed { format!("{:>TIME$}", row.total_time_s.point.to_string()) } else { String::new() };
+            let _ = writeln!(out, "{line}{verdict}{memory:>9}{:>8.0}{time}", row.tokens_per_s.point);
+            if let Some((speed, footprint)) = row.measured {
+                let _ = writeln!(out, "      measured: {speed:.0} tokens/s, {footprint}");
+            }
+        }
+        let more = best.len().saturating_sub(SHOWN);
+        let _ = writeln!(out, "{}", if more > 0 { format!("  and {more} more\n") } else { String::new() });
+    }
+
+    /// Columns and rows of the CSV.
+    pub fn csv(&self) -> (Vec<String>, Vec<Vec<String>>) {
+        let fixed = [
+            "verdict",
+            "binds",
+            "memory_bytes",
+            "memory_bytes_high",
+            "peak_memory_bytes",
+            "footprint_bytes",
+            "footprint_bytes_high",
+            "tokens_per_s",
+            "tokens_per_s_low",
+            "tokens_per_s_high",
+            "total_time_s",
+            "trainable_params",
+            "recipe",
+            "best",
+            "front",
+            "measured_tokens_per_s",
+            "measured_footprint_bytes",
+        ];
+        let head = std::iter::once("machine").chain(self.varied.iter().map(String::as_str)).chain(fixed);
+        let line = |row: &Row| {
+            let measured = row.measured.map(|(speed, footprint)| (speed.to_string(), footprint.0.to_string()));
+            let (speed, footprint) = measured.unwrap_or_default();
+            let mut line = vec![row.machine.clone()];
+            line.extend(row.values.iter().cloned());
+            line.extend([
+                row.verdict.name().into(),
+                row.binds.into(),
+                row.memory_bytes.point.0.to_string(),
+                row.memory_bytes.high.0.to_string(),
+                row.peak_memory_bytes.point.0.to_string(),
+                row.footprint_bytes.point.0.to_string(),
+                row.footprint_bytes.high.0.to_string(),
+                format!("{:.3}", row.tokens_per_s.point),
+                format!("{:.3}", row.tokens_per_s.low),
+                format!("{:.3}", row.tokens_per_s.high),
+                format!("{:.1}", row.total_time_s.point.0),
+                row.trainable_params.to_string(),
+                row.recipe.to_string(),
+                row.best.to_string(),
+                row.front.to_string(),
+                speed,
+                footprint,
+            ]);
+            line
+        };
+        (head.map(str::to_owned).collect(), self.rows.iter().map(line).collect())
+    }
+}
+
+/// Title and width of a column of values.
+fn column<'a>(i: usize, field: &'a str, rows: &[&Row]) -> (&'a str, usize) {
+    let last = field.rsplit('.').next().unwrap_or(field);
+    let title = match last {
+        "max_seq_length" => "tokens",
+        "effective_batch_size" => "effective",
+        "batch_size" => "batch",
+        "grad_checkpoint" => "ckpt",
+        "target_modules" => "targets",
+        other => other,
+    };
+    let widest = rows.iter().map(|r| brief(&r.values[i]).chars().count()).chain([title.len()]).max().unwrap_or(0);
+    (title, widest.min(WIDEST))
+}
+
+/// A model without its maker.
+fn brief(value: &str) -> &str {
+    value.rsplit('/').next().unwrap_or(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(machine: &str, verdict: Verdict, gib: f64, speed: f64) -> Row {
+        let bytes = Bytes::from_gib(gib);
+        let memory = Estimate { point: bytes, low: bytes, high: bytes, level: 0.9 };
+        Row {
+            machine: machine.into(),
+            values: vec![format!("{gib}")],
+            verdict,
+            binds: "budget",
+            memory_bytes: memory,
+            peak_memory_bytes: memory,
+            footprint_bytes: memory,
+            tokens_per_s: Estimate { point: speed, low: speed, high: speed, level: 0.9 },
+            total_time_s: Estimate { point: Seconds(1.0), low: Seconds(1.0), high: Seconds(1.0), level: 0.9 },
+            trainable_params: 7,
+            base_params: 0,
+            recipe: 0,
+            reach: (0, 0),
+            front: false,
+            best: false,
+            measured: None,
+        }
+    }
+
+    #[test]
+    fn recipes_come_first_and_each_at_its_fastest() {
+        let mut rows = vec![
+            row("b", Verdict::DoesNotFit, 9.0, 900.0),
+            row("b", Verdict::Fits, 4.0, 100.0),
+            row("b", Verdict::Fits, 5.0, 90.0),
+            row("a", Verdict::Tight, 1.0, 10.0),
+            row("b", Verdict::Fits, 2.0, 50.0),
+            row("b", Verdict::Fits, 7.0, 5.0),
+            row("a", Verdict::Fits, 3.0, 10.0),
+        ];
+        (rows[5].recipe, rows[5].reach) = (1, (2048, 8));
+        let sweep = Sweep { varied: vec!["x".into()], rows, refused: None, confidence: 0.99 }.rank();
+        let order: Vec<(&str, f64, bool, bool)> =
+            sweep.rows.iter().map(|r| (&*r.machine, r.memory_bytes.high.gib(), r.best, r.front)).collect();
+        let expected = [
+            ("b", 7.0, true, true),
+            ("b", 4.0, true, true),
+            ("b", 5.0, false, false),
+            ("b", 2.0, false, true),
+            ("b", 9.0, false, false),
+            ("a", 3.0, true, true),
+            ("a", 1.0, false, false),
+        ];
+        assert_eq!(order, expected);
+        let (head, lines) = sweep.csv();
+        assert!(lines.iter().all(|l| l.len() == head.len()) && head[1] == "x");
+        let text = sweep.text("t.csv", 80);
+        assert!(text.contains("4 of 5 runs fit") && text.contains("2 of 2 recipes"), "{text}");
+    }
+}
