@@ -137,6 +137,11 @@ impl Bench {
 
     /// Writes one down and learns from it.
     pub fn add(&mut self, measurement: Measurement) -> Result<()> {
+        // What the machine was said to be when it was first measured: whoever reads the table elsewhere needs its rates.
+        let machine = self.path.with_file_name("machine.json");
+        if !machine.exists() {
+            store::save_json(&machine, &self.machine)?;
+        }
         store::append_csv(&self.path, &row::header(), &measurement.to_row()?)?;
         self.measurements.push(measurement);
         self.refit()

@@ -1,4 +1,4 @@
-//! Memory of mlx-lm's LoRA trainer (0.28.2 and later), as `mx.get_peak_memory` counts it.
+//! Memory of mlx-lm's LoRA trainer on Metal (0.28.2 and later), as `mx.get_peak_memory` counts it.
 //!
 //! mlx-lm keeps the base and the activations in the model's format, adapters and Adam in f32, and the logits of a
 //! whole micro-batch. MLX has no fused backward of attention, so one layer's scores are quadratic in the length.

@@ -3,6 +3,7 @@
 pub mod candle;
 pub mod ledger;
 pub mod mlx;
+pub mod mlx_cpu;
 pub mod params;
 pub mod pool;
 pub mod time;
@@ -10,7 +11,7 @@ pub mod timeline;
 pub mod work;
 
 use crate::error::Result;
-use crate::spec::machine::Machine;
+use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, RunConfig};
 use ledger::MemoryLedger;
@@ -31,6 +32,10 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, machine: &Machine, heaviest: He
             spec.trained_here()?;
             candle::ledger(spec, run, &candle::Micro::full(run.execution.batch_size, heaviest, machine))
         }
-        Engine::MlxLm => mlx::ledger(spec, run, heaviest.tokens_per_row),
+        Engine::MlxLm => match machine.accelerator {
+            // Experts were not measured on a CPU.
+            Accelerator::Cpu if spec.experts.is_none() => mlx_cpu::ledger(spec, run, heaviest.tokens_per_row),
+            Accelerator::Cpu | Accelerator::Metal => mlx::ledger(spec, run, heaviest.tokens_per_row),
+        },
     }
 }
