@@ -152,7 +152,7 @@ fn an_adapter_goes_to_mlx_lm_and_back_unchanged() {
         assert_eq!((first.about.rank, first.about.alpha), (last.about.rank, last.about.alpha));
         assert_eq!(first.paths().collect::<Vec<_>>(), last.paths().collect::<Vec<_>>());
         for path in first.paths() {
-            let (a, b) = (first.pair(path).unwrap(), last.pair(path).unwrap());
+            let (a, b) = (first.adapter(path).unwrap(), last.adapter(path).unwrap());
             assert_eq!(a.a.to_vec2::<f32>().unwrap(), b.a.to_vec2::<f32>().unwrap(), "{path}");
             assert_eq!(a.b.to_vec2::<f32>().unwrap(), b.b.to_vec2::<f32>().unwrap(), "{path}");
         }

@@ -12,7 +12,7 @@ use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{RunConfig, Weights};
 use headroom::spec::storage::Format;
 use headroom::trainer::batches::Batches;
-use headroom::trainer::candle::adamw::{self, AdamW};
+use headroom::trainer::candle::optimizer::{self, Optimizer};
 use headroom::trainer::candle::frozen::Stored;
 use headroom::trainer::candle::linear::Adapter;
 use headroom::trainer::candle::model::{Decoder, MicroBatch};
@@ -68,7 +68,8 @@ fn open(path: &Path, weights: &str) -> Model {
         let fresh = adapter::fresh(&decoder.sites[i], i, 4, 7, &Device::Cpu).unwrap();
         let (out, rank) = fresh.b.dims2().unwrap();
         let b: Vec<f32> = (0..out * rank).map(|j| 0.05 * ((j + i) as f32).sin()).collect();
-        decoder.set_adapter(i, Adapter { a: fresh.a, b: Tensor::from_vec(b, (out, rank), &Device::Cpu).unwrap() });
+        let b = Tensor::from_vec(b, (out, rank), &Device::Cpu).unwrap();
+        decoder.set_adapter(i, Adapter { b, ..fresh }).unwrap();
     }
     Model { run, spec, decoder }
 }
@@ -94,7 +95,7 @@ fn study(mut model: Model) -> Studied {
     let rows: Vec<Example> =
         [(9, 1), (31, 2), (17, 3)].map(|(n, k)| Example { tokens: tokens(n, k), prompt: 0 }).into();
     let mut batches = Batches::new(&rows, &model.run, false);
-    let mut optimizer = AdamW::new(&model.decoder, 0.01).unwrap();
+    let mut optimizer = Optimizer::new(&model.decoder, &Recipe { weight_decay: 0.01, ..model.run.recipe.clone() }).unwrap();
     let (mut first, mut losses) = (Vec::new(), Vec::new());
     for step in 0..4 {
         let micro_batches = batches.step(step);
@@ -111,8 +112,8 @@ fn study(mut model: Model) -> Studied {
             first = (0..model.decoder.sites.len()).map(both).collect();
         }
         losses.push(loss);
-        let norm = adamw::grad_norm(&grads).unwrap();
-        optimizer.step(&mut model.decoder, adamw::clip(grads, norm, 1.0).unwrap(), 1e-2).unwrap();
+        let norm = optimizer::grad_norm(&grads).unwrap();
+        optimizer.step(&mut model.decoder, optimizer::clip(grads, norm, 1.0).unwrap(), 1e-2).unwrap();
     }
     Studied { logits, grads: first, losses }
 }

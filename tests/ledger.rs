@@ -13,9 +13,9 @@ use headroom::spec::machine::Accelerator;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{RunConfig, Weights};
 use headroom::trainer::batches::pack;
-use headroom::trainer::candle::adamw::{self, AdamW};
 use headroom::trainer::candle::adapter;
 use headroom::trainer::candle::model::Decoder;
+use headroom::trainer::candle::optimizer::{self, Optimizer};
 use headroom::trainer::memory;
 use headroom::trainer::rows::Example;
 use headroom::trainer::source::ModelSource;
@@ -48,6 +48,9 @@ fn config(family: &str, rng: &mut ChaCha8Rng) -> String {
 }
 
 fn run(rng: &mut ChaCha8Rng, spec: &ModelSpec) -> RunConfig {
+    // Drawn apart, so that what was there before stays as it was.
+    let more = &mut rng.clone();
+    more.set_stream(1);
     let batch = rng.random_range(1..4);
     let names: Vec<String> = spec.projections().iter().map(|p| format!("\"{}\"", p.name())).collect();
     let some = names[rng.random_range(0..names.len())].clone();
@@ -61,10 +64,14 @@ fn run(rng: &mut ChaCha8Rng, spec: &ModelSpec) -> RunConfig {
         max_seq_length = {seq}
         effective_batch_size = {effective}
         shuffle = false
+        packing = {packing}
+        optimizer = "{optimizer}"
         [recipe.lora]
         rank = {rank}
         target_modules = {targets}
         num_layers = {layers}
+        use_dora = {dora}
+        dropout = {dropout}
         [execution]
         batch_size = {batch}
         grad_checkpoint = {checkpoint}
@@ -76,6 +83,10 @@ fn run(rng: &mut ChaCha8Rng, spec: &ModelSpec) -> RunConfig {
         seq = rng.random_range(200..900),
         effective = batch * rng.random_range(1..3),
         rank = rng.random_range(1..20),
+        optimizer = ["adamw", "adamw_8bit", "adafactor"][more.random_range(0..3)],
+        packing = more.random_bool(0.3),
+        dora = more.random_bool(0.4),
+        dropout = [0.0, 0.1][usize::from(more.random_bool(0.3))],
         checkpoint = rng.random_bool(0.7),
         weights =
             ["f32", "f16", "bf16", "int8", "q8_0", "q6_k", "q4_k", "q4_0", "stored", "stored"][rng.random_range(0..10)],
@@ -108,6 +119,9 @@ fn measure(case: u64) -> (f64, f64, String) {
     let spec = source.spec().unwrap();
     let micro = run.execution.batch_size;
     let lengths: Vec<usize> = (0..micro).map(|_| rng.random_range(2..=run.recipe.max_seq_length)).collect();
+    // Packed: the same rows, each of several examples.
+    let parts = if run.recipe.packing { rng.random_range(1..5) } else { 1 };
+    let lengths: Vec<usize> = lengths.iter().flat_map(|n| vec![(n / parts).max(2); parts]).collect();
     let examples: Vec<Example> =
         lengths.iter().map(|n| Example { tokens: (0..*n as u32).map(|t| t % 500).collect(), prompt: 0 }).collect();
 
@@ -115,16 +129,16 @@ fn measure(case: u64) -> (f64, f64, String) {
     let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, &Device::Cpu).unwrap();
     for i in 0..decoder.sites.len() {
         let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, &Device::Cpu).unwrap();
-        decoder.set_adapter(i, fresh);
+        decoder.set_adapter(i, fresh).unwrap();
     }
-    let mut optimizer = AdamW::new(&decoder, 0.0).unwrap();
+    let mut optimizer = Optimizer::new(&decoder, &run.recipe).unwrap();
     let batch = pack(&examples.iter().collect::<Vec<_>>(), &run, false);
-    let step = |decoder: &mut Decoder, optimizer: &mut AdamW| {
+    let step = |decoder: &mut Decoder, optimizer: &mut Optimizer| {
         let mut grads = decoder.no_grads();
         for _ in 0..run.accumulation() {
             decoder.loss_and_grads(&batch, 1e-3, (0, 0), &mut grads).unwrap();
         }
-        let grads = adamw::clip(grads, 10.0, 1.0).unwrap();
+        let grads = optimizer::clip(grads, 10.0, 1.0).unwrap();
         optimizer.step(decoder, grads, 1e-4).unwrap();
     };
     // The first step warms the product's packing buffers, which stay.
@@ -134,9 +148,9 @@ fn measure(case: u64) -> (f64, f64, String) {
     let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, &Device::Cpu).unwrap();
     for i in 0..decoder.sites.len() {
         let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, &Device::Cpu).unwrap();
-        decoder.set_adapter(i, fresh);
+        decoder.set_adapter(i, fresh).unwrap();
     }
-    let mut optimizer = AdamW::new(&decoder, 0.0).unwrap();
+    let mut optimizer = Optimizer::new(&decoder, &run.recipe).unwrap();
     memory::reset_peak();
     step(&mut decoder, &mut optimizer);
     let counted = memory::peak().saturating_sub(before).saturating_sub(packing);
@@ -147,7 +161,14 @@ fn measure(case: u64) -> (f64, f64, String) {
     let phase = predicted.tallest().map(|p| p.name.clone()).unwrap_or_default();
     // The product's buffers depend on the processor's cache and were taken off the count.
     let slabs: f64 = predicted.resident.iter().filter(|i| i.name == SLABS).map(|i| i.bytes.as_f64()).sum();
-    (predicted.peak().as_f64() - slabs, counted.as_f64(), format!("case {case} {family} {phase} {:?}", run.execution))
+    (
+        predicted.peak().as_f64() - slabs,
+        counted.as_f64(),
+        format!(
+            "case {case} {family} {phase} {:?} {:?} {:?} {:?}",
+            run.recipe.packing, run.recipe.optimizer, run.recipe.lora, run.execution
+        ),
+    )
 }
 
 #[test]

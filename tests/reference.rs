@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use headroom::spec::model::ModelSpec;
-use headroom::spec::run::RunConfig;
-use headroom::trainer::batches::{Batches, pack};
-use headroom::trainer::candle::adamw::{self, AdamW};
+use headroom::spec::run::{Recipe, RunConfig};
+use headroom::trainer::batches::{self, Batches, pack};
 use headroom::trainer::candle::block::Grads;
 use headroom::trainer::candle::linear::Adapter;
 use headroom::trainer::candle::model::{Decoder, MicroBatch};
+use headroom::trainer::candle::optimizer::{self, Optimizer};
 use headroom::trainer::candle::{adapter, learning_rate};
 use headroom::trainer::rows::Example;
 use headroom::trainer::source::ModelSource;
@@ -36,8 +36,25 @@ const FAMILIES: [&str; 14] = [
     "phi3",
 ];
 
+/// Other adapters and another optimizer on some of these: name, model, and what `run.toml` says of them.
+const VARIANTS: [(&str, &str, &str); 6] = [
+    ("llama_rslora", "llama", "lora = { rank = 4, alpha = 6, use_rslora = true }"),
+    ("qwen2_dora", "qwen2", "lora = { rank = 4, alpha = 6, use_dora = true }"),
+    ("gpt2_dora", "gpt2", "lora = { rank = 4, alpha = 6, use_dora = true }"),
+    ("gemma3_dora", "gemma3", "lora = { rank = 4, alpha = 6, use_dora = true }"),
+    ("phi3_dora_rslora", "phi3", "lora = { rank = 4, alpha = 6, use_dora = true, use_rslora = true }"),
+    ("qwen2_dora_adafactor", "qwen2", "lora = { rank = 4, alpha = 6, use_dora = true }\noptimizer = \"adafactor\""),
+];
+
+/// Every fixture with an adapter.
+fn all() -> impl Iterator<Item = &'static str> {
+    FAMILIES.into_iter().chain(VARIANTS.into_iter().map(|(name, ..)| name))
+}
+
 struct Fixture {
+    /// Where the model is, and where the adapter and what it gives.
     folder: PathBuf,
+    adapter: PathBuf,
     reference: Value,
     rows: Vec<Example>,
     run: RunConfig,
@@ -59,11 +76,20 @@ fn tokens(value: &Value) -> Vec<u32> {
 
 /// `execution` is TOML for `[execution]`: small odd chunks, so that every seam is crossed.
 fn open(family: &str, execution: &str) -> Fixture {
+    opened(family, None, execution)
+}
+
+/// The same, with this in `[recipe]` in the place of what the fixture was made with.
+fn opened(family: &str, learning: Option<&'static str>, execution: &str) -> Fixture {
     // The same tests once more, by candle's operations alone: see tests/composed.rs.
     if env!("CARGO_CRATE_NAME") == "composed" {
         headroom::trainer::candle::ops::compose_everything();
     }
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference").join(family);
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference");
+    let plain = (family, family, "lora = { rank = 4, alpha = 6 }");
+    let (name, family, made_with) = VARIANTS.into_iter().find(|(name, ..)| *name == family).unwrap_or(plain);
+    let learning = learning.unwrap_or(made_with);
+    let folder = fixtures.join(family);
     let text = format!(
         r#"
         model = "{family}"
@@ -77,7 +103,7 @@ fn open(family: &str, execution: &str) -> Fixture {
         weight_decay = 0.01
         max_grad_norm = 1.0
         shuffle = false
-        lora = {{ rank = 4, alpha = 6 }}
+        {learning}
         [execution]
         {execution}
         "#
@@ -90,14 +116,15 @@ fn open(family: &str, execution: &str) -> Fixture {
     let rows = rows
         .lines()
         .map(|l| Example { tokens: tokens(&serde_json::from_str::<Value>(l).unwrap()["tokens"]), prompt: 0 });
-    Fixture { reference: json(&folder.join("reference.json")), rows: rows.collect(), folder, run, spec, decoder }
+    let reference = json(&fixtures.join(name).join("reference.json"));
+    Fixture { reference, rows: rows.collect(), adapter: fixtures.join(name), folder, run, spec, decoder }
 }
 
 const ODD: &str = "weights = \"f32\"\nbatch_size = 2\nloss_chunk = 7\nattention_chunk = 5\nmlp_chunk = 11";
 
 fn adapted(family: &str, execution: &str) -> Fixture {
     let mut fixture = open(family, execution);
-    adapter::load(&mut fixture.decoder, &fixture.run, &fixture.folder.join("adapter")).unwrap();
+    adapter::load(&mut fixture.decoder, &fixture.run, &fixture.adapter.join("adapter")).unwrap();
     fixture
 }
 
@@ -117,6 +144,8 @@ fn logits_equal_transformers() {
     for family in FAMILIES {
         let error = worst_logit(&open(family, ODD), "base_logits");
         assert!(error < 1e-4, "{family}: base logits differ by {error}");
+    }
+    for family in all() {
         let error = worst_logit(&adapted(family, ODD), "adapter_logits");
         assert!(error < 1e-4, "{family}: adapted logits differ by {error}");
     }
@@ -144,20 +173,27 @@ fn first_step(fixture: &Fixture) -> (f64, Grads) {
     (loss, grads)
 }
 
+/// How many tensors of a site learn.
+fn parts(fixture: &Fixture, site: usize) -> usize {
+    fixture.decoder.adapter(site).unwrap().tensors().count()
+}
+
 #[test]
 fn every_adapter_gets_the_gradient_that_peft_gets() {
-    for family in FAMILIES {
+    for family in all() {
         for checkpoint in [true, false] {
             let fixture = adapted(family, &format!("{ODD}\ngrad_checkpoint = {checkpoint}"));
             let expected: HashMap<String, Tensor> =
-                candle_core::safetensors::load(fixture.folder.join("grads.safetensors"), &Device::Cpu).unwrap();
+                candle_core::safetensors::load(fixture.adapter.join("grads.safetensors"), &Device::Cpu).unwrap();
             let (_, grads) = first_step(&fixture);
-            assert_eq!(expected.len(), 2 * fixture.decoder.sites.len(), "{family}: number of adapters");
+            let ours: usize = (0..fixture.decoder.sites.len()).map(|i| parts(&fixture, i)).sum();
+            assert_eq!(expected.len(), ours, "{family}: number of tensors that learn");
             for (i, site) in fixture.decoder.sites.iter().enumerate() {
                 let grad = grads[fixture.decoder.place(i)]
                     .as_ref()
                     .unwrap_or_else(|| panic!("{family}: {} has no gradient", site.path));
-                for (part, ours) in [("lora_A", &grad.a), ("lora_B", &grad.b)] {
+                assert_eq!(grad.tensors().count(), parts(&fixture, i));
+                for (part, ours) in ["lora_A", "lora_B", "lora_magnitude_vector"].into_iter().zip(grad.tensors()) {
                     let name = format!("base_model.model.{}.{part}", site.path);
                     let found = expected.iter().find(|(n, _)| n.starts_with(&name)).unwrap_or_else(|| panic!("{name}"));
                     let theirs = found.1.to_dtype(DType::F32).unwrap();
@@ -173,9 +209,9 @@ fn every_adapter_gets_the_gradient_that_peft_gets() {
 
 #[test]
 fn twenty_steps_equal_peft() {
-    for family in FAMILIES {
+    for family in all() {
         let mut fixture = adapted(family, ODD);
-        let mut optimizer = AdamW::new(&fixture.decoder, fixture.run.recipe.weight_decay).unwrap();
+        let mut optimizer = Optimizer::new(&fixture.decoder, &fixture.run.recipe).unwrap();
         let (losses, norms) = (numbers(&fixture.reference["losses"]), numbers(&fixture.reference["grad_norms"]));
         let mut batches = Batches::new(&fixture.rows, &fixture.run, false);
         for (step, (expected_loss, expected_norm)) in losses.iter().zip(&norms).enumerate() {
@@ -185,11 +221,11 @@ fn twenty_steps_equal_peft() {
             for batch in &micro_batches {
                 loss += scale * fixture.decoder.loss_and_grads(batch, scale, (0, 0), &mut grads).unwrap();
             }
-            let norm = adamw::grad_norm(&grads).unwrap();
+            let norm = optimizer::grad_norm(&grads).unwrap();
             let relative = |a: f64, b: f64| ((a - b) / b).abs();
             assert!(relative(loss, *expected_loss) < 1e-4, "{family} step {step}: loss {loss}, PEFT {expected_loss}");
             assert!(relative(norm, *expected_norm) < 1e-3, "{family} step {step}: norm {norm}, PEFT {expected_norm}");
-            let grads = adamw::clip(grads, norm, fixture.run.recipe.max_grad_norm).unwrap();
+            let grads = optimizer::clip(grads, norm, fixture.run.recipe.max_grad_norm).unwrap();
             optimizer.step(&mut fixture.decoder, grads, learning_rate(&fixture.run, step, 20)).unwrap();
         }
         assert_eq!(losses.len(), 20);
@@ -211,6 +247,88 @@ fn micro_batches_and_chunks_do_not_change_what_is_learned() {
     }
 }
 
+/// Sum of the cross-entropies and its gradients, of micro-batches one after the other.
+fn losses_and_grads(fixture: &Fixture, batches: &[MicroBatch], scale: f64) -> (f64, Grads) {
+    let mut grads = fixture.decoder.no_grads();
+    let of = |batch| fixture.decoder.loss_and_grads(batch, scale, (3, 4), &mut grads).unwrap();
+    (batches.iter().map(of).sum(), grads)
+}
+
+/// Packing changes nothing for an example: it stands at its own positions and sees only itself.
+#[test]
+fn a_packed_row_is_its_examples_one_by_one() {
+    for family in all() {
+        let mut fixture = adapted(family, ODD);
+        fixture.run.recipe.packing = true;
+        let packed = Batches::new(&fixture.rows, &fixture.run, false).step(0);
+        let examples: Vec<&Example> = {
+            let rows = batches::rows(&fixture.rows, &fixture.run);
+            rows[..4].iter().flatten().map(|&i| &fixture.rows[i]).collect()
+        };
+        assert!(packed.iter().map(|b| b.examples.len()).sum::<usize>() == examples.len() && examples.len() > 4);
+        let alone: Vec<MicroBatch> = examples.iter().map(|e| pack(&[e], &fixture.run, false)).collect();
+        let (loss, grads) = losses_and_grads(&fixture, &packed, 0.01);
+        let (expected_loss, expected) = losses_and_grads(&fixture, &alone, 0.01);
+        assert!((loss / expected_loss - 1.0).abs() < 1e-6, "{family}: {loss} {expected_loss}");
+        for (a, b) in grads.iter().flatten().zip(expected.iter().flatten()) {
+            for (a, b) in a.tensors().zip(b.tensors()) {
+                let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+                let error = norm(&(a - b).unwrap()) / norm(b);
+                assert!(error < 1e-4, "{family}: {error}");
+            }
+        }
+    }
+}
+
+/// In every family, with dropout drawn, every tensor that learns has a gradient that is not zero, and along it the
+/// loss rises as the gradient says. DoRA's A and B have the norm held, so there it is the magnitude that is tried.
+#[test]
+fn the_loss_rises_along_every_gradient() {
+    let kinds = [
+        "lora = { rank = 4, alpha = 6, dropout = 0.3 }",
+        "lora = { rank = 4, alpha = 6, dropout = 0.3, use_dora = true }",
+    ];
+    for (family, kind) in FAMILIES.into_iter().flat_map(|family| kinds.map(|kind| (family, kind))) {
+        let dora = kind.contains("use_dora");
+        let mut fixture = opened(family, Some(kind), ODD);
+        let start = adapted(family, ODD);
+        for i in 0..start.decoder.sites.len() {
+            fixture.decoder.set_adapter(i, start.decoder.adapter(i).unwrap().clone()).unwrap();
+        }
+        let batch = [pack(&[&fixture.rows[1], &fixture.rows[2]], &fixture.run, false)];
+        let scale = 1.0 / batch[0].targets.len() as f64;
+        let (_, grads) = losses_and_grads(&fixture, &batch, scale);
+        let old: Vec<Adapter> =
+            (0..fixture.decoder.sites.len()).map(|i| fixture.decoder.adapter(i).unwrap().clone()).collect();
+        let grads: Vec<&Adapter> = (0..old.len()).map(|i| grads[fixture.decoder.place(i)].as_ref().unwrap()).collect();
+        let square = |t: &Tensor| f64::from(t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+        for (grad, site) in grads.iter().zip(&fixture.decoder.sites) {
+            assert_eq!(grad.tensors().count(), if dora { 3 } else { 2 });
+            assert!(grad.tensors().all(|t| square(t) > 1e-12), "{family} {}: a gradient of nothing", site.path);
+        }
+        for part in if dora { 2..3 } else { 0..2 } {
+            let length = grads.iter().map(|g| square(g.tensors().nth(part).unwrap())).sum::<f64>().sqrt();
+            let mut loss_at = |by: f64| {
+                for (i, (old, grad)) in old.iter().zip(&grads).enumerate() {
+                    let mut parts = grad.tensors().enumerate();
+                    let new = old.map(|p| {
+                        let (at, g) = parts.next().unwrap();
+                        if at == part { p + (g * (by / length))? } else { Ok(p.clone()) }
+                    });
+                    fixture.decoder.set_adapter(i, new.unwrap()).unwrap();
+                }
+                scale * losses_and_grads(&fixture, &batch, scale).0
+            };
+            let (h, slope) = (0.02, |a: f64, b: f64, h: f64| (a - b) / (2.0 * h));
+            // Two steps, extrapolated, so that curvature falls out.
+            let near = slope(loss_at(h), loss_at(-h), h);
+            let far = slope(loss_at(2.0 * h), loss_at(-2.0 * h), 2.0 * h);
+            let rise = (4.0 * near - far) / 3.0;
+            assert!((rise / length - 1.0).abs() < 0.02, "{family} {kind} part {part}: {rise}, gradient {length}");
+        }
+    }
+}
+
 #[test]
 fn adapters_on_the_last_layers_only_get_the_same_gradients() {
     let mut fixture = open("llama", ODD);
@@ -221,13 +339,12 @@ fn adapters_on_the_last_layers_only_get_the_same_gradients() {
     // The same adapters everywhere; the first layers' are part of the base of neither run, so compare at B = start.
     let offset = all.decoder.sites.len() - few.sites.len();
     for i in 0..few.sites.len() {
-        let Adapter { a, b } = all.decoder.adapter(offset + i).unwrap().clone();
-        few.set_adapter(i, Adapter { a, b });
+        few.set_adapter(i, all.decoder.adapter(offset + i).unwrap().clone()).unwrap();
     }
     let mut bare = adapted("llama", ODD);
     for i in 0..offset {
-        let Adapter { a, b } = bare.decoder.adapter(i).unwrap().clone();
-        bare.decoder.set_adapter(i, Adapter { a, b: b.zeros_like().unwrap() });
+        let old = bare.decoder.adapter(i).unwrap().clone();
+        bare.decoder.set_adapter(i, Adapter { b: old.b.zeros_like().unwrap(), ..old }).unwrap();
     }
     let batch = pack(&[&fixture.rows[0], &fixture.rows[1]], &fixture.run, false);
     let (mut grads, mut expected) = (few.no_grads(), bare.decoder.no_grads());
@@ -271,7 +388,7 @@ fn a_step_with_few_targets_moves_each_adapter_against_its_gradient() {
     let all = adapted("qwen2", ODD);
     for i in 0..decoder.sites.len() {
         let same = all.decoder.sites.iter().position(|s| s.path == decoder.sites[i].path).unwrap();
-        decoder.set_adapter(i, all.decoder.adapter(same).unwrap().clone());
+        decoder.set_adapter(i, all.decoder.adapter(same).unwrap().clone()).unwrap();
     }
     let batch = pack(&[&fixture.rows[0], &fixture.rows[1]], &fixture.run, false);
     let mut grads = decoder.no_grads();
@@ -279,7 +396,7 @@ fn a_step_with_few_targets_moves_each_adapter_against_its_gradient() {
     assert_eq!(grads.iter().flatten().count(), 4);
     let old: Vec<Adapter> = (0..4).map(|i| decoder.adapter(i).unwrap().clone()).collect();
     let signs: Vec<Tensor> = (0..4).map(|i| grads[decoder.place(i)].as_ref().unwrap().b.sign().unwrap()).collect();
-    AdamW::new(&decoder, 0.0).unwrap().step(&mut decoder, grads, 1e-3).unwrap();
+    Optimizer::new(&decoder, &Recipe::default()).unwrap().step(&mut decoder, grads, 1e-3).unwrap();
     for i in 0..4 {
         // Adam's first step is the learning rate against the gradient's sign.
         let moved = ((&decoder.adapter(i).unwrap().b - &old[i].b).unwrap() / -1e-3).unwrap();

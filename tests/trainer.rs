@@ -92,6 +92,132 @@ fn a_run_repeats_itself_and_goes_on_where_it_stopped() {
     assert!(matches!(run(&other), Err(Error::Mismatch { .. })));
 }
 
+/// With a rank at which every matrix is large enough to be held in eight bits.
+fn wide(optimizer: &str, dora: bool) -> RunConfig {
+    let mut config = config(&RECIPE.replace("steps = 6", &format!("steps = 6\noptimizer = \"{optimizer}\"")));
+    config.recipe.lora.rank = 64;
+    config.recipe.lora.use_dora = dora;
+    config
+}
+
+#[test]
+fn every_optimizer_goes_on_where_it_stopped() {
+    for (optimizer, dora) in [("adamw_8bit", false), ("adamw_8bit", true), ("adafactor", true)] {
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (_, losses) = run(&job(wide(optimizer, dora), Some(whole.path()))).unwrap();
+        let mut first = job(wide(optimizer, dora), Some(parts.path()));
+        first.stop_after = Some(3);
+        run(&first).unwrap();
+        let mut second = job(wide(optimizer, dora), Some(parts.path()));
+        second.resume = true;
+        assert_eq!(run(&second).unwrap().1, losses[3..], "{optimizer}");
+        assert_eq!(adapter_bytes(parts.path()), adapter_bytes(whole.path()), "{optimizer}");
+        assert!(losses[5] < losses[0], "{optimizer} {losses:?}");
+    }
+}
+
+#[test]
+fn eight_bits_of_state_follow_f32() {
+    let mut losses = ["adamw", "adamw_8bit"].map(|optimizer| {
+        let mut config = wide(optimizer, false);
+        config.recipe.steps = Some(20);
+        run(&job(config, None)).unwrap().1
+    });
+    let [eight, full] = [losses[1].split_off(0), losses[0].split_off(0)];
+    let off = full.iter().zip(&eight).map(|(a, b)| ((a - b) / a).abs()).fold(0.0, f64::max);
+    println!("eight bits differ by up to {:.4} %: {full:?} {eight:?}", 100.0 * off);
+    assert!(full[19] < 0.9 * full[0], "{full:?}");
+    // The states are really rounded, and it hardly matters.
+    assert!(off > 1e-7 && off < 5e-3, "{off}");
+}
+
+/// A job that looks at the validation rows after every step, and learns too fast for its own good.
+fn hasty(patience: Option<usize>, out: &Path) -> Job {
+    let mut config = config(&RECIPE.replace("5e-3", "6e-2").replace("steps = 6", "steps = 40"));
+    config.data = headroom::spec::run::Data::Split(headroom::spec::run::DataSplit {
+        train: fixture("hf_folder/train.jsonl"),
+        valid: Some(fixture("hf_folder/train.jsonl")),
+    });
+    config.recipe.eval_steps = Some(1);
+    config.recipe.early_stopping_patience = patience;
+    job(config, Some(out))
+}
+
+fn validations(job: &Job) -> (Outcome, Vec<headroom::trainer::Validation>) {
+    let mut seen = Vec::new();
+    let outcome = CandleTrainer.train(job, &mut |event| {
+        if let TrainEvent::Validation(validation) = event {
+            seen.push(*validation);
+        }
+        Flow::Continue
+    });
+    (outcome.unwrap(), seen)
+}
+
+#[test]
+fn a_run_that_stops_improving_ends_with_its_best_adapter() {
+    let (whole, parts, best_only) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (outcome, seen) = validations(&hasty(Some(2), whole.path()));
+    let last = seen[seen.len() - 1];
+    println!("{seen:?}");
+    assert_eq!(outcome, Outcome::EarlyStopped { at_step: last.best_step + 2 });
+    assert!(last.best_step > 1 && last.best_validation_loss < seen[0].validation_loss);
+    assert_eq!(seen[last.best_step - 1].validation_loss, last.best_validation_loss);
+    // Asked to go on, it stays stopped.
+    let mut again = hasty(Some(2), whole.path());
+    again.resume = true;
+    assert_eq!(validations(&again), (outcome.clone(), vec![]));
+
+    // A run that was interrupted while it waited still knows what was best.
+    let mut first = hasty(Some(2), parts.path());
+    first.stop_after = Some(last.best_step + 1);
+    assert_eq!(validations(&first).0, Outcome::Stopped { at_step: last.best_step + 1 });
+    let mut second = hasty(Some(2), parts.path());
+    second.resume = true;
+    assert_eq!(validations(&second), (outcome, vec![last]));
+    assert_eq!(adapter_bytes(parts.path()), adapter_bytes(whole.path()));
+
+    // The adapter is that of the best step.
+    let mut until_best = hasty(None, best_only.path());
+    until_best.stop_after = Some(last.best_step);
+    run(&until_best).unwrap();
+    let step = format!("checkpoints/step-{:06}/state.safetensors", last.best_step);
+    let load = |path: &Path| candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
+    let (state, kept) =
+        (load(&best_only.path().join(step)), load(&whole.path().join("adapter/adapter_model.safetensors")));
+    for (name, tensor) in &kept {
+        let path = name.strip_prefix("base_model.model.").unwrap();
+        let path = path.replace("lora_A.weight", "a").replace("lora_B.weight", "b");
+        let same = state[&path].to_vec2::<f32>().unwrap() == tensor.to_vec2::<f32>().unwrap();
+        assert!(same, "{name}");
+    }
+}
+
+#[test]
+fn packing_is_predicted_as_it_is_done() {
+    use headroom::cost::work::{Work, rows};
+    use headroom::spec::data::TokenLengths;
+    use headroom::trainer::batches::{self, Batches};
+    use headroom::trainer::rows::Example;
+    let mut run = config(RECIPE);
+    (run.recipe.packing, run.recipe.steps, run.recipe.epochs) = (true, None, Some(1.0));
+    (run.recipe.effective_batch_size, run.execution.batch_size) = (2, 1);
+    let lengths: Vec<u32> = (0..300u32).map(|i| 2 + (i * i) % 37 + 20 * u32::from(i % 9 == 0)).collect();
+    let examples: Vec<Example> = lengths.iter().map(|n| Example { tokens: vec![1; *n as usize], prompt: 0 }).collect();
+    let known = TokenLengths::new(lengths);
+    let packed = batches::rows(&examples, &run);
+    assert!(packed.len() < 250 && packed.len() == rows(&known, &run).len());
+    let steps = run.steps(packed.len());
+    let mut batches = Batches::new(&examples, &run, false);
+    let whole: Vec<_> = (0..packed.len() / 2).flat_map(|step| batches.step(step)).collect();
+    let tokens: usize = whole.iter().map(|b| b.tokens.len() + b.examples.len()).sum();
+    let work = Work::of(&run, Some(&known));
+    let predicted = work.tokens * work.micro_batches * steps as f64;
+    // The last step of an odd number of rows begins the next epoch.
+    assert!((predicted / tokens as f64 - 1.0).abs() < 0.02, "{predicted} {tokens}");
+}
+
 #[test]
 fn a_stop_by_the_caller_leaves_a_checkpoint() {
     let out = tempfile::tempdir().unwrap();

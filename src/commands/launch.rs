@@ -19,7 +19,7 @@ use crate::report::brief;
 use crate::report::compare::ledger_lines;
 use crate::spec::run::RunConfig;
 use crate::store::{self, RunFolder};
-use crate::trainer::{Flow, Job, Outcome, Step, TrainEvent, Trainer};
+use crate::trainer::{Flow, Job, Metrics, Outcome, Step, TrainEvent, Trainer, Validation};
 use crate::units::{Bytes, Seconds};
 
 /// The verb; returns the run's folder.
@@ -128,6 +128,7 @@ impl Launch {
         let observed = Observed { ready, steps, outcome, footprint, garbage: 0, wall_time };
         let predicted = bench::predicted(&self.plan.prediction);
         let measurement = Measurement::new(&bench.place, &job, &observed, predicted, state);
+        let measurement = measurement.with_validations(&watch.validations);
         store::save_json(&self.folder.outcome(), &measurement)?;
         result.map(|_| measurement)
     }
@@ -158,7 +159,7 @@ impl Launch {
                 return Err(Error::DoesNotFit { what: "the run".into(), needs, limit });
             }
             Outcome::Stopped { .. } => self.output.note(&format!("go on with `headroom launch {path} --resume`")),
-            Outcome::Finished => {
+            Outcome::Finished | Outcome::EarlyStopped { .. } => {
                 self.output.part(&format!("adapter: {}", self.folder.adapter().display()))?;
             }
             Outcome::Crashed { .. } | Outcome::TimedOut { .. } => {
@@ -176,6 +177,7 @@ struct Watch<'a> {
     bar: ProgressBar,
     ready: Option<TrainEvent>,
     steps: Vec<Step>,
+    validations: Vec<Validation>,
     /// The footprint passed the limit.
     over: bool,
     /// Something could not be written.
@@ -186,7 +188,7 @@ impl<'a> Watch<'a> {
     fn new(launch: &'a Launch) -> Self {
         let bar = launch.output.bar(launch.plan.prediction.steps as u64);
         interrupted();
-        Self { launch, bar, ready: None, steps: Vec::new(), over: false, failure: None }
+        Self { launch, bar, ready: None, steps: Vec::new(), validations: Vec::new(), over: false, failure: None }
     }
 
     fn last_step(&self) -> usize {
@@ -201,11 +203,7 @@ impl<'a> Watch<'a> {
                 drop_after(&self.launch.folder, *done_steps)
             }
             TrainEvent::Step(step) => self.step(step),
-            TrainEvent::Validation { step, loss } => {
-                let text = format!("validation loss {loss:.4} after step {step}");
-                self.bar.suspend(|| self.launch.output.note(&text));
-                Ok(())
-            }
+            TrainEvent::Validation(validation) => self.validation(validation),
             TrainEvent::Saved { .. } => Ok(()),
         };
         if let Err(error) = result {
@@ -221,6 +219,17 @@ impl<'a> Watch<'a> {
         self.bar.set_message(self.words(step));
         self.steps.push(step.clone());
         store::append_json(&self.launch.folder.metrics(), step)
+    }
+
+    fn validation(&mut self, v: &Validation) -> Result<()> {
+        let best = match v.best_step == v.step {
+            true => String::new(),
+            false => format!(", {:.4} at best (step {})", v.best_validation_loss, v.best_step),
+        };
+        let text = format!("validation loss {:.4} after step {}{best}", v.validation_loss, v.step);
+        self.bar.suspend(|| self.launch.output.note(&text));
+        self.validations.push(*v);
+        store::append_json(&self.launch.folder.metrics(), v)
     }
 
     /// Measured beside predicted.
@@ -241,13 +250,13 @@ impl<'a> Watch<'a> {
 
 /// Steps after the checkpoint are taken again, so their lines go.
 fn drop_after(folder: &RunFolder, done: usize) -> Result<()> {
-    let steps: Vec<Step> = store::read_json_lines(&folder.metrics())?;
-    if steps.iter().all(|s| s.step <= done) {
+    let lines: Vec<Metrics> = store::read_json_lines(&folder.metrics())?;
+    if lines.iter().all(|line| line.step() <= done) {
         return Ok(());
     }
-    let kept = steps
+    let kept = lines
         .iter()
-        .filter(|s| s.step <= done)
+        .filter(|line| line.step() <= done)
         .map(|s| serde_json::to_string(s).map_err(|e| Error::Serialise { what: "metrics", reason: e.to_string() }));
     let lines: Vec<String> = kept.collect::<Result<_>>()?;
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();

@@ -10,6 +10,7 @@ use crate::predict::predict;
 use crate::report::compare::{PredictionFile, RunReport};
 use crate::report::{brief, compare, page};
 use crate::store::{self, RunFolder};
+use crate::trainer::Metrics;
 
 /// Of the intervals before and after calibrating.
 const LEVEL: f64 = 0.9;
@@ -51,12 +52,20 @@ pub fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
 /// All that a run's folder says.
 pub fn read_report(folder: &RunFolder) -> Result<RunReport> {
     let exists = |path: PathBuf| path.exists().then_some(path);
+    let (mut steps, mut validations) = (Vec::new(), Vec::new());
+    for line in store::read_json_lines(&folder.metrics())? {
+        match line {
+            Metrics::Step(step) => steps.push(step),
+            Metrics::Validation(validation) => validations.push(validation),
+        }
+    }
     Ok(RunReport {
         name: folder.name(),
         config: bench::read_run(&folder.config())?,
         prediction: exists(folder.prediction()).map(|p| store::load_json::<PredictionFile>(&p)).transpose()?,
         record: exists(folder.outcome()).map(|p| store::load_json(&p)).transpose()?,
-        steps: store::read_json_lines(&folder.metrics())?,
+        steps,
+        validations,
         calibration: Vec::new(),
     })
 }

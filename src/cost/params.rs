@@ -70,10 +70,11 @@ pub fn adapted(spec: &ModelSpec, lora: &Lora) -> Result<(Vec<Projection>, usize)
     Ok((targets, spec.num_hidden_layers - lora.first_layer(spec.num_hidden_layers)))
 }
 
-/// Parameters of the adapters: `rank x (in + out)` for each adapted projection of each adapted block.
+/// Parameters of the adapters: `rank x (in + out)`, and with DoRA `out` more, for each adapted projection of each
+/// adapted block.
 pub fn trainable(spec: &ModelSpec, lora: &Lora) -> Result<u64> {
     let (targets, blocks) = adapted(spec, lora)?;
-    Ok(blocks as u64 * targets.iter().map(|p| p.lora_params(lora.rank)).sum::<u64>())
+    Ok(blocks as u64 * targets.iter().map(|p| p.lora_params(lora)).sum::<u64>())
 }
 
 #[cfg(test)]

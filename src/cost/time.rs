@@ -12,7 +12,7 @@ use super::work::Work;
 use crate::error::Result;
 use crate::spec::data::TokenLengths;
 use crate::spec::model::ModelSpec;
-use crate::spec::run::{Engine, RunConfig};
+use crate::spec::run::{Engine, Optimizer, RunConfig};
 use crate::spec::tensors::Projection;
 
 /// One thing that is done.
@@ -47,9 +47,16 @@ const F32: f64 = 4.0;
 const SOFTMAX_PASSES: f64 = 6.0;
 const SOFTMAX_BACKWARD_PASSES: f64 = 8.0;
 
-/// Passes of AdamW over each trainable number: three states and a gradient read, three written, and as many
-/// temporaries again because the update is composed of single operations.
-const ADAMW_PASSES: f64 = 22.0;
+/// Passes of the update over each trainable number. AdamW: three states and a gradient read, three written, and as
+/// many temporaries again because the update is composed of single operations. Adafactor: seven operations over the
+/// gradient, three over the weights. With eight bits: weights and gradient read, weights written, codes both ways.
+fn update_passes(optimizer: Optimizer) -> f64 {
+    match optimizer {
+        Optimizer::Adamw => 22.0,
+        Optimizer::Adafactor => 21.0,
+        Optimizer::Adamw8bit => 4.0,
+    }
+}
 
 /// Launches of one projection: conversion, product, bias; an adapter's two products, scaling and sum; backward the
 /// conversion, the product, and the adapter's eight.
@@ -57,6 +64,9 @@ const LINEAR: f64 = 3.0;
 const ADAPTER: f64 = 4.0;
 const LINEAR_BACKWARD: f64 = 2.0;
 const ADAPTER_BACKWARD: f64 = 8.0;
+/// Launches that DoRA adds to a projection with an adapter, forward and backward.
+const DORA: f64 = 2.0;
+const DORA_BACKWARD: f64 = 8.0;
 /// Launches of the rest of a block: norms, rope, residual sums, activation.
 const BLOCK_REST: f64 = 12.0;
 /// Launches of one chunk of attention, forward and backward.
@@ -101,6 +111,8 @@ struct Shapes<'a> {
     adapter_in: f64,
     adapter_out: f64,
     adapters: f64,
+    /// Matrix parameters of the adapted projections of a block.
+    adapted: f64,
     /// Parameters of all adapters.
     trained: f64,
     projections: f64,
@@ -134,6 +146,7 @@ impl<'a> Shapes<'a> {
             adapter_in: targets.iter().map(|p| (p.active * p.in_features) as f64).sum(),
             adapter_out,
             adapters: targets.len() as f64,
+            adapted: targets.iter().map(|p| (p.in_features * p.out_features) as f64).sum(),
             projections: spec.projections().len() as f64,
             // A norm reads and writes, a residual sum reads twice and writes, rope reads and writes q and k, the
             // activation reads gate and up and writes, an adapter's sum reads twice and writes.
@@ -156,10 +169,36 @@ impl<'a> Shapes<'a> {
     /// `passes` over the frozen matrices of all blocks that `blocks` counts: `2 P` a row, the stored numbers read
     /// once a micro-batch, and where they are not stored in f32 a copy in f32 written and read.
     fn matrices(&self, name: &str, blocks: f64, launches: f64) -> Term {
+        let parameters = blocks * self.block;
+        self.term(name, 2.0 * blocks * self.met * self.work.rows, parameters * self.read(), blocks * launches)
+    }
+
+    /// Bytes moved for a frozen number each time it is used.
+    fn read(&self) -> f64 {
         let stored = bits(self.spec, self.run.execution.weights) / 8.0;
         let converted = if stored < F32 && self.run.engine == Engine::Candle { 2.0 * F32 } else { 0.0 };
-        let parameters = blocks * self.block;
-        self.term(name, 2.0 * blocks * self.met * self.work.rows, parameters * (stored + converted), blocks * launches)
+        stored + converted
+    }
+
+    /// DoRA: backward makes the projection's output once more for the magnitude's gradient, dropout sends the rest of
+    /// the input through the base by itself, both ways, and once a step the norms are taken, a product of `rank` rows.
+    fn dora(&self) -> Term {
+        let lora = &self.run.recipe.lora;
+        if !lora.use_dora {
+            return self.term("DoRA", 0.0, 0.0, 0.0);
+        }
+        let (forward, back) = (self.back_blocks + self.again, self.back_blocks);
+        let products = back + if lora.dropout > 0.0 { forward + back } else { 0.0 };
+        let outputs = F32 * self.work.rows * self.adapter_out * (2.0 * forward + 4.0 * back);
+        let mut term = self.term(
+            "DoRA",
+            2.0 * self.adapted * self.work.rows * products,
+            self.adapted * self.read() * products + outputs,
+            self.adapters * (forward * DORA + back * DORA_BACKWARD),
+        );
+        term.flops += 2.0 * self.adapted * self.rank() * back;
+        term.bytes += self.adapted * self.read() * back;
+        term
     }
 
     /// A term of one micro-batch, for the whole step.
@@ -215,16 +254,15 @@ impl<'a> Shapes<'a> {
             Engine::Candle => (rows / self.run.execution.loss_chunk as f64).ceil(),
             Engine::MlxLm => 1.0,
         };
-        let stored = bits(self.spec, self.run.execution.weights) / 8.0;
-        let converted = if stored < F32 && self.run.engine == Engine::Candle { 2.0 * F32 } else { 0.0 };
-        let bytes = 2.0 * chunks * h * v * (stored + converted) + rows * v * F32 * SOFTMAX_PASSES;
+        let bytes = 2.0 * chunks * h * v * self.read() + rows * v * F32 * SOFTMAX_PASSES;
         self.term("head and loss", 4.0 * rows * h * v, bytes, chunks * LOSS_CHUNK)
     }
 
     /// Once a step, however many micro-batches it has.
     fn optimizer(&self) -> Term {
         let launches = self.back_blocks * self.adapters * UPDATE;
-        Term { name: "optimizer".into(), flops: 0.0, bytes: self.trained * F32 * ADAMW_PASSES, launches }
+        let bytes = self.trained * F32 * update_passes(self.run.recipe.optimizer);
+        Term { name: "optimizer".into(), flops: 0.0, bytes, launches }
     }
 }
 
@@ -236,6 +274,7 @@ pub fn step_cost(spec: &ModelSpec, run: &RunConfig, lengths: Option<&TokenLength
         s.matrices("forward again", s.again, s.projections * LINEAR),
         s.matrices("backward", s.back_blocks, s.projections * LINEAR_BACKWARD),
         s.adapters(),
+        s.dora(),
     ];
     terms.extend(s.attention());
     terms.extend([s.elementwise(), s.head(), s.optimizer()]);
@@ -289,5 +328,7 @@ mod tests {
         assert!(cost("[execution]\nweights = \"f32\"").bytes() < base.bytes());
         assert!(cost("[recipe.lora]\nnum_layers = 4").flops() < 0.6 * base.flops());
         assert!(cost("[recipe.lora]\nrank = 64").flops() > base.flops());
+        let dora = |more: &str| cost(&format!("[recipe.lora]\nuse_dora = true\n{more}")).flops();
+        assert!(dora("dropout = 0.1") > dora("") && dora("") > base.flops());
     }
 }

@@ -1,5 +1,7 @@
 //! The tokens an optimizer step works on, as each engine lays them out.
 
+use std::borrow::Cow;
+
 use crate::spec::data::TokenLengths;
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, RunConfig};
@@ -43,6 +45,7 @@ const GROUPS: usize = 64;
 /// the b longest together.
 pub fn heaviest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64, quantile: f64) -> usize {
     let (cap, batch) = (run.recipe.max_seq_length, run.execution.batch_size);
+    let lengths = &*rows(lengths, run);
     let sorted = lengths.sorted();
     let last = sorted.len() - 1;
     let longest: usize = (0..batch).map(|i| (sorted[last - i % sorted.len()] as usize).min(cap)).sum();
@@ -71,6 +74,11 @@ pub fn heaviest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64, qua
         if at(middle).1 <= chance { high = middle } else { low = middle + 1 }
     }
     if low == TILTS { longest } else { longest.min(at(low).0.ceil() as usize) }
+}
+
+/// Tokens of the rows that micro-batches are drawn from: the examples, or what they are packed into.
+pub fn rows<'a>(lengths: &'a TokenLengths, run: &RunConfig) -> Cow<'a, TokenLengths> {
+    if run.recipe.packing { Cow::Owned(lengths.packed(run.recipe.max_seq_length)) } else { Cow::Borrowed(lengths) }
 }
 
 /// Examples that mlx-lm ever sees, ascending: batches are cut from the list sorted by length, and the longest examples
@@ -105,19 +113,21 @@ impl Work {
             let tokens = (batch * cap) as f64;
             return Self { micro_batches, tokens, rows: tokens, sequences: vec![(cap, batch as f64)] };
         };
+        // With packing a row holds several examples, each of which sees itself.
+        let examples = batch as f64 * lengths.len() as f64 / rows(lengths, run).len() as f64;
         let kept = match run.engine {
             Engine::Candle => lengths.sorted(),
             Engine::MlxLm => mlx_kept(lengths.sorted(), batch),
         };
         let seen: u64 = kept.iter().map(|&n| u64::from(n).min(cap as u64)).sum();
-        let tokens = batch as f64 * seen as f64 / kept.len() as f64;
+        let tokens = examples * seen as f64 / kept.len() as f64;
         let rows: Vec<usize> = match run.engine {
             // Examples lie end to end without padding.
             Engine::Candle => thinned(kept, 1).map(|n| n.min(cap)).collect(),
             // Batches are cut from the list sorted by length; each is as wide as its longest.
             Engine::MlxLm => thinned(kept, batch).map(|n| mlx_padded(n, cap)).collect(),
         };
-        let weight = batch as f64 / rows.len() as f64;
+        let weight = examples / rows.len() as f64;
         let total: f64 = rows.iter().map(|&n| n as f64 * weight).sum();
         Self { micro_batches, tokens, rows: total, sequences: rows.into_iter().map(|n| (n, weight)).collect() }
     }
@@ -231,6 +241,19 @@ mod tests {
         // Batches {10, 20} and {40, 300}: two rows of 33 and two of 100, each half of the time.
         assert_eq!((theirs.tokens, theirs.rows), (85.0, 133.0));
         assert_eq!(Work::of(&run("candle", 4), None).squares(), 4.0 * 1e4);
+    }
+
+    #[test]
+    fn packed_rows_hold_several_examples() {
+        let lengths = TokenLengths::new(vec![10, 20, 40, 300, 60, 70]);
+        let mut run = run("candle", 2);
+        run.recipe.packing = true;
+        // Rows of 100 tokens: {300, cut}, {70, 20, 10}, {60, 40}: two of three, on average, with two examples each.
+        assert_eq!(rows(&lengths, &run).sorted(), [100, 100, 100]);
+        let work = Work::of(&run, Some(&lengths));
+        assert!((work.tokens - 200.0).abs() < 1e-9 && (work.rows - 200.0).abs() < 1e-9);
+        assert!((work.sequences.iter().map(|s| s.1).sum::<f64>() - 4.0).abs() < 1e-9);
+        assert_eq!(heaviest(&lengths, &run, 100.0, 0.5), 200);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::trainer::candle::adapter_file::{self, About, Layout};
 pub fn write(subject: &Subject, format: Format, place: &Place) -> Result<Vec<String>> {
     let (file, spec) = (subject.adapter(format)?, &subject.spec);
     let layout = if format == Format::Peft { Layout::Peft } else { Layout::MlxLm };
-    let pairs = file.paths().filter_map(|path| Some((path.to_owned(), file.pair(path)?))).collect();
+    let pairs = file.paths().filter_map(|path| Some((path.to_owned(), file.adapter(path)?))).collect();
     let about = About { base: Some(subject.name.clone()), ..file.about.clone() };
     let staged = place.stage()?;
     adapter_file::write(staged.folder(), layout, &about, &pairs, (spec.num_hidden_layers, spec.conv1d()))?;

@@ -47,7 +47,7 @@ impl<'a> Merged<'a> {
     /// Some rows (first dimension, as stored) of a tensor, in f32.
     pub fn rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
         let base = self.store.rows(name, rows.clone())?;
-        let pair = name.strip_suffix(".weight").and_then(|path| self.adapter?.pair(path));
+        let pair = name.strip_suffix(".weight").and_then(|path| self.adapter?.adapter(path));
         let (Some(pair), Some(file)) = (pair, self.adapter) else { return Ok(base) };
         let update = if self.conv1d {
             pair.a.narrow(1, rows.start, rows.len())?.t()?.contiguous()?.matmul(&pair.b.t()?)?

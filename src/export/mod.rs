@@ -76,6 +76,16 @@ impl Subject {
         Ok(Self { name: request.model.clone(), source, spec, adapter })
     }
 
+    /// DoRA is more than a product of two matrices added to a third, which is all that the other forms know.
+    fn check(&self, format: Format) -> Result<()> {
+        match self.adapter.as_ref().filter(|file| file.about.use_dora) {
+            Some(_) if format != Format::Peft => {
+                Err(Error::invalid("--format", format.name(), "peft for a DoRA adapter"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn adapter(&self, format: Format) -> Result<&AdapterFile> {
         self.adapter.as_ref().ok_or_else(|| {
             Error::invalid("--format", format.name(), "gguf where no run and no adapter is given".to_owned())
@@ -93,6 +103,7 @@ pub fn export(request: &Request, progress: Progress<'_>) -> Result<Exported> {
         ));
     }
     let subject = Subject::open(request)?;
+    subject.check(request.format)?;
     let place = place::Place::check(request, &subject.source)?;
     let notes = match request.format {
         Format::Peft | Format::MlxLm => adapters::write(&subject, request.format, &place)?,

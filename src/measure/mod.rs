@@ -19,7 +19,7 @@ use crate::trainer::Job;
 use crate::units::{Bytes, Estimate};
 
 /// What a measurement is made of, for those who read measurements and know no trainer.
-pub use crate::trainer::{Outcome, Step};
+pub use crate::trainer::{Outcome, Step, Validation};
 
 /// Version of the columns; raised whenever they change their meaning.
 pub const SCHEMA: u32 = 1;
@@ -88,6 +88,10 @@ pub struct Measured {
     pub tokens_per_step: Option<f64>,
     /// Median tokens worked on in a step, padding included.
     pub padded_tokens_per_step: Option<f64>,
+    /// Lowest loss on the validation rows.
+    pub best_validation_loss: Option<f64>,
+    /// After how many optimizer steps it was; with early stopping, whose adapter was kept.
+    pub best_step: Option<usize>,
     /// Steps that count.
     pub steps: usize,
     /// Steps that were dropped before them.
@@ -119,6 +123,8 @@ impl Measured {
             tokens_per_s: middle(|s| s.tokens_per_s),
             tokens_per_step: middle(|s| s.tokens as f64),
             padded_tokens_per_step: middle(|s| s.padded_tokens as f64),
+            best_validation_loss: None,
+            best_step: None,
             steps: counted.len(),
             warmup_steps: observed.steps.len() - counted.len(),
             garbage_lines: observed.garbage,
@@ -166,9 +172,18 @@ impl Measurement {
             (c.seed, c.recipe.steps, c.recipe.epochs) = (0, None, None);
             (c.recipe.learning_rate, c.recipe.lr_schedule) = (blank.learning_rate, blank.lr_schedule);
             (c.recipe.warmup_steps, c.recipe.weight_decay) = (blank.warmup_steps, blank.weight_decay);
+            (c.recipe.eval_steps, c.recipe.early_stopping_patience) = (None, None);
             c
         };
         self.engine_version == engine_version && self.pad_to_max == pad_to_max && plain(&self.config) == plain(config)
+    }
+
+    /// What was seen of the validation rows.
+    pub fn with_validations(mut self, all: &[Validation]) -> Self {
+        let last = all.last();
+        self.measured.best_validation_loss = last.map(|v| v.best_validation_loss);
+        self.measured.best_step = last.map(|v| v.best_step);
+        self
     }
 
     /// It ran long enough to have a speed.

@@ -164,7 +164,7 @@ impl<'a> Watch<'a> {
                         self.steps.push(step);
                     }
                     TrainEvent::Ready { .. } => self.ready = Some(event),
-                    TrainEvent::Validation { .. } | TrainEvent::Saved { .. } => {}
+                    TrainEvent::Validation(_) | TrainEvent::Saved { .. } => {}
                 }
             }
             Ok(Line::Outcome(outcome)) => self.told = Some(outcome),

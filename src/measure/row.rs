@@ -36,7 +36,14 @@ static COLUMNS: LazyLock<Vec<(String, Value)>> = LazyLock::new(|| {
 fn example() -> Measurement {
     let split = DataSplit { train: "t".into(), valid: Some("v".into()) };
     let lora = Lora { init_adapter: Some(PathBuf::from("a")), ..Lora::default() };
-    let recipe = Recipe { steps: Some(1), epochs: Some(1.0), lora, ..Recipe::default() };
+    let recipe = Recipe {
+        steps: Some(1),
+        epochs: Some(1.0),
+        eval_steps: Some(1),
+        early_stopping_patience: Some(1),
+        lora,
+        ..Recipe::default()
+    };
     let number = Estimate { point: 1.0, low: 1.0, high: 1.0, level: 0.9 };
     let bytes = number.map(Bytes::from_f64);
     Measurement {
@@ -70,6 +77,8 @@ fn example() -> Measurement {
             tokens_per_s: Some(1.0),
             tokens_per_step: Some(1.0),
             padded_tokens_per_step: Some(1.0),
+            best_validation_loss: Some(1.0),
+            best_step: Some(1),
             ..Measured::default()
         },
         outcome: Outcome::Crashed { at_step: 0, reason: "r".into() },
@@ -169,6 +178,7 @@ mod tests {
         bare.state = MachineState::default();
         bare.config.data = Data::Train("rows, \"quoted\".jsonl".into());
         (bare.config.recipe.steps, bare.config.recipe.epochs) = (None, None);
+        (bare.config.recipe.eval_steps, bare.config.recipe.early_stopping_patience) = (None, None);
         bare.config.recipe.lora.init_adapter = None;
         bare.config.model = "123".into();
         bare.config.recipe.lora.target_modules = vec!["q_proj".into(), "v_proj".into()];

@@ -6,7 +6,7 @@ use super::{Assessment, assess};
 use crate::error::Result;
 use crate::predict::Request;
 use crate::spec::model::ModelSpec;
-use crate::spec::run::{Engine, RunConfig, Weights};
+use crate::spec::run::{Engine, Optimizer, RunConfig, Weights};
 use crate::units::{Bytes, Seconds};
 
 /// One change to a run.
@@ -37,7 +37,7 @@ fn halved(value: &mut usize, least: usize) -> Option<String> {
 }
 
 /// All changes: the name of the setting, whether it is part of the recipe, and the change.
-const CHANGES: [Change; 9] = [
+const CHANGES: [Change; 10] = [
     ("grad_checkpoint", false, |r, _| {
         r.execution.grad_checkpoint = !r.execution.grad_checkpoint;
         Some(r.execution.grad_checkpoint.to_string())
@@ -60,10 +60,21 @@ const CHANGES: [Change; 9] = [
             format!("\"{}\"", Weights::Int8.name())
         })
     }),
+    ("optimizer", true, |r, _| {
+        // Eight bits of state follow the f32 run closely, but not to the bit.
+        let wide = r.recipe.optimizer == Optimizer::Adamw && r.engine == Engine::Candle;
+        wide.then(|| {
+            r.recipe.optimizer = Optimizer::Adamw8bit;
+            format!("\"{}\"", Optimizer::Adamw8bit.name())
+        })
+    }),
     ("max_seq_length", true, |r, _| halved(&mut r.recipe.max_seq_length, 64)),
     ("rank", true, |r, _| {
-        r.recipe.lora.alpha /= 2.0;
-        halved(&mut r.recipe.lora.rank, 4)
+        let rank = r.recipe.lora.rank / 2;
+        (rank >= 4).then(|| {
+            r.recipe.lora = r.recipe.lora.with_rank(rank);
+            rank.to_string()
+        })
     }),
     ("epochs", true, |r, _| {
         let epochs = r.recipe.epochs.filter(|e| *e > 1.0)?;

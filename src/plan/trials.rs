@@ -27,8 +27,7 @@ pub fn trials(run: &RunConfig) -> Vec<RunConfig> {
         trial.recipe.max_seq_length = length.max(SHORTEST.min(run.recipe.max_seq_length));
         (trial.execution.batch_size, trial.recipe.effective_batch_size) = (batch, batch);
         // The scale stays: a trial differs in what is measured, not in how it learns.
-        trial.recipe.lora.alpha = run.recipe.lora.scale() * rank as f64;
-        trial.recipe.lora.rank = rank;
+        trial.recipe.lora = run.recipe.lora.with_rank(rank);
         if !trials.contains(&trial) {
             trials.push(trial);
         }

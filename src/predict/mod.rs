@@ -13,7 +13,7 @@ use crate::cost::Heaviest;
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::params::{Parameters, bits, trainable};
 use crate::cost::time::{StepCost, step_cost};
-use crate::cost::work::{heaviest, mlx_longest};
+use crate::cost::work::{heaviest, mlx_longest, rows};
 use crate::error::{Error, Result};
 use crate::spec::data::TokenLengths;
 use crate::spec::machine::{Accelerator, Machine};
@@ -105,7 +105,7 @@ impl Request<'_> {
         let Some(lengths) = self.lengths.filter(|l| !l.is_empty()) else {
             return Heaviest { tokens_per_row: cap, learned: 1.0 };
         };
-        let micro_batches = (self.run.steps(lengths.len()) * self.run.accumulation()) as f64;
+        let micro_batches = (self.run.steps(self.rows()) * self.run.accumulation()) as f64;
         let tokens_per_row = match self.run.engine {
             // Examples lie end to end: their sum counts, and not the longest of them.
             Engine::Candle => {
@@ -159,13 +159,13 @@ impl Request<'_> {
 
     /// Most likely time of the whole run, when a step takes this long.
     pub fn total_time(&self, step: Seconds) -> Seconds {
-        let steps = self.run.steps(self.examples()) as f64;
+        let steps = self.run.steps(self.rows()) as f64;
         Seconds(self.loading(Parameters::of(self.spec).total()) + step.0 * steps)
     }
 
-    /// Examples of the data.
-    fn examples(&self) -> usize {
-        self.lengths.map_or(ASSUMED_EXAMPLES, TokenLengths::len)
+    /// Rows of the data.
+    fn rows(&self) -> usize {
+        self.lengths.map_or(ASSUMED_EXAMPLES, |lengths| rows(lengths, self.run).len())
     }
 }
 
@@ -182,7 +182,7 @@ pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     let cost = step_cost(spec, run, lengths)?;
     let step_time = estimate(calibration.step_time(&cost, &point), level, Seconds);
     let tokens = cost.tokens;
-    let steps = run.steps(request.examples());
+    let steps = run.steps(request.rows());
     let parameters = Parameters::of(spec).total();
     // Loading is a guess of its own: from nothing, where the system has the file at hand, to twice as long.
     let loading = request.loading(parameters);

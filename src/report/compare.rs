@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
-use crate::measure::{Measurement, Outcome, Step};
+use crate::measure::{Measurement, Outcome, Step, Validation};
 use crate::spec::run::RunConfig;
 use crate::units::{Bytes, Estimate, Seconds};
 
@@ -98,6 +98,8 @@ pub struct RunReport {
     pub record: Option<Measurement>,
     /// Its optimizer steps.
     pub steps: Vec<Step>,
+    /// Its looks at the validation rows.
+    pub validations: Vec<Validation>,
     /// What calibrating has changed in what is expected of it.
     pub calibration: Vec<Change>,
 }
@@ -214,6 +216,10 @@ impl RunReport {
         let Some(record) = &self.record else { return "It has not ended yet.".into() };
         let what = match &record.outcome {
             Outcome::Finished => "It fit and it finished".to_owned(),
+            Outcome::EarlyStopped { at_step } => {
+                let best = record.measured.best_step.map_or(String::new(), |best| format!(", best after {best}"));
+                format!("It fit and stopped improving by step {at_step}{best}")
+            }
             Outcome::Stopped { at_step } => format!("It was stopped after step {at_step}"),
             Outcome::OutOfMemory { at_step } => format!("It ran out of memory after step {at_step}"),
             Outcome::TimedOut { at_step } => format!("It ran out of time after step {at_step}"),

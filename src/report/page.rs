@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::cost::ledger::{Item, Phase};
 use crate::error::{Error, Result};
-use crate::measure::Measurement;
+use crate::measure::{Measurement, Validation};
 use crate::report::compare::{Comparison, PredictionFile, Quantity, RunReport};
 use crate::report::plot::{self, Interval};
 use crate::units::{Bytes, Estimate, Seconds, grouped};
@@ -138,7 +138,7 @@ fn run_view(run: &RunReport) -> Result<RunView> {
         rows: comparisons.iter().map(row).collect(),
         intervals: pictures(&comparisons)?,
         loss: if losses.len() > 1 { Some(plot::loss_curve(&losses)?) } else { None },
-        loss_words: loss_words(&losses),
+        loss_words: loss_words(&losses, run.validations.last()),
         ledger,
         ledger_words: ledger_words(&resident, &phases, limit),
         legend: legend(&resident, &phases),
@@ -196,11 +196,17 @@ fn pictures(comparisons: &[Comparison]) -> Result<Vec<Picture>> {
     Ok(pictures)
 }
 
-fn loss_words(losses: &[(usize, f64)]) -> String {
+fn loss_words(losses: &[(usize, f64)], validation: Option<&Validation>) -> String {
     let (Some(first), Some(last)) = (losses.first(), losses.last()) else { return String::new() };
+    let validated = validation.map_or(String::new(), |v| {
+        format!(
+            " On the validation rows the lowest loss was {:.3}, after step {}.",
+            v.best_validation_loss, v.best_step
+        )
+    });
     format!(
-        "From {:.3} in step {} to {:.3} in step {}. Each step, and their running mean over a twentieth of the run.",
-        first.1, first.0, last.1, last.0
+        "From {:.3} in step {} to {:.3} in step {}. Each step, and their running mean over a twentieth of the run.{}",
+        first.1, first.0, last.1, last.0, validated
     )
 }
 
@@ -369,6 +375,12 @@ mod tests {
             prediction: Some(prediction()),
             record: Some(record),
             steps,
+            validations: vec![Validation {
+                step: 120,
+                validation_loss: 1.31,
+                best_step: 100,
+                best_validation_loss: 1.29,
+            }],
             calibration: vec![change(Quantity::Footprint, 8e8), change(Quantity::Speed, 900.0)],
         }
     }
@@ -384,6 +396,7 @@ mod tests {
         );
         assert!(page.contains("It fit and it finished; 4 of 5 measured figures"), "{page}");
         assert!(page.contains("763 MiB") && page.contains("tallest moment is 656 MiB in \u{201c}backward\u{201d}"));
+        assert!(page.contains("validation rows the lowest loss was 1.290, after step 100"));
         assert_eq!(page.matches("<svg").count(), 4);
         if let Ok(folder) = std::env::var("HEADROOM_TEST_PAGES") {
             std::fs::write(format!("{folder}/one.html"), &page).unwrap();

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::packing::pack;
+
 /// Token lengths of a data set's examples, before any cut.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenLengths {
@@ -13,9 +15,8 @@ pub struct TokenLengths {
 
 impl TokenLengths {
     /// From lengths in any order.
-    pub fn new(mut lengths: Vec<u32>) -> Self {
-        lengths.sort_unstable();
-        Self { lengths, completion: 1.0 }
+    pub fn new(lengths: Vec<u32>) -> Self {
+        Self { lengths: Vec::new(), completion: 1.0 }.with_lengths(lengths)
     }
 
     /// The same, with only this share of the tokens outside of prompts.
@@ -61,6 +62,18 @@ impl TokenLengths {
     pub fn mean_cut(&self, cap: usize) -> f64 {
         let sum: u64 = self.lengths.iter().map(|&n| u64::from(n).min(cap as u64)).sum();
         sum as f64 / self.len().max(1) as f64
+    }
+
+    /// Tokens of each row once the examples, cut to `cap`, are packed into rows of at most `cap`.
+    pub fn packed(&self, cap: usize) -> Self {
+        let lengths: Vec<usize> = self.lengths.iter().map(|&n| n as usize).collect();
+        let fill = |row: Vec<usize>| row.into_iter().map(|i| lengths[i].min(cap) as u32).sum();
+        Self { lengths: Vec::new(), ..*self }.with_lengths(pack(&lengths, cap).into_iter().map(fill).collect())
+    }
+
+    fn with_lengths(self, mut lengths: Vec<u32>) -> Self {
+        lengths.sort_unstable();
+        Self { lengths, ..self }
     }
 
     /// The shortest length that leaves at least `fraction` of the examples uncut.

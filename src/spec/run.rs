@@ -1,6 +1,6 @@
 //! A run: what is learned (the recipe) and how it is run (the execution).
 //!
-//! This is `run.toml`. The only defaults of any run setting are here.
+//! This is `run.toml`. The only defaults of any run setting are here and in [`super::recipe`].
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::spec::model::Dtype;
+use crate::spec::recipe::within;
+pub use crate::spec::recipe::{DEFAULT_EPOCHS, Lora, LrSchedule, OPTIMIZER_BLOCK, Optimizer, Recipe};
 
 pub use crate::spec::storage::Weights;
 
@@ -116,146 +118,6 @@ pub struct RunConfig {
     pub execution: Execution,
 }
 
-/// Shape of the learning rate over the run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LrSchedule {
-    /// Flat after the warm-up.
-    Constant,
-    /// Straight to zero.
-    Linear,
-    /// Half a cosine to zero.
-    #[default]
-    Cosine,
-}
-
-/// Update rule.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Optimizer {
-    /// As torch.optim.AdamW: betas 0.9 and 0.999, eps 1e-8, decoupled weight decay.
-    #[default]
-    Adamw,
-}
-
-/// What is learned.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Recipe {
-    /// Longer examples are cut to this many tokens.
-    pub max_seq_length: usize,
-    /// Examples per optimizer step.
-    pub effective_batch_size: usize,
-    /// Optimizer steps; exclusive with `epochs`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub steps: Option<usize>,
-    /// Passes over the data; exclusive with `steps`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub epochs: Option<f64>,
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Its shape.
-    pub lr_schedule: LrSchedule,
-    /// Steps of linear rise at the start.
-    pub warmup_steps: usize,
-    /// Decoupled weight decay of the adapters.
-    pub weight_decay: f64,
-    /// Gradients are scaled down to this global norm; 0 leaves them alone.
-    pub max_grad_norm: f64,
-    /// Learn only from the completion.
-    pub mask_prompt: bool,
-    /// Put several examples in one row.
-    pub packing: bool,
-    /// Draw the examples in a new order each epoch.
-    pub shuffle: bool,
-    /// Update rule.
-    pub optimizer: Optimizer,
-    /// The adapters.
-    pub lora: Lora,
-}
-
-impl Default for Recipe {
-    fn default() -> Self {
-        Self {
-            max_seq_length: 2048,
-            effective_batch_size: 16,
-            steps: None,
-            epochs: None,
-            learning_rate: 2e-4,
-            lr_schedule: LrSchedule::Cosine,
-            warmup_steps: 20,
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-            mask_prompt: false,
-            packing: false,
-            shuffle: true,
-            optimizer: Optimizer::Adamw,
-            lora: Lora::default(),
-        }
-    }
-}
-
-/// Passes over the data when neither `steps` nor `epochs` is given.
-pub const DEFAULT_EPOCHS: f64 = 3.0;
-
-/// Low-rank adapters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Lora {
-    /// Rank of A and B.
-    pub rank: usize,
-    /// The update is scaled by alpha / rank.
-    pub alpha: f64,
-    /// Probability that an input of A is dropped in training.
-    pub dropout: f64,
-    /// Projections by name, or `"all-linear"`.
-    #[serde(deserialize_with = "one_or_many")]
-    pub target_modules: Vec<String>,
-    /// Only the last n blocks; -1 for all.
-    pub num_layers: i64,
-    /// Start from this adapter: a folder as PEFT or mlx-lm writes it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub init_adapter: Option<PathBuf>,
-}
-
-impl Default for Lora {
-    fn default() -> Self {
-        Self {
-            rank: 16,
-            alpha: 32.0,
-            dropout: 0.0,
-            target_modules: vec!["all-linear".into()],
-            num_layers: -1,
-            init_adapter: None,
-        }
-    }
-}
-
-fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected a list of projection names, or \"all-linear\"")]
-    enum OneOrMany {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(name) => vec![name],
-        OneOrMany::Many(names) => names,
-    })
-}
-
-impl Lora {
-    /// Factor of the update.
-    pub fn scale(&self) -> f64 {
-        self.alpha / self.rank as f64
-    }
-
-    /// First block that has adapters, of `layers`.
-    pub fn first_layer(&self, layers: usize) -> usize {
-        if self.num_layers < 0 { 0 } else { layers.saturating_sub(self.num_layers as usize) }
-    }
-}
-
 /// Where the base weights live while it runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -327,17 +189,8 @@ impl RunConfig {
     /// Every rule that one value alone, or two together, must keep.
     pub fn check(&self) -> Result<()> {
         let (r, e) = (&self.recipe, &self.execution);
-        let within = |field: &str, value: usize, low: usize, high: usize| {
-            if (low..=high).contains(&value) {
-                Ok(())
-            } else {
-                Err(Error::invalid(field, value, format!("between {low} and {high}")))
-            }
-        };
-        within("max_seq_length", r.max_seq_length, 2, 1 << 20)?;
-        within("effective_batch_size", r.effective_batch_size, 1, 1 << 20)?;
+        r.check()?;
         within("batch_size", e.batch_size, 1, 1 << 20)?;
-        within("rank", r.lora.rank, 1, 4096)?;
         within("loss_chunk", e.loss_chunk, 1, 1 << 20)?;
         within("attention_chunk", e.attention_chunk, 1, 1 << 20)?;
         within("mlp_chunk", e.mlp_chunk, 1, 1 << 20)?;
@@ -348,26 +201,15 @@ impl RunConfig {
                 format!("a divisor of effective_batch_size ({})", r.effective_batch_size),
             ));
         }
-        if r.steps.is_some() && r.epochs.is_some() {
-            return Err(Error::invalid("epochs", "given together with `steps`", "given alone"));
-        }
-        if r.steps == Some(0) {
-            return Err(Error::invalid("steps", 0, "at least 1"));
-        }
-        let real = |field: &str, value: f64, ok: bool, must: &str| {
-            if ok && value.is_finite() { Ok(()) } else { Err(Error::invalid(field, value, must)) }
-        };
-        real("epochs", r.epochs.unwrap_or(1.0), r.epochs.unwrap_or(1.0) > 0.0, "more than 0")?;
-        real("learning_rate", r.learning_rate, r.learning_rate > 0.0, "more than 0")?;
-        real("weight_decay", r.weight_decay, r.weight_decay >= 0.0, "0 or more")?;
-        real("max_grad_norm", r.max_grad_norm, r.max_grad_norm >= 0.0, "0 (off) or more")?;
-        real("alpha", r.lora.alpha, r.lora.alpha > 0.0, "more than 0")?;
-        real("dropout", r.lora.dropout, (0.0..1.0).contains(&r.lora.dropout), "0 or more and less than 1")?;
-        if r.lora.num_layers == 0 || r.lora.num_layers < -1 {
-            return Err(Error::invalid("num_layers", r.lora.num_layers, "-1 for all blocks, or at least 1"));
-        }
-        if r.lora.target_modules.is_empty() {
-            return Err(Error::invalid("target_modules", "empty", "\"all-linear\" or a list of projections"));
+        let unseen = self.data.valid().is_none() && self.data.train().as_os_str() != BUILTIN;
+        for (field, value) in [("eval_steps", r.eval_steps), ("early_stopping_patience", r.early_stopping_patience)] {
+            if let Some(value) = value.filter(|_| unseen) {
+                return Err(Error::invalid(
+                    field,
+                    value,
+                    "left out where there are no validation rows: `[data]` `valid`",
+                ));
+            }
         }
         self.check_built()
     }
@@ -375,8 +217,19 @@ impl RunConfig {
     /// What the file format knows and this version cannot do yet.
     fn check_built(&self) -> Result<()> {
         let (r, e) = (&self.recipe, &self.execution);
-        if r.packing {
-            return Err(Error::invalid("packing", true, "false: it is not built yet"));
+        if self.engine == Engine::MlxLm {
+            let unknown = |field, got: &str, must: &str| {
+                Err(Error::invalid(field, got, format!("{must}: what it costs mlx-lm is not known yet")))
+            };
+            if r.packing {
+                return unknown("packing", "true", "false");
+            }
+            if r.lora.use_dora {
+                return unknown("use_dora", "true", "false");
+            }
+            if r.optimizer != Optimizer::Adamw {
+                return unknown("optimizer", r.optimizer.name(), "adamw");
+            }
         }
         if e.compute_dtype != Dtype::F32 {
             return Err(Error::invalid(
@@ -388,12 +241,12 @@ impl RunConfig {
         Ok(())
     }
 
-    /// Optimizer steps for a data set of `examples` rows.
-    pub fn steps(&self, examples: usize) -> usize {
+    /// Optimizer steps for a data set of this many rows: its examples, or the rows that they are packed into.
+    pub fn steps(&self, rows: usize) -> usize {
         let r = &self.recipe;
         r.steps.unwrap_or_else(|| {
             let epochs = r.epochs.unwrap_or(DEFAULT_EPOCHS);
-            ((epochs * examples as f64 / r.effective_batch_size as f64).ceil() as usize).max(1)
+            ((epochs * rows as f64 / r.effective_batch_size as f64).ceil() as usize).max(1)
         })
     }
 
@@ -476,11 +329,32 @@ mod tests {
             ("[recipe.lora]\nrank = 0", "`rank` is 0"),
             ("[recipe.lora]\nnum_layers = 0", "`num_layers` is 0"),
             ("[recipe]\nlearning_rate = inf", "`learning_rate` is inf"),
+            ("[recipe]\neval_steps = 0", "`eval_steps` is 0"),
+            ("[recipe]\nearly_stopping_patience = 3", "there are no validation rows"),
         ];
         for (text, expected) in cases {
             let error = parse(&format!("{base}{text}")).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn rslora_divides_by_the_root_of_the_rank() {
+        let lora = Lora { rank: 16, alpha: 8.0, ..Lora::default() };
+        assert_eq!(lora.scale(), 0.5);
+        let rslora = Lora { use_rslora: true, ..lora };
+        assert_eq!(rslora.scale(), 2.0);
+        assert_eq!((rslora.with_rank(4).alpha, rslora.with_rank(4).scale()), (4.0, 2.0));
+    }
+
+    #[test]
+    fn what_an_optimizer_remembers_of_a_tensor() {
+        // 64 x 100 numbers: 25 blocks of 256; fewer than 4096 stay in f32.
+        assert_eq!(Optimizer::Adamw.state_bytes(&[64, 100]), 2 * 4 * 6400);
+        assert_eq!(Optimizer::Adamw8bit.state_bytes(&[64, 100]), 2 * (6400 + 4 * 25));
+        assert_eq!(Optimizer::Adamw8bit.state_bytes(&[4, 100]), 2 * 4 * 400);
+        assert_eq!(Optimizer::Adafactor.state_bytes(&[64, 100]), 4 * 164);
+        assert_eq!(Optimizer::Adafactor.state_bytes(&[100]), 400);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::spec::model::{ModelSpec, ModelType, Positions};
+use crate::spec::recipe::{Lora, Optimizer};
 use crate::spec::storage::{Format, Weights};
 
 /// One stored tensor.
@@ -64,9 +65,18 @@ impl Projection {
         (self.copies * (self.in_features * self.out_features + if self.bias { self.out_features } else { 0 })) as u64
     }
 
-    /// Parameters of a LoRA of this rank on it: A (rank x in) and B (out x rank), on each expert its own.
-    pub fn lora_params(&self, rank: usize) -> u64 {
-        (self.copies * rank * (self.in_features + self.out_features)) as u64
+    /// Parameters of an adapter on it: A (rank x in), B (out x rank) and DoRA's magnitude (out), on each expert its own.
+    pub fn lora_params(&self, lora: &Lora) -> u64 {
+        let magnitude = if lora.use_dora { self.out_features } else { 0 };
+        (self.copies * (lora.rank * (self.in_features + self.out_features) + magnitude)) as u64
+    }
+
+    /// Bytes of what the optimizer remembers of that adapter.
+    pub fn optimizer_bytes(&self, lora: &Lora, optimizer: Optimizer) -> u64 {
+        let pair = optimizer.state_bytes(&[lora.rank, self.in_features])
+            + optimizer.state_bytes(&[self.out_features, lora.rank]);
+        let magnitude = if lora.use_dora { optimizer.state_bytes(&[self.out_features]) } else { 0 };
+        self.copies as u64 * (pair + magnitude)
     }
 }
 

@@ -6,11 +6,22 @@ use rand_chacha::ChaCha8Rng;
 
 use super::candle::model::MicroBatch;
 use super::rows::Example;
+use crate::spec::packing;
 use crate::spec::run::RunConfig;
 
-/// The order of the examples over the whole run.
+/// Which examples share a row: those that packing puts together, without it each has its own.
+pub fn rows(examples: &[Example], run: &RunConfig) -> Vec<Vec<usize>> {
+    if !run.recipe.packing {
+        return (0..examples.len()).map(|i| vec![i]).collect();
+    }
+    let lengths: Vec<usize> = examples.iter().map(|e| e.tokens.len()).collect();
+    packing::pack(&lengths, run.recipe.max_seq_length)
+}
+
+/// The order of the rows over the whole run.
 pub struct Batches<'a> {
     examples: &'a [Example],
+    rows: Vec<Vec<usize>>,
     run: &'a RunConfig,
     /// Fill every example up to the longest length, to see the worst case in a short trial.
     pad_to_max: bool,
@@ -20,17 +31,17 @@ pub struct Batches<'a> {
 impl<'a> Batches<'a> {
     /// Over these examples.
     pub fn new(examples: &'a [Example], run: &'a RunConfig, pad_to_max: bool) -> Self {
-        Self { examples, run, pad_to_max, epoch: None }
+        Self { examples, rows: rows(examples, run), run, pad_to_max, epoch: None }
     }
 
-    /// Index of the `n`-th example of the run.
+    /// Index of the `n`-th row of the run.
     fn index(&mut self, n: usize) -> usize {
-        let (epoch, at) = (n / self.examples.len(), n % self.examples.len());
+        let (epoch, at) = (n / self.rows.len(), n % self.rows.len());
         if !self.run.recipe.shuffle {
             return at;
         }
         if self.epoch.as_ref().is_none_or(|(e, _)| *e != epoch) {
-            let mut order: Vec<usize> = (0..self.examples.len()).collect();
+            let mut order: Vec<usize> = (0..self.rows.len()).collect();
             let mut rng = ChaCha8Rng::seed_from_u64(self.run.seed);
             rng.set_stream(1 + epoch as u64);
             order.shuffle(&mut rng);
@@ -46,7 +57,10 @@ impl<'a> Batches<'a> {
         (0..all / micro)
             .map(|m| {
                 let indices: Vec<usize> = (0..micro).map(|i| self.index(first + m * micro + i)).collect();
-                let chosen: Vec<&Example> = indices.into_iter().map(|i| &self.examples[i]).collect();
+                // A row that is filled up by repeating its first example has no room for others.
+                let most = if self.pad_to_max { 1 } else { usize::MAX };
+                let rows = indices.into_iter().flat_map(|i| self.rows[i].iter().take(most));
+                let chosen: Vec<&Example> = rows.map(|&i| &self.examples[i]).collect();
                 pack(&chosen, self.run, self.pad_to_max)
             })
             .collect()
@@ -99,6 +113,25 @@ mod tests {
         assert_eq!(batch.targets, [(1, 2), (3, 102)]);
         let full = pack(&[&examples[1]], &run, true);
         assert_eq!((full.tokens, full.targets), (vec![100, 101], vec![(0, 101), (1, 102)]));
+    }
+
+    #[test]
+    fn packed_rows_hold_several_examples_and_every_epoch_sees_each_once() {
+        let examples = examples(&[2, 7, 3, 9, 4, 5]);
+        let run = run("seed = 3\n[recipe]\npacking = true\nmax_seq_length = 10\neffective_batch_size = 1");
+        let mut batches = Batches::new(&examples, &run, false);
+        let rows = batches.rows.len();
+        // 9 alone, 7 with 3, 5 with 4, and no room left for 2.
+        assert_eq!(rows, 4);
+        let epoch: Vec<MicroBatch> = (0..rows).flat_map(|s| batches.step(s)).collect();
+        assert!(epoch.iter().all(|b| b.tokens.len() + b.examples.len() <= 10));
+        let mut starts: Vec<u32> = epoch.iter().flat_map(|b| b.examples.iter().map(|e| b.tokens[e.start])).collect();
+        starts.sort_unstable();
+        assert_eq!(starts, [0, 100, 200, 300, 400, 500]);
+        // No row predicts a token of its neighbour.
+        assert!(epoch.iter().flat_map(|b| &b.targets).all(|(_, token)| token % 100 > 0));
+        let full = Batches::new(&examples, &run, true).step(0);
+        assert_eq!((full[0].tokens.len(), full[0].examples.len()), (9, 1));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod batches;
 pub mod candle;
+pub mod early_stopping;
 pub mod generate;
 pub mod memory;
 pub mod rows;
@@ -57,12 +58,7 @@ pub enum TrainEvent {
     /// One optimizer step.
     Step(Step),
     /// Loss on the validation rows.
-    Validation {
-        /// After this many optimizer steps.
-        step: usize,
-        /// Mean over all target tokens.
-        loss: f64,
-    },
+    Validation(Validation),
     /// A checkpoint or the adapter was written.
     Saved {
         /// Where.
@@ -95,6 +91,39 @@ pub struct Step {
     pub footprint_bytes: Bytes,
 }
 
+/// A look at the validation rows: a line of `metrics.jsonl` of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Validation {
+    /// After this many optimizer steps.
+    pub step: usize,
+    /// Mean over all target tokens.
+    pub validation_loss: f64,
+    /// Where it was lowest so far.
+    pub best_step: usize,
+    /// How low.
+    pub best_validation_loss: f64,
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Metrics {
+    /// An optimizer step.
+    Step(Step),
+    /// A look at the validation rows.
+    Validation(Validation),
+}
+
+impl Metrics {
+    /// Optimizer steps done when it was written.
+    pub fn step(&self) -> usize {
+        match self {
+            Self::Step(s) => s.step,
+            Self::Validation(v) => v.step,
+        }
+    }
+}
+
 /// What the caller wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
@@ -110,6 +139,11 @@ pub enum Flow {
 pub enum Outcome {
     /// All steps done.
     Finished,
+    /// Validation had stopped to improve; the best adapter was kept.
+    EarlyStopped {
+        /// Optimizer steps done.
+        at_step: usize,
+    },
     /// Stopped by the caller.
     Stopped {
         /// Optimizer steps done.
@@ -139,6 +173,7 @@ impl Outcome {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Finished => "finished",
+            Self::EarlyStopped { .. } => "early_stopped",
             Self::Stopped { .. } => "stopped",
             Self::OutOfMemory { .. } => "out_of_memory",
             Self::TimedOut { .. } => "timed_out",

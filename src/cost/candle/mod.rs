@@ -5,6 +5,7 @@
 //! out: tensors of a few numbers.
 
 mod attention;
+mod dora;
 mod mlp;
 mod product;
 
@@ -17,7 +18,7 @@ use crate::cost::timeline::{Live, Timeline};
 use crate::error::Result;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::{ModelSpec, Positions};
-use crate::spec::run::RunConfig;
+use crate::spec::run::{Optimizer, RunConfig};
 use crate::spec::storage::Format;
 use crate::spec::tensors::{Projection, Role};
 use crate::units::Bytes;
@@ -135,7 +136,7 @@ impl Engine<'_> {
     }
 
     fn adapter_params(&self) -> u64 {
-        let one: u64 = self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| p.lora_params(self.rank() as usize)).sum();
+        let one: u64 = self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| p.lora_params(&self.run.recipe.lora)).sum();
         one * (self.spec.num_hidden_layers - self.first) as u64
     }
 
@@ -153,7 +154,13 @@ impl Engine<'_> {
         self.t.resident("base weights", base);
         let adapters = self.adapter_params() * F32;
         self.t.resident("adapters", adapters);
-        self.t.resident("optimizer state", 2 * adapters);
+        let recipe = &self.run.recipe;
+        let adapted = self.linears.iter().filter(|(_, a)| *a);
+        let state: u64 = adapted.map(|(p, _)| p.optimizer_bytes(&recipe.lora, recipe.optimizer)).sum();
+        self.t.resident("optimizer state", state * (spec.num_hidden_layers - self.first) as u64);
+        if self.run.recipe.lora.use_dora {
+            self.t.resident("DoRA norms", self.dora_norms());
+        }
         if self.micro.accelerator == Accelerator::Cpu {
             // The threads of the pool, and the one that calls.
             self.t.resident(SLABS, (self.micro.threads as u64 + 1) * SLAB);
@@ -219,12 +226,25 @@ impl Engine<'_> {
         x
     }
 
-    /// Up to five temporaries of one adapter matrix (`AdamW::update`), and clipping's copy.
+    /// Temporaries of one adapter matrix (`Optimizer::update`): AdamW's are up to five of its size, Adafactor's four;
+    /// with eight bits the new matrix and codes.
     fn optimizer(&mut self) {
         self.t.phase("optimizer");
         let widest = |p: &Projection| p.in_features.max(p.out_features) as u64;
         let largest = self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| widest(p)).max().unwrap_or(0);
-        self.t.brief("optimizer's own", 5 * largest * self.rank() * F32);
+        let temporaries = match self.run.recipe.optimizer {
+            Optimizer::Adamw => 5,
+            Optimizer::Adafactor => 4,
+            Optimizer::Adamw8bit => 2,
+        };
+        self.t.brief("optimizer's own", temporaries * largest * self.rank() * F32);
+        if self.run.recipe.lora.use_dora {
+            // The norms are taken anew.
+            for p in self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| p.clone()).collect::<Vec<_>>() {
+                let stored = self.stored(&p);
+                self.frozen(self.rank(), stored, !self.spec.conv1d());
+            }
+        }
     }
 
     // --- a projection (Frozen, Linear) ---
@@ -264,25 +284,30 @@ impl Engine<'_> {
 
     fn linear(&mut self, role: Role, rows: u64, name: &'static str) -> Live {
         let Some((p, adapted)) = self.find(role) else { return self.t.alloc(name, 0) };
+        if adapted && self.run.recipe.lora.use_dora {
+            return self.linear_dora(&p, rows, name);
+        }
         let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
         let y = self.t.alloc(name, rows * to * F32);
         let stored = self.stored(&p);
         self.frozen(rows, stored, !self.spec.conv1d());
         if adapted {
-            self.dropped(rows, &p);
+            let input = self.dropped(rows, &p);
             let hidden = self.t.alloc(LORA, rows * rank * F32);
             self.product(&Product::with_transposed(rows, from, rank));
             self.product(&Product::with_transposed(rows, rank, to));
-            self.t.free(hidden);
+            input.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
         }
         y
     }
 
-    /// Dropout's mask and product, which live only while the adapter's input is made.
-    fn dropped(&mut self, rows: u64, p: &Projection) {
-        if self.run.recipe.lora.dropout > 0.0 {
-            self.t.brief(LORA, 2 * rows * p.in_features as u64 * F32);
-        }
+    /// The adapter's input after dropout, for which a mask was there; without dropout it is the input itself.
+    fn dropped(&mut self, rows: u64, p: &Projection) -> Option<Live> {
+        let wide = rows * p.in_features as u64 * F32;
+        (self.run.recipe.lora.dropout > 0.0).then(|| {
+            self.t.brief(LORA, 2 * wide);
+            self.t.alloc(LORA, wide)
+        })
     }
 
     fn linear_back(
@@ -293,6 +318,9 @@ impl Engine<'_> {
         grads: &mut Option<&mut Vec<Live>>,
     ) -> Option<Live> {
         let (p, adapted) = self.find(role)?;
+        if adapted && self.run.recipe.lora.use_dora {
+            return self.linear_dora_back(&p, rows, need_dx, grads);
+        }
         let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
         let dx = need_dx.then(|| {
             let dx = self.t.alloc(name_of(role), rows * from * F32);
@@ -301,19 +329,23 @@ impl Engine<'_> {
             dx
         });
         if adapted {
-            self.dropped(rows, &p);
+            let input = self.dropped(rows, &p);
             let hidden = self.t.alloc(LORA, 2 * rows * rank * F32);
             self.product(&Product::with_transposed(rows, from, rank));
             self.product(&Product::plain(rows, to, rank));
             if let Some(grads) = grads.as_deref_mut() {
-                grads.push(self.t.alloc(GRADIENTS, p.lora_params(rank as usize) * F32));
+                grads.push(self.t.alloc(GRADIENTS, p.lora_params(&self.run.recipe.lora) * F32));
             }
             self.product(&Product::of_transposed(rank, rows, from));
             self.product(&Product::of_transposed(to, rows, rank));
             if need_dx {
                 self.product(&Product::plain(rows, rank, from));
             }
-            self.t.free(hidden);
+            if input.is_some() && need_dx {
+                // The mask again, what comes through the adapter, and their product.
+                self.t.brief(LORA, 3 * rows * p.in_features as u64 * F32);
+            }
+            input.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
         }
         dx
     }

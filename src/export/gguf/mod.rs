@@ -72,7 +72,7 @@ pub fn write_adapter(subject: &Subject, out: &Path) -> Result<Vec<String>> {
     general(&mut metadata, subject, "adapter");
     let (mut table, mut data) = (Vec::new(), Vec::new());
     for planned in tensors::plan(spec, GgmlDType::F32) {
-        let Some(pair) = planned.path().and_then(|path| file.pair(path)) else { continue };
+        let Some(pair) = planned.path().and_then(|path| file.adapter(path)) else { continue };
         // Turned rows of the base turn the rows of B; a transposed base is the same product.
         let b = match planned.turn {
             Turn::Pairs(_) => planned.turn.apply(&pair.b)?,

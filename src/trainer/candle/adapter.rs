@@ -21,17 +21,23 @@ pub fn fresh(site: &Site, index: usize, rank: usize, seed: u64, device: &Device)
     Ok(Adapter {
         a: Tensor::from_vec(a, (rank, site.in_features), device)?,
         b: Tensor::zeros((site.out_features, rank), DType::F32, device)?,
+        // DoRA's starts at the norms, which the projection knows.
+        magnitude: None,
     })
 }
 
 /// Writes the adapters of `decoder` into `folder`, in PEFT's layout.
 pub fn save(decoder: &Decoder, spec: &ModelSpec, run: &RunConfig, folder: &Path) -> Result<()> {
     let lora = &run.recipe.lora;
-    let about = About { rank: lora.rank, alpha: lora.alpha, dropout: lora.dropout, base: Some(run.model.clone()) };
-    let on_cpu = |adapter: &Adapter| {
-        let (a, b) = (adapter.a.to_device(&Device::Cpu)?, adapter.b.to_device(&Device::Cpu)?);
-        Ok::<_, Error>(Adapter { a, b })
+    let about = About {
+        rank: lora.rank,
+        alpha: lora.alpha,
+        use_rslora: lora.use_rslora,
+        use_dora: lora.use_dora,
+        dropout: lora.dropout,
+        base: Some(run.model.clone()),
     };
+    let on_cpu = |adapter: &Adapter| adapter.map(|t| t.to_device(&Device::Cpu));
     let adapted = decoder.sites.iter().enumerate().filter_map(|(i, site)| Some((site, decoder.adapter(i)?)));
     let adapters = adapted.map(|(site, adapter)| Ok((site.path.clone(), on_cpu(adapter)?))).collect::<Result<_>>()?;
     adapter_file::write(folder, Layout::Peft, &about, &adapters, (spec.num_hidden_layers, spec.conv1d()))
@@ -59,10 +65,9 @@ pub fn load(decoder: &mut Decoder, run: &RunConfig, folder: &Path) -> Result<()>
         return Err(Error::Mismatch { path: folder.into(), reason: wrong.join("; ") });
     }
     for i in 0..decoder.sites.len() {
-        if let Some(Adapter { a, b }) = file.pair(&decoder.sites[i].path) {
-            let device = decoder.device();
-            let adapter = Adapter { a: a.to_device(device)?, b: b.to_device(device)? };
-            decoder.set_adapter(i, adapter);
+        if let Some(adapter) = file.adapter(&decoder.sites[i].path) {
+            let adapter = adapter.map(|t| t.to_device(decoder.device()))?;
+            decoder.set_adapter(i, adapter)?;
         }
     }
     Ok(())

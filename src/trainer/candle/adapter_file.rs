@@ -6,7 +6,8 @@
 //! | description | `adapter_config.json` | `adapter_config.json` |
 //! | A | `base_model.model.PATH.lora_A.weight`, `[rank, in]` | `PATH.lora_a`, `[in, rank]` |
 //! | B | `base_model.model.PATH.lora_B.weight`, `[out, rank]` | `PATH.lora_b`, `[rank, out]` |
-//! | factor | `lora_alpha / r` | `scale` |
+//! | DoRA's magnitude | `base_model.model.PATH.lora_magnitude_vector`, `[out]` | not read or written |
+//! | factor | `lora_alpha / r`, or over the root of r | `scale` |
 //!
 //! PATH is the linear layer in transformers' names; mlx-lm writes GPT-2's `transformer.h` as `model.h`.
 
@@ -44,33 +45,38 @@ impl Layout {
         }
     }
 
-    /// Names of A and B of the linear layer at `path`.
-    pub fn names(self, path: &str) -> [String; 2] {
+    /// What comes before a layer's path in the names of its tensors, and what after it, in the order of
+    /// [`Adapter::tensors`].
+    fn affixes(self) -> (&'static str, &'static [&'static str]) {
         match self {
-            Self::Peft => ["A", "B"].map(|part| format!("base_model.model.{path}.lora_{part}.weight")),
-            Self::MlxLm => ["a", "b"].map(|part| format!("{}.lora_{part}", path.replacen("transformer.", "model.", 1))),
+            Self::Peft => ("base_model.model.", &[".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"]),
+            Self::MlxLm => ("", &[".lora_a", ".lora_b"]),
         }
     }
 
-    /// Shapes of A and B in the file.
-    pub fn shapes(self, rank: usize, [in_features, out_features]: [usize; 2]) -> [[usize; 2]; 2] {
-        match self {
-            Self::Peft => [[rank, in_features], [out_features, rank]],
-            Self::MlxLm => [[in_features, rank], [rank, out_features]],
-        }
-    }
-
-    /// The layer that a tensor belongs to, and which of A and B it is.
-    fn part(self, name: &str) -> Option<(String, usize)> {
-        let (path, part) = match self {
-            Self::Peft => {
-                let name = name.strip_prefix("base_model.model.")?.strip_suffix(".weight")?;
-                (name.strip_suffix(".lora_A").map(|p| (p, 0))).or(name.strip_suffix(".lora_B").map(|p| (p, 1)))?
-            }
-            Self::MlxLm => {
-                (name.strip_suffix(".lora_a").map(|p| (p, 0))).or(name.strip_suffix(".lora_b").map(|p| (p, 1)))?
-            }
+    /// Names of A and B, and of DoRA's magnitude where the layout has one, of the linear layer at `path`.
+    pub fn names(self, path: &str) -> Vec<String> {
+        let path = match self {
+            Self::Peft => path.to_owned(),
+            Self::MlxLm => path.replacen("transformer.", "model.", 1),
         };
+        let (before, after) = self.affixes();
+        after.iter().map(|after| format!("{before}{path}{after}")).collect()
+    }
+
+    /// Shapes of A and B in the file, and of the magnitude.
+    pub fn shapes(self, rank: usize, [in_features, out_features]: [usize; 2]) -> [Vec<usize>; 3] {
+        match self {
+            Self::Peft => [vec![rank, in_features], vec![out_features, rank], vec![out_features]],
+            Self::MlxLm => [vec![in_features, rank], vec![rank, out_features], vec![out_features]],
+        }
+    }
+
+    /// The layer that a tensor belongs to, and which part of an adapter it is.
+    fn part(self, name: &str) -> Option<(String, usize)> {
+        let (before, after) = self.affixes();
+        let name = name.strip_prefix(before)?;
+        let (path, part) = after.iter().enumerate().find_map(|(i, after)| Some((name.strip_suffix(after)?, i)))?;
         // A text model inside a multimodal one, as transformers 5 and mlx-lm wrap it.
         let path = path.replacen("language_model.model.", "model.", 1).replacen("model.language_model.", "model.", 1);
         Some((path.strip_prefix("model.h.").map(|rest| format!("transformer.h.{rest}")).unwrap_or(path), part))
@@ -80,7 +86,8 @@ impl Layout {
     fn turned(self, tensor: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Peft => tensor.clone(),
-            Self::MlxLm => tensor.t()?.contiguous()?,
+            Self::MlxLm if tensor.rank() == 2 => tensor.t()?.contiguous()?,
+            Self::MlxLm => tensor.clone(),
         })
     }
 }
@@ -111,9 +118,7 @@ struct PeftConfig {
 }
 
 /// Settings of PEFT that change what an adapter computes, and that are not built here.
-const PEFT_EXTRAS: [&str; 10] = [
-    "use_dora",
-    "use_rslora",
+const PEFT_EXTRAS: [&str; 8] = [
     "use_qalora",
     "rank_pattern",
     "alpha_pattern",
@@ -156,10 +161,21 @@ pub struct About {
     pub rank: usize,
     /// The update is scaled by alpha / rank.
     pub alpha: f64,
+    /// By alpha over the root of the rank instead.
+    pub use_rslora: bool,
+    /// It holds magnitudes.
+    pub use_dora: bool,
     /// Of training.
     pub dropout: f64,
     /// The base, where it is named.
     pub base: Option<String>,
+}
+
+impl About {
+    /// Factor of the update.
+    pub fn scale(&self) -> f64 {
+        Lora { rank: self.rank, alpha: self.alpha, use_rslora: self.use_rslora, ..Lora::default() }.scale()
+    }
 }
 
 /// An adapter, out of its files.
@@ -169,8 +185,8 @@ pub struct AdapterFile {
     pub layout: Layout,
     /// Its settings.
     pub about: About,
-    /// A and B of each linear layer, by its path in transformers' names; turned as PEFT has them.
-    parts: BTreeMap<String, [Option<Tensor>; 2]>,
+    /// A, B and magnitude of each linear layer, by its path in transformers' names; turned as PEFT has them.
+    parts: BTreeMap<String, [Option<Tensor>; 3]>,
     /// Tensors that are no adapter's.
     others: Vec<String>,
     /// Settings that we cannot follow.
@@ -195,10 +211,10 @@ impl AdapterFile {
         if about.rank == 0 {
             return Err(bad("its rank is 0".into()));
         }
-        let (mut parts, mut others) = (BTreeMap::<String, [Option<Tensor>; 2]>::new(), Vec::new());
+        let (mut parts, mut others) = (BTreeMap::<String, [Option<Tensor>; 3]>::new(), Vec::new());
         for (name, tensor) in tensor_file::load(&folder.join(layout.weights_file()))? {
             match layout.part(&name) {
-                Some((layer, part)) if tensor.rank() == 2 => {
+                Some((layer, part)) if tensor.rank() == if part == 2 { 1 } else { 2 } => {
                     parts.entry(layer).or_default()[part] = Some(layout.turned(&tensor.to_dtype(DType::F32)?)?);
                 }
                 _ => others.push(name),
@@ -210,7 +226,7 @@ impl AdapterFile {
 
     /// Factor of the update.
     pub fn scale(&self) -> f64 {
-        self.about.alpha / self.about.rank as f64
+        self.about.scale()
     }
 
     /// A run's settings that fit this adapter, so that it can be used without a run file.
@@ -219,6 +235,8 @@ impl AdapterFile {
         Lora {
             rank: self.about.rank,
             alpha: self.about.alpha,
+            use_rslora: self.about.use_rslora,
+            use_dora: self.about.use_dora,
             dropout: 0.0,
             target_modules: modules.into_iter().collect(),
             // Only the last blocks can be meant; others show as mismatches.
@@ -238,13 +256,20 @@ impl AdapterFile {
         if (about.alpha - lora.alpha).abs() > 1e-9 * lora.alpha.abs() {
             wrong.push(format!("its alpha is {}, the run's is {}", about.alpha, lora.alpha));
         }
+        for (key, its, ours) in
+            [("use_dora", about.use_dora, lora.use_dora), ("use_rslora", about.use_rslora, lora.use_rslora)]
+        {
+            if its != ours {
+                wrong.push(format!("its {key} is {its}, the run's is {ours}"));
+            }
+        }
         let mut expected = BTreeSet::new();
         for (path, features) in sites {
             expected.insert(path.to_owned());
             let found = self.parts.get(path);
             let ours = Layout::Peft.shapes(about.rank, features);
             let theirs = self.layout.shapes(about.rank, features);
-            for (i, name) in self.layout.names(path).iter().enumerate() {
+            for (i, name) in self.layout.names(path).iter().enumerate().take(if about.use_dora { 3 } else { 2 }) {
                 match found.and_then(|pair| pair[i].as_ref()) {
                     None => wrong.push(format!("`{name}` is missing")),
                     Some(t) if t.dims() != ours[i] => {
@@ -258,19 +283,21 @@ impl AdapterFile {
                 }
             }
         }
-        for (path, pair) in self.parts.iter().filter(|(path, _)| !expected.contains(*path)) {
+        for (path, parts) in &self.parts {
             let names = self.layout.names(path);
-            let lost = names.iter().zip(pair).filter(|(_, t)| t.is_some());
-            wrong.extend(lost.map(|(name, _)| format!("`{name}` has no place in this run")));
+            // Without DoRA a magnitude has no place on any layer.
+            let meant = |part| expected.contains(path) && (part < 2 || about.use_dora);
+            let lost = names.iter().zip(parts).enumerate().filter(|(i, (_, t))| t.is_some() && !meant(*i));
+            wrong.extend(lost.map(|(_, (name, _))| format!("`{name}` has no place in this run")));
         }
         wrong.extend(self.others.iter().map(|name| format!("`{name}` has no place in this run")));
         wrong
     }
 
-    /// The pair on the linear layer at `path`, in f32.
-    pub fn pair(&self, path: &str) -> Option<Adapter> {
+    /// The adapter on the linear layer at `path`, in f32.
+    pub fn adapter(&self, path: &str) -> Option<Adapter> {
         match self.parts.get(path)? {
-            [Some(a), Some(b)] => Some(Adapter { a: a.clone(), b: b.clone() }),
+            [Some(a), Some(b), magnitude] => Some(Adapter { a: a.clone(), b: b.clone(), magnitude: magnitude.clone() }),
             _ => None,
         }
     }
@@ -313,6 +340,8 @@ fn peft_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
     let about = About {
         rank: peft.r,
         alpha: peft.lora_alpha,
+        use_rslora: peft.use_rslora,
+        use_dora: peft.use_dora,
         dropout: peft.lora_dropout,
         base: peft.base_model_name_or_path.filter(|b| !b.is_empty()),
     };
@@ -326,7 +355,15 @@ fn mlx_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
         other => vec![format!("its fine_tune_type is {other}; lora is understood")],
     };
     let p = mlx.lora_parameters;
-    Ok((About { rank: p.rank, alpha: p.scale * p.rank as f64, dropout: p.dropout, base: mlx.model }, refused))
+    let about = About {
+        rank: p.rank,
+        alpha: p.scale * p.rank as f64,
+        use_rslora: false,
+        use_dora: false,
+        dropout: p.dropout,
+        base: mlx.model,
+    };
+    Ok((about, refused))
 }
 
 /// Writes adapters (path of the linear layer, A `[rank, in]`, B `[out, rank]`) of a model with `layers` blocks.
@@ -340,7 +377,7 @@ pub fn write(
 ) -> Result<()> {
     let mut tensors = HashMap::new();
     for (path, adapter) in adapters {
-        for (name, tensor) in layout.names(path).into_iter().zip([&adapter.a, &adapter.b]) {
+        for (name, tensor) in layout.names(path).into_iter().zip(adapter.tensors()) {
             tensors.insert(name, layout.turned(tensor)?);
         }
     }
@@ -361,8 +398,8 @@ pub fn write(
                 fan_in_fan_out: conv1d,
                 bias: Some("none".into()),
                 inference_mode: true,
-                use_dora: false,
-                use_rslora: false,
+                use_dora: about.use_dora,
+                use_rslora: about.use_rslora,
             },
         ),
         Layout::MlxLm => store::save_json(
@@ -374,7 +411,7 @@ pub fn write(
                 num_layers: (layers - adapted.first().copied().unwrap_or(0).min(layers)) as i64,
                 lora_parameters: MlxParameters {
                     rank: about.rank,
-                    scale: about.alpha / about.rank as f64,
+                    scale: about.scale(),
                     dropout: about.dropout,
                     keys: Some(modules.into_iter().collect()),
                 },

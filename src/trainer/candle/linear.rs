@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::dora::Norms;
 use super::frozen::Stored;
 use super::ops;
 use super::panels::{Panels, product_by_panels, sum_over_panels};
@@ -28,12 +29,21 @@ impl Frozen {
 
     /// `x W' + b`, `[rows, out]`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = match (self.weight.f32(), self.transposed) {
-            (Some(w), false) => ops::product(x, &w.t()?, 1.0)?,
-            (Some(w), true) => ops::product(x, w, 1.0)?,
-            (None, false) => product_by_panels(x, Panels::new(&self.weight)?)?,
-            (None, true) => sum_over_panels(x, Panels::new(&self.weight)?)?,
-        };
+        self.add_bias(self.product(x)?)
+    }
+
+    /// `x W'`, `[rows, out]`
+    pub fn product(&self, x: &Tensor) -> Result<Tensor> {
+        match (self.weight.f32(), self.transposed) {
+            (Some(w), false) => ops::product(x, &w.t()?, 1.0),
+            (Some(w), true) => ops::product(x, w, 1.0),
+            (None, false) => product_by_panels(x, Panels::new(&self.weight)?),
+            (None, true) => sum_over_panels(x, Panels::new(&self.weight)?),
+        }
+    }
+
+    /// `y + b`
+    pub fn add_bias(&self, y: Tensor) -> Result<Tensor> {
         match &self.bias {
             Some(bias) => ops::add(y, bias),
             None => Ok(y),
@@ -50,28 +60,65 @@ impl Frozen {
         }
     }
 
+    /// Squared norm of the weights of each output, `[out]`.
+    pub fn squares(&self) -> Result<Tensor> {
+        let along = usize::from(!self.transposed);
+        let parts = Panels::new(&self.weight)?.map(|panel| panel?.1.sqr()?.sum(along));
+        match self.transposed {
+            false => Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0),
+            true => Tensor::stack(&parts.collect::<Result<Vec<_>>>()?, 0)?.sum(0),
+        }
+    }
+
     /// Selected rows of `[out, in]`, in f32: the embedding's lookup.
     pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         self.weight.rows(ids)
     }
 }
 
-/// The trainable pair of one projection: the update is `scale * B A`.
+/// What learns of one projection: the update is `scale * B A`.
 #[derive(Clone, Debug)]
 pub struct Adapter {
     /// `[rank, in]`
     pub a: Tensor,
     /// `[out, rank]`
     pub b: Tensor,
+    /// `[out]`: the length of each output's weights, with DoRA.
+    pub magnitude: Option<Tensor>,
+}
+
+/// Gradients of an adapter, in its shapes.
+pub type AdapterGrad = Adapter;
+
+impl Adapter {
+    /// Its tensors, in a fixed order.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.a, &self.b].into_iter().chain(&self.magnitude)
+    }
+
+    /// `f` of each of its tensors, in the same order.
+    pub fn map<E>(&self, mut f: impl FnMut(&Tensor) -> std::result::Result<Tensor, E>) -> std::result::Result<Self, E> {
+        Ok(Self { a: f(&self.a)?, b: f(&self.b)?, magnitude: self.magnitude.as_ref().map(f).transpose()? })
+    }
+
+    /// The gradient gathered so far, taken out of its place.
+    pub(super) fn grad_or_zero(&self, grad: &mut Option<AdapterGrad>) -> Result<AdapterGrad> {
+        match grad.take() {
+            Some(old) => Ok(old),
+            None => self.map(Tensor::zeros_like),
+        }
+    }
 }
 
 /// What stays the same for all adapters of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct LoraSettings {
-    /// alpha / rank
+    /// Factor of the update.
     pub scale: f64,
     /// Probability that an input is dropped.
     pub dropout: f64,
+    /// Learn each output's length.
+    pub use_dora: bool,
 }
 
 /// Which numbers a dropout draws: the same in the forward pass and when it is made again in backward.
@@ -107,6 +154,8 @@ pub struct Linear {
     pub frozen: Frozen,
     /// The adapter, where this projection has one.
     pub adapter: Option<Adapter>,
+    /// With DoRA.
+    pub norms: Option<Norms>,
     /// Scale and dropout.
     pub lora: LoraSettings,
 }
@@ -120,29 +169,48 @@ pub struct Use {
     pub first_row: usize,
 }
 
-/// Gradients of an adapter.
-#[derive(Debug)]
-pub struct AdapterGrad {
-    /// `[rank, in]`
-    pub a: Tensor,
-    /// `[out, rank]`
-    pub b: Tensor,
-}
-
 impl Linear {
-    fn dropped(&self, x: &Tensor, at: Use) -> Result<Tensor> {
-        match at.dropout {
-            Some(key) if self.lora.dropout > 0.0 => {
-                x * key.mask(self.lora.dropout, at.first_row, x.dims2()?, x.device())?
-            }
-            _ => Ok(x.clone()),
+    /// A projection without an adapter.
+    pub fn new(frozen: Frozen, lora: LoraSettings) -> Self {
+        Self { frozen, adapter: None, norms: None, lora }
+    }
+
+    /// Puts an adapter in the place of the one before. With DoRA the lengths are taken; a magnitude that is missing
+    /// begins as they are, so that nothing changes.
+    pub fn set_adapter(&mut self, mut adapter: Adapter) -> Result<()> {
+        if self.lora.use_dora {
+            let norms = Norms::new(self.norms.as_ref(), &self.frozen, &adapter, self.lora.scale)?;
+            adapter.magnitude.get_or_insert_with(|| norms.current.clone());
+            self.norms = Some(norms);
+        }
+        self.adapter = Some(adapter);
+        Ok(())
+    }
+
+    pub(super) fn drops(&self, at: Use) -> bool {
+        at.dropout.is_some() && self.lora.dropout > 0.0
+    }
+
+    /// Dropout's factors for `x`, where it is dropped from.
+    pub(super) fn mask(&self, x: &Tensor, at: Use) -> Result<Option<Tensor>> {
+        let key = at.dropout.filter(|_| self.drops(at));
+        key.map(|key| key.mask(self.lora.dropout, at.first_row, x.dims2()?, x.device())).transpose()
+    }
+
+    pub(super) fn dropped(&self, x: &Tensor, at: Use) -> Result<Tensor> {
+        match self.mask(x, at)? {
+            Some(mask) => x * mask,
+            None => Ok(x.clone()),
         }
     }
 
-    /// `x W' + b + scale (drop(x) A') B'`
+    /// `x W' + b + scale (drop(x) A') B'`, and with DoRA what [`super::dora`] says.
     pub fn forward(&self, x: &Tensor, at: Use) -> Result<Tensor> {
+        if let Some(dora) = self.dora() {
+            return self.forward_dora(x, at, dora);
+        }
         let y = self.frozen.forward(x)?;
-        let Some(Adapter { a, b }) = &self.adapter else { return Ok(y) };
+        let Some(Adapter { a, b, .. }) = &self.adapter else { return Ok(y) };
         let hidden = ops::product(&self.dropped(x, at)?, &a.t()?, self.lora.scale)?;
         ops::add_product(y, &hidden, &b.t()?, 1.0)
     }
@@ -155,26 +223,24 @@ impl Linear {
         at: Use,
         (need_dx, grad): (bool, &mut Option<AdapterGrad>),
     ) -> Result<Option<Tensor>> {
+        if let Some(dora) = self.dora() {
+            return self.backward_dora(x, g, at, dora, (need_dx, grad));
+        }
         let dx = if need_dx { Some(self.frozen.backward(g)?) } else { None };
-        let Some(Adapter { a, b }) = &self.adapter else { return Ok(dx) };
+        let Some(adapter @ Adapter { a, b, .. }) = &self.adapter else { return Ok(dx) };
         let x = self.dropped(x, at)?;
         let hidden = ops::product(&x, &a.t()?, self.lora.scale)?;
         let d_hidden = ops::product(g, b, self.lora.scale)?;
-        let old = match grad.take() {
-            Some(old) => old,
-            None => AdapterGrad { a: a.zeros_like()?, b: b.zeros_like()? },
-        };
+        let old = adapter.grad_or_zero(grad)?;
         *grad = Some(AdapterGrad {
             a: ops::add_product(old.a, &d_hidden.t()?, &x, 1.0)?,
             b: ops::add_product(old.b, &g.t()?, &hidden, 1.0)?,
+            magnitude: None,
         });
         let Some(dx) = dx else { return Ok(None) };
-        match at.dropout {
-            Some(key) if self.lora.dropout > 0.0 => {
-                let mask = key.mask(self.lora.dropout, at.first_row, x.dims2()?, x.device())?;
-                Ok(Some(ops::add(dx, &(ops::product(&d_hidden, a, 1.0)? * mask)?)?))
-            }
-            _ => Ok(Some(ops::add_product(dx, &d_hidden, a, 1.0)?)),
+        match self.mask(&x, at)? {
+            Some(mask) => Ok(Some(ops::add(dx, &(ops::product(&d_hidden, a, 1.0)? * mask)?)?)),
+            None => Ok(Some(ops::add_product(dx, &d_hidden, a, 1.0)?)),
         }
     }
 }

@@ -16,8 +16,9 @@ fn linear(transposed: bool) -> Linear {
     let bias = random((1, OUT), 2).squeeze(0).unwrap();
     Linear {
         frozen: Frozen::new(Stored::Dense(weight), Some(bias), transposed).unwrap(),
-        adapter: Some(Adapter { a: random((3, IN), 3), b: random((OUT, 3), 4) }),
-        lora: LoraSettings { scale: 1.7, dropout: 0.4 },
+        adapter: Some(Adapter { a: random((3, IN), 3), b: random((OUT, 3), 4), magnitude: None }),
+        norms: None,
+        lora: LoraSettings { scale: 1.7, dropout: 0.4, use_dora: false },
     }
 }
 
@@ -49,10 +50,10 @@ fn gradients_equal_finite_differences() {
             }
         };
         let with = |adapter: Adapter| Linear { adapter: Some(adapter), ..linear.clone() };
-        let Adapter { a, b } = linear.adapter.clone().unwrap();
+        let Adapter { a, b, .. } = linear.adapter.clone().unwrap();
         check(&dx, &|i, by| value(&linear, &moved(&x, i, by)));
-        check(&grad.a, &|i, by| value(&with(Adapter { a: moved(&a, i, by), b: b.clone() }), &x));
-        check(&grad.b, &|i, by| value(&with(Adapter { a: a.clone(), b: moved(&b, i, by) }), &x));
+        check(&grad.a, &|i, by| value(&with(Adapter { a: moved(&a, i, by), b: b.clone(), magnitude: None }), &x));
+        check(&grad.b, &|i, by| value(&with(Adapter { a: a.clone(), b: moved(&b, i, by), magnitude: None }), &x));
     }
 }
 
@@ -75,7 +76,7 @@ fn chunks_of_rows_draw_the_same_dropout_and_gather_the_same_gradient() {
     assert!(close(&values(&grad.a), &values(&parts.a)) && close(&values(&grad.b), &values(&parts.b)));
     // Outside of training nothing is dropped, and the scale is alpha / rank.
     let plain = linear.forward(&x, Use { dropout: None, first_row: 0 }).unwrap();
-    let Adapter { a, b } = linear.adapter.clone().unwrap();
+    let Adapter { a, b, .. } = linear.adapter.clone().unwrap();
     let update = (x.matmul(&a.t().unwrap()).unwrap().matmul(&b.t().unwrap()).unwrap() * 1.7).unwrap();
     let expected = (linear.frozen.forward(&x).unwrap() + update).unwrap();
     assert!(close(&values(&plain), &values(&expected)));

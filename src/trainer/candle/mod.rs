@@ -2,7 +2,8 @@
 //!
 //! The loop is here, and only here. It reads top to bottom in the order of the thing itself.
 
-pub mod adamw;
+pub mod adafactor;
+pub mod adamw_8bit;
 pub mod adapter;
 pub mod adapter_file;
 pub mod affine;
@@ -11,6 +12,7 @@ pub mod block;
 pub mod blocks;
 pub mod checkpoint;
 pub mod checkpoint_file;
+pub mod dora;
 pub mod frozen;
 pub mod gguf_file;
 pub mod kernels;
@@ -18,6 +20,7 @@ pub mod linear;
 pub mod matmul;
 pub mod model;
 pub mod ops;
+pub mod optimizer;
 pub mod panels;
 pub mod rope;
 pub mod tensor_file;
@@ -27,13 +30,16 @@ mod testing;
 mod vector;
 pub mod weights;
 
+use std::path::Path;
 use std::time::Instant;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
-use self::adamw::AdamW;
+use self::linear::Adapter;
 use self::model::Decoder;
-use super::batches::{Batches, pack};
+use self::optimizer::Optimizer;
+use super::batches::{self, Batches, pack};
+use super::early_stopping::EarlyStopping;
 use super::rows::{Example, Rows};
 use super::source::ModelSource;
 use super::text::Text;
@@ -126,7 +132,8 @@ struct Session {
     run: RunConfig,
     spec: crate::spec::model::ModelSpec,
     decoder: Decoder,
-    optimizer: AdamW,
+    optimizer: Optimizer,
+    stopping: EarlyStopping,
     rows: Rows,
     total_steps: usize,
     /// Memory alive before the model was loaded.
@@ -155,23 +162,24 @@ impl Session {
         let mut decoder = Decoder::load(&source.weights()?, &spec, &run, &device)?;
         for i in 0..decoder.sites.len() {
             let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, run.seed, &device)?;
-            decoder.set_adapter(i, fresh);
+            decoder.set_adapter(i, fresh)?;
         }
         if let Some(folder) = &run.recipe.lora.init_adapter {
             adapter::load(&mut decoder, &run, folder)?;
         }
-        let mut optimizer = AdamW::new(&decoder, run.recipe.weight_decay)?;
+        let mut optimizer = Optimizer::new(&decoder, &run.recipe)?;
+        let mut stopping = EarlyStopping::default();
         if let (true, Some(out)) = (job.resume, &job.out) {
-            checkpoint::restore(out, &mut decoder, &mut optimizer, &run)?;
+            stopping = checkpoint::restore(out, &mut decoder, &mut optimizer, &run)?;
         }
-        let total_steps = run.steps(rows.train.len());
-        Ok(Self { run, spec, decoder, optimizer, rows, total_steps, before })
+        let total_steps = run.steps(batches::rows(&rows.train, &run).len());
+        Ok(Self { run, spec, decoder, optimizer, stopping, rows, total_steps, before })
     }
 
     /// Parameters of the adapters, and of the base.
     fn parameters(&self) -> (u64, u64) {
-        let rank = self.run.recipe.lora.rank;
-        let adapters = self.decoder.sites.iter().map(|s| rank * (s.in_features + s.out_features)).sum::<usize>();
+        let adapters = (0..self.decoder.sites.len()).filter_map(|i| self.decoder.adapter(i));
+        let adapters = adapters.flat_map(Adapter::tensors).map(Tensor::elem_count).sum::<usize>();
         let base = self.spec.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum::<usize>();
         (adapters as u64, base as u64)
     }
@@ -182,31 +190,41 @@ impl Session {
         let mut batches = Batches::new(&examples, &run, job.pad_to_max);
         let last = job.stop_after.map_or(self.total_steps, |n| n.min(self.total_steps));
         let mut flow = Flow::Continue;
-        while self.optimizer.steps < last && flow == Flow::Continue {
+        let patience = self.run.recipe.early_stopping_patience;
+        while self.optimizer.steps < last && flow == Flow::Continue && !self.stopping.is_over(patience) {
             let event = TrainEvent::Step(pooled(|| self.step(&mut batches))?);
             flow = on(&event);
+            let Some(out) = &job.out else { continue };
             let done = self.optimizer.steps;
-            let stopping = done == last || flow == Flow::Stop;
-            if let Some(out) = &job.out
-                && (stopping || (job.save_every > 0 && done.is_multiple_of(job.save_every)))
-            {
-                let path = checkpoint::save(out, &self.decoder, &self.optimizer, &self.run)?;
+            let due = |every: usize| every > 0 && done.is_multiple_of(every);
+            // A stop by the caller is no reason to validate: the run that goes on from here would have looked once more
+            // than the one that never stopped. What is due comes before the checkpoint, which remembers what was best.
+            if done == self.total_steps || due(self.run.recipe.eval_steps.unwrap_or(job.save_every)) {
+                self.validate(out, on)?;
+            }
+            if done == last || flow == Flow::Stop || due(job.save_every) || self.stopping.is_over(patience) {
+                let path = checkpoint::save(out, &self.decoder, &self.optimizer, &self.stopping, &self.run)?;
                 on(&TrainEvent::Saved { path });
-                if let Some(event) = self.validate()? {
-                    on(&event);
-                }
             }
         }
-        let done = self.optimizer.steps;
-        if done < self.total_steps {
-            return Ok(Outcome::Stopped { at_step: done });
+        let at_step = self.optimizer.steps;
+        if self.stopping.is_over(patience) {
+            return Ok(Outcome::EarlyStopped { at_step });
         }
-        if let Some(out) = &job.out {
-            let folder = out.join("adapter");
-            adapter::save(&self.decoder, &self.spec, &self.run, &folder)?;
-            on(&TrainEvent::Saved { path: folder });
+        if at_step < self.total_steps {
+            return Ok(Outcome::Stopped { at_step });
+        }
+        if let (Some(out), None) = (&job.out, patience) {
+            self.save_adapter(out, on)?;
         }
         Ok(Outcome::Finished)
+    }
+
+    fn save_adapter(&self, out: &Path, on: &mut dyn FnMut(&TrainEvent) -> Flow) -> Result<()> {
+        let folder = out.join("adapter");
+        adapter::save(&self.decoder, &self.spec, &self.run, &folder)?;
+        on(&TrainEvent::Saved { path: folder });
+        Ok(())
     }
 
     /// One optimizer step.
@@ -223,9 +241,9 @@ impl Session {
             loss += scale * self.decoder.loss_and_grads(batch, scale, (self.run.seed, micro_step), &mut grads)?;
         }
         finite("loss", loss, step)?;
-        let grad_norm = adamw::grad_norm(&grads)?;
+        let grad_norm = optimizer::grad_norm(&grads)?;
         finite("gradient norm", grad_norm, step)?;
-        let grads = adamw::clip(grads, grad_norm, self.run.recipe.max_grad_norm)?;
+        let grads = optimizer::clip(grads, grad_norm, self.run.recipe.max_grad_norm)?;
         let learning_rate = learning_rate(&self.run, step, self.total_steps);
         self.optimizer.step(&mut self.decoder, grads, learning_rate)?;
         self.decoder.device().synchronize()?;
@@ -254,9 +272,10 @@ impl Session {
         memory::peak().saturating_sub(self.before)
     }
 
-    fn validate(&self) -> Result<Option<TrainEvent>> {
+    /// Asks the validation rows. With early stopping, `adapter/` is the best so far.
+    fn validate(&mut self, out: &Path, on: &mut dyn FnMut(&TrainEvent) -> Flow) -> Result<()> {
         if self.rows.valid.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
         let micro = self.run.execution.batch_size;
         let (mut sum, mut targets) = (0.0, 0);
@@ -266,7 +285,13 @@ impl Session {
             targets += batch.targets.len();
         }
         let loss = sum / targets.max(1) as f64;
-        Ok(Some(TrainEvent::Validation { step: self.optimizer.steps, loss }))
+        finite("validation loss", loss, self.optimizer.steps - 1)?;
+        let validation = self.stopping.heard(self.optimizer.steps, loss);
+        on(&TrainEvent::Validation(validation));
+        if self.run.recipe.early_stopping_patience.is_some() && validation.best_step == validation.step {
+            self.save_adapter(out, on)?;
+        }
+        Ok(())
     }
 }
 

@@ -125,9 +125,9 @@ impl Decoder {
     }
 
     /// Puts an adapter on a site.
-    pub fn set_adapter(&mut self, site: usize, adapter: Adapter) {
+    pub fn set_adapter(&mut self, site: usize, adapter: Adapter) -> Result<()> {
         let at = &self.sites[site];
-        self.blocks[at.layer].linears[at.linear].1.adapter = Some(adapter);
+        Ok(self.blocks[at.layer].linears[at.linear].1.set_adapter(adapter)?)
     }
 
     /// The adapter of a site, if one was put there.

@@ -283,14 +283,15 @@ impl Loader<'_> {
         let a = &spec.attention;
         let head_norm = |name: &str| self.norm(&format!("{path}.self_attn.{name}"), a.head_dim, false);
         let projections = spec.projections();
-        let lora = LoraSettings { scale: self.run.recipe.lora.scale(), dropout: self.run.recipe.lora.dropout };
+        let lora = &self.run.recipe.lora;
+        let lora = LoraSettings { scale: lora.scale(), dropout: lora.dropout, use_dora: lora.use_dora };
         let mut linears = Vec::with_capacity(projections.len());
         for p in &projections {
             let shape = if spec.conv1d() { [p.in_features, p.out_features] } else { [p.out_features, p.in_features] };
             let weight = self.matrix(&format!("{path}.{}.weight", p.path), &shape)?;
             let bias =
                 if p.bias { Some(self.tensor(&format!("{path}.{}.bias", p.path), &[p.out_features])?) } else { None };
-            linears.push((p.role, Linear { frozen: Frozen::new(weight, bias, spec.conv1d())?, adapter: None, lora }));
+            linears.push((p.role, Linear::new(Frozen::new(weight, bias, spec.conv1d())?, lora)));
         }
         let window = a.windows.get(i).copied().flatten();
         Ok(Block {
