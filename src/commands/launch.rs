@@ -218,7 +218,8 @@ impl<'a> Watch<'a> {
         self.bar.set_position(step.step as u64);
         self.bar.set_message(self.words(step));
         self.steps.push(step.clone());
-        store::append_json(&self.launch.folder.metrics(), step)
+        let validation = self.validations.last().filter(|v| v.step == step.step);
+        store::append_json(&self.launch.folder.metrics(), &Metrics::new(step.clone(), validation))
     }
 
     fn validation(&mut self, v: &Validation) -> Result<()> {
@@ -229,7 +230,7 @@ impl<'a> Watch<'a> {
         let text = format!("validation loss {:.4} after step {}{best}", v.validation_loss, v.step);
         self.bar.suspend(|| self.launch.output.note(&text));
         self.validations.push(*v);
-        store::append_json(&self.launch.folder.metrics(), v)
+        Ok(())
     }
 
     /// Measured beside predicted.
@@ -251,12 +252,12 @@ impl<'a> Watch<'a> {
 /// Steps after the checkpoint are taken again, so their lines go.
 fn drop_after(folder: &RunFolder, done: usize) -> Result<()> {
     let lines: Vec<Metrics> = store::read_json_lines(&folder.metrics())?;
-    if lines.iter().all(|line| line.step() <= done) {
+    if lines.iter().all(|line| line.step.step <= done) {
         return Ok(());
     }
     let kept = lines
         .iter()
-        .filter(|line| line.step() <= done)
+        .filter(|line| line.step.step <= done)
         .map(|s| serde_json::to_string(s).map_err(|e| Error::Serialise { what: "metrics", reason: e.to_string() }));
     let lines: Vec<String> = kept.collect::<Result<_>>()?;
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();

@@ -52,20 +52,14 @@ pub fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
 /// All that a run's folder says.
 pub fn read_report(folder: &RunFolder) -> Result<RunReport> {
     let exists = |path: PathBuf| path.exists().then_some(path);
-    let (mut steps, mut validations) = (Vec::new(), Vec::new());
-    for line in store::read_json_lines(&folder.metrics())? {
-        match line {
-            Metrics::Step(step) => steps.push(step),
-            Metrics::Validation(validation) => validations.push(validation),
-        }
-    }
+    let lines: Vec<Metrics> = store::read_json_lines(&folder.metrics())?;
     Ok(RunReport {
         name: folder.name(),
         config: bench::read_run(&folder.config())?,
         prediction: exists(folder.prediction()).map(|p| store::load_json::<PredictionFile>(&p)).transpose()?,
         record: exists(folder.outcome()).map(|p| store::load_json(&p)).transpose()?,
-        steps,
-        validations,
+        validations: lines.iter().filter_map(Metrics::validation).collect(),
+        steps: lines.into_iter().map(|line| line.step).collect(),
         calibration: Vec::new(),
     })
 }

@@ -57,7 +57,7 @@ pub enum TrainEvent {
     },
     /// One optimizer step.
     Step(Step),
-    /// Loss on the validation rows.
+    /// Loss on the validation rows, told before the step that it follows.
     Validation(Validation),
     /// A checkpoint or the adapter was written.
     Saved {
@@ -91,7 +91,7 @@ pub struct Step {
     pub footprint_bytes: Bytes,
 }
 
-/// A look at the validation rows: a line of `metrics.jsonl` of its own.
+/// A look at the validation rows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Validation {
     /// After this many optimizer steps.
@@ -104,23 +104,39 @@ pub struct Validation {
     pub best_validation_loss: f64,
 }
 
-/// A line of `metrics.jsonl`.
+/// A line of `metrics.jsonl`: an optimizer step, and what validation said after it if it was asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Metrics {
-    /// An optimizer step.
-    Step(Step),
-    /// A look at the validation rows.
-    Validation(Validation),
+pub struct Metrics {
+    /// The step.
+    #[serde(flatten)]
+    pub step: Step,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    validation_loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    best_step: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    best_validation_loss: Option<f64>,
 }
 
 impl Metrics {
-    /// Optimizer steps done when it was written.
-    pub fn step(&self) -> usize {
-        match self {
-            Self::Step(s) => s.step,
-            Self::Validation(v) => v.step,
+    /// The line of a step.
+    pub fn new(step: Step, validation: Option<&Validation>) -> Self {
+        Self {
+            step,
+            validation_loss: validation.map(|v| v.validation_loss),
+            best_step: validation.map(|v| v.best_step),
+            best_validation_loss: validation.map(|v| v.best_validation_loss),
         }
+    }
+
+    /// What validation said, where it was asked.
+    pub fn validation(&self) -> Option<Validation> {
+        Some(Validation {
+            step: self.step.step,
+            validation_loss: self.validation_loss?,
+            best_step: self.best_step?,
+            best_validation_loss: self.best_validation_loss?,
+        })
     }
 }
 

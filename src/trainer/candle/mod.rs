@@ -192,16 +192,19 @@ impl Session {
         let mut flow = Flow::Continue;
         let patience = self.run.recipe.early_stopping_patience;
         while self.optimizer.steps < last && flow == Flow::Continue && !self.stopping.is_over(patience) {
-            let event = TrainEvent::Step(pooled(|| self.step(&mut batches))?);
-            flow = on(&event);
-            let Some(out) = &job.out else { continue };
+            let step = pooled(|| self.step(&mut batches))?;
             let done = self.optimizer.steps;
             let due = |every: usize| every > 0 && done.is_multiple_of(every);
+            let Some(out) = &job.out else {
+                flow = on(&TrainEvent::Step(step));
+                continue;
+            };
             // A stop by the caller is no reason to validate: the run that goes on from here would have looked once more
             // than the one that never stopped. What is due comes before the checkpoint, which remembers what was best.
             if done == self.total_steps || due(self.run.recipe.eval_steps.unwrap_or(job.save_every)) {
                 self.validate(out, on)?;
             }
+            flow = on(&TrainEvent::Step(step));
             if done == last || flow == Flow::Stop || due(job.save_every) || self.stopping.is_over(patience) {
                 let path = checkpoint::save(out, &self.decoder, &self.optimizer, &self.stopping, &self.run)?;
                 on(&TrainEvent::Saved { path });
