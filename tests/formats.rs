@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use headroom::spec::model::ModelSpec;
+use headroom::spec::recipe::Recipe;
 use headroom::spec::run::{RunConfig, Weights};
 use headroom::spec::storage::Format;
 use headroom::trainer::batches::Batches;
-use headroom::trainer::candle::optimizer::{self, Optimizer};
 use headroom::trainer::candle::frozen::Stored;
 use headroom::trainer::candle::linear::Adapter;
 use headroom::trainer::candle::model::{Decoder, MicroBatch};
+use headroom::trainer::candle::optimizer::{self, Optimizer};
 use headroom::trainer::candle::{adapter, tensor_file};
 use headroom::trainer::rows::Example;
 use headroom::trainer::source::ModelSource;
@@ -95,7 +96,8 @@ fn study(mut model: Model) -> Studied {
     let rows: Vec<Example> =
         [(9, 1), (31, 2), (17, 3)].map(|(n, k)| Example { tokens: tokens(n, k), prompt: 0 }).into();
     let mut batches = Batches::new(&rows, &model.run, false);
-    let mut optimizer = Optimizer::new(&model.decoder, &Recipe { weight_decay: 0.01, ..model.run.recipe.clone() }).unwrap();
+    let mut optimizer =
+        Optimizer::new(&model.decoder, &Recipe { weight_decay: 0.01, ..model.run.recipe.clone() }).unwrap();
     let (mut first, mut losses) = (Vec::new(), Vec::new());
     for step in 0..4 {
         let micro_batches = batches.step(step);
