@@ -207,7 +207,7 @@ fn against(path: &Path, answer: &Path, weights: &str) -> (f32, f32) {
     let mut model = open(path, weights);
     for i in 0..model.decoder.sites.len() {
         let fresh = adapter::fresh(&model.decoder.sites[i], i, 4, 7, &Device::Cpu).unwrap();
-        model.decoder.set_adapter(i, fresh);
+        model.decoder.set_adapter(i, fresh).unwrap();
     }
     let selected: Vec<u32> = (0..tokens.len() as u32).step_by(every).collect();
     let batch = MicroBatch { examples: std::iter::once(0..tokens.len()).collect(), tokens, targets: vec![] };
