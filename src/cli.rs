@@ -144,7 +144,7 @@ pub struct GivenArgs {
     /// Examples worked on at one time
     #[arg(long, value_name = "N")]
     pub batch_size: Option<usize>,
-    /// Format of the base weights: f32, f16, bf16
+    /// Format of the base weights: stored, f32, f16, bf16, int8, q8_0, q6_k, q4_k, q4_0
     #[arg(long, value_name = "FORMAT", value_parser = weights)]
     pub weights: Option<Weights>,
 }

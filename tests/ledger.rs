@@ -3,18 +3,19 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
-use std::collections::HashMap;
+mod folders;
+
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use headroom::cost::candle::{Micro, SLABS, ledger};
 use headroom::spec::machine::Accelerator;
 use headroom::spec::model::ModelSpec;
-use headroom::spec::run::RunConfig;
+use headroom::spec::run::{RunConfig, Weights};
 use headroom::trainer::batches::pack;
+use headroom::trainer::candle::adapter;
 use headroom::trainer::candle::model::Decoder;
 use headroom::trainer::candle::optimizer::{self, Optimizer};
-use headroom::trainer::candle::{adapter, tensor_file};
 use headroom::trainer::memory;
 use headroom::trainer::rows::Example;
 use headroom::trainer::source::ModelSource;
@@ -87,7 +88,8 @@ fn run(rng: &mut ChaCha8Rng, spec: &ModelSpec) -> RunConfig {
         dora = more.random_bool(0.4),
         dropout = [0.0, 0.1][usize::from(more.random_bool(0.3))],
         checkpoint = rng.random_bool(0.7),
-        weights = ["f32", "f16", "bf16", "int8", "q8_0", "q6_k", "q4_k", "q4_0"][rng.random_range(0..8)],
+        weights =
+            ["f32", "f16", "bf16", "int8", "q8_0", "q6_k", "q4_k", "q4_0", "stored", "stored"][rng.random_range(0..10)],
         loss = rng.random_range(16..400),
         attention = rng.random_range(16..300),
         mlp = rng.random_range(40..1200),
@@ -95,15 +97,13 @@ fn run(rng: &mut ChaCha8Rng, spec: &ModelSpec) -> RunConfig {
     RunConfig::from_toml(&text, Path::new("run.toml")).unwrap()
 }
 
-/// A model folder with random weights.
-fn folder(spec: &ModelSpec, config: &str, at: &Path) {
-    std::fs::write(at.join("config.json"), config).unwrap();
-    let tensors: HashMap<String, Tensor> = spec
-        .tensors()
-        .into_iter()
-        .map(|t| (t.name, Tensor::randn(0f32, 0.05, t.shape, &Device::Cpu).unwrap()))
-        .collect();
-    tensor_file::save(&at.join("model.safetensors"), &tensors).unwrap();
+/// A model folder with random weights: where they are held as stored, one of MLX's or of transformers'.
+fn folder(spec: &ModelSpec, config: &str, run: &RunConfig, rng: &mut ChaCha8Rng, at: &Path) {
+    if run.execution.weights == Weights::Stored && rng.random_bool(0.8) {
+        folders::mlx(spec, config, ([4, 8][rng.random_range(0..2)], [32, 64][rng.random_range(0..2)]), at);
+    } else {
+        folders::dense(spec, config, at);
+    }
 }
 
 /// (predicted, counted) peak of one optimizer step.
@@ -114,8 +114,9 @@ fn measure(case: u64) -> (f64, f64, String) {
     let spec = ModelSpec::from_config(&config).unwrap();
     let run = run(&mut rng, &spec);
     let at = tempfile::tempdir().unwrap();
-    folder(&spec, &config, at.path());
+    folder(&spec, &config, &run, &mut rng, at.path());
     let source = ModelSource::Folder(at.path().into());
+    let spec = source.spec().unwrap();
     let micro = run.execution.batch_size;
     let lengths: Vec<usize> = (0..micro).map(|_| rng.random_range(2..=run.recipe.max_seq_length)).collect();
     // Packed: the same rows, each of several examples.

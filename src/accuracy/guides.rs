@@ -16,6 +16,7 @@ use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, Weights, toml_error};
+use crate::spec::storage::Format;
 use crate::units::{Bytes, Seconds};
 
 /// Level of the intervals that a claim is held against.
@@ -250,11 +251,16 @@ impl Claim {
         })
     }
 
+    /// Bits of a weight; a model as it is published has 16.
+    fn bits(&self) -> f64 {
+        self.weights.format().map_or(16.0, Format::bits)
+    }
+
     fn what(&self, model: &str) -> String {
         let run = format!("rank {}, {} x {}", self.rank, self.batch_size, self.seq);
         match self.says {
-            Figure::WeightsGb(_) => format!("{model}, weights in {} bits", self.weights.bits() as u32),
-            Figure::MinimumRamGb(_) => format!("{model}, smallest Mac to train in {} bits", self.weights.bits() as u32),
+            Figure::WeightsGb(_) => format!("{model}, weights in {} bits", self.bits() as u32),
+            Figure::MinimumRamGb(_) => format!("{model}, smallest Mac to train in {} bits", self.bits() as u32),
             Figure::GeneratedPerS(_) => format!("{model} in 4 bits, generating"),
             Figure::Hours(_) => format!("{model} {run}, 3 x 2,000 examples"),
             _ => format!("{model} {}, {run}", self.weights.name()),
@@ -382,13 +388,13 @@ impl Subject<'_> {
 
     fn weights(&self, claimed: Bytes) -> Answer {
         let parameters = Parameters::of(self.spec).total();
-        let bytes = Bytes::from_f64(parameters as f64 * self.claim.weights.bits() / 8.0);
+        let bytes = Bytes::from_f64(parameters as f64 * self.claim.bits() / 8.0);
         let size = bytes.as_f64();
         let (low, high) = (size / (1.0 + ROUNDING), size * (1.0 + ROUNDING));
         Answer {
             text: decimal(bytes),
             verdict: Verdict::of_amount(claimed.as_f64(), 0.0, low, high),
-            why: format!("{:.2}e9 parameters of {} bits", parameters as f64 / 1e9, self.claim.weights.bits()),
+            why: format!("{:.2}e9 parameters of {} bits", parameters as f64 / 1e9, self.claim.bits()),
         }
     }
 

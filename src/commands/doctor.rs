@@ -56,7 +56,7 @@ fn judge(machine: &Machine) -> Result<Vec<Row>> {
             engine: Engine::Candle,
             seed: 0,
             recipe: Recipe::default(),
-            execution: Execution { weights: Weights::as_stored(entry.spec.dtype), ..Execution::default() },
+            execution: Execution { weights: Weights::Stored, ..Execution::default() },
         };
         run.recipe.max_seq_length = SEQ.min(entry.spec.max_position_embeddings);
         let request =

@@ -6,7 +6,7 @@
 //! with and without checkpointing, Qwen3-4B, Qwen3-1.7B and Llama-3.2-3B in bf16) to within about a tenth.
 
 use super::ledger::{Item, MemoryLedger, Phase};
-use super::params::{Parameters, adapted, trainable};
+use super::params::{Parameters, adapted, bits, trainable};
 use super::work::mlx_padded;
 use crate::error::Result;
 use crate::spec::model::ModelSpec;
@@ -28,9 +28,10 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Resul
     let adapters = trainable(spec, &run.recipe.lora)?;
     let kept = adapted(spec, &run.recipe.lora)?.1 as u64;
     let bytes = |numbers: u64, bits: f64| (numbers as f64 * bits / 8.0).round() as u64;
-    let stored = |numbers: u64| bytes(numbers, run.execution.weights.bits());
+    let base = bits(spec, run.execution.weights);
+    let stored = |numbers: u64| bytes(numbers, base);
     // Over a quantised base the activations are in 16 bits.
-    let sized = |numbers: u64| bytes(numbers, run.execution.weights.bits().max(16.0));
+    let sized = |numbers: u64| bytes(numbers, base.max(16.0));
 
     let (h, heads) = (spec.hidden_size as u64, spec.attention.num_attention_heads as u64);
     let outputs: u64 = spec.projections().iter().map(|p| (p.active * p.out_features) as u64).sum();

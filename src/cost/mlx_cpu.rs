@@ -131,7 +131,7 @@ impl Sizes {
         let rows = run.execution.batch_size as i64 * length;
         Self {
             // Over a quantised base the activations are in 16 bits.
-            format: if run.execution.weights.bits() > 16.0 { F32 } else { 2 },
+            format: if spec.usual_format(run.execution.weights).bits() > 16.0 { F32 } else { 2 },
             hidden: rows * spec.hidden_size as i64,
             mlp: rows * spec.intermediate_size as i64,
             q: rows * spec.q_size() as i64,

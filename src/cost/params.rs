@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::spec::model::ModelSpec;
-use crate::spec::run::Lora;
+use crate::spec::run::{Lora, Weights};
 use crate::spec::tensors::Projection;
 
 /// Parameters of a model, by what they do.
@@ -57,6 +57,11 @@ impl Parameters {
     pub fn matrices(&self) -> u64 {
         self.embedding + self.head + self.blocks * self.block_matrices
     }
+}
+
+/// Bits that a parameter of a matrix takes on average, scales included.
+pub fn bits(spec: &ModelSpec, weights: Weights) -> f64 {
+    8.0 * spec.matrices_bytes(weights) as f64 / Parameters::of(spec).matrices() as f64
 }
 
 /// The projections of one block that carry an adapter, and the number of blocks that have them.

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::params::{Parameters, adapted, trainable};
+use super::params::{Parameters, adapted, bits, trainable};
 use super::work::Work;
 use crate::error::Result;
 use crate::spec::data::TokenLengths;
@@ -175,7 +175,7 @@ impl<'a> Shapes<'a> {
 
     /// Bytes moved for a frozen number each time it is used.
     fn read(&self) -> f64 {
-        let stored = self.run.execution.weights.bits() / 8.0;
+        let stored = bits(self.spec, self.run.execution.weights) / 8.0;
         let converted = if stored < F32 && self.run.engine == Engine::Candle { 2.0 * F32 } else { 0.0 };
         stored + converted
     }

@@ -26,9 +26,9 @@ pub fn write(subject: &Subject, place: &Place, progress: Progress<'_>) -> Result
     let changed: HashMap<String, String> =
         merged.changed().filter_map(|name| Some((merged.store.stored_name(&name)?, name))).collect();
     let staged = place.stage()?;
-    let total: u64 = merged.store.files.iter().flat_map(|f| f.in_order()).map(|(_, info)| size(info)).sum();
+    let total: u64 = merged.store.safetensors().iter().flat_map(|f| f.in_order()).map(|(_, info)| size(info)).sum();
     let mut done = 0;
-    for file in &merged.store.files {
+    for file in merged.store.safetensors() {
         let wrong = |reason: String| Error::Weights { path: merged.store.folder.join(&file.name), reason };
         let mut out = Streamed::create(&staged.folder().join(&file.name))?;
         out.write(&file.head().map_err(wrong)?)?;

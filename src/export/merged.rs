@@ -7,7 +7,8 @@ use candle_core::Tensor;
 use candle_core::quantized::{GgmlDType, QTensor};
 
 use super::Subject;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::spec::storage::Format;
 use crate::trainer::candle::adapter_file::AdapterFile;
 use crate::trainer::candle::weights::Store;
 
@@ -27,6 +28,13 @@ impl<'a> Merged<'a> {
     /// Opens the base's files and looks them over.
     pub fn open(subject: &'a Subject) -> Result<Self> {
         let store = subject.source.weights()?;
+        if matches!(subject.spec.storage.format, Format::Gguf(_) | Format::Affine { .. })
+            || store.safetensors().is_empty()
+        {
+            let reason = "the base is quantised, and an adapter is not worked into it: export the adapter alone, or put it on \
+                          the model that the base was made from";
+            return Err(Error::Weights { path: store.folder, reason: reason.into() });
+        }
         store.check(&subject.spec)?;
         Ok(Self { store, adapter: subject.adapter.as_ref(), conv1d: subject.spec.conv1d() })
     }

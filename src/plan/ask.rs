@@ -149,7 +149,7 @@ impl<'a> Ask<'a> {
     pub(super) fn executions(&self, spec: &ModelSpec, recipe: &RunConfig) -> Vec<RunConfig> {
         let held = &self.held;
         let e = &recipe.execution;
-        let stored = Weights::as_stored(spec.dtype);
+        let stored = spec.storage.format.weights();
         let effective = recipe.recipe.effective_batch_size;
         let batches: Vec<usize> = if held.batch_size {
             vec![e.batch_size]

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{Assessment, assess};
 use crate::error::Result;
 use crate::predict::Request;
+use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, Optimizer, RunConfig, Weights};
 use crate::units::{Bytes, Seconds};
 
@@ -26,7 +27,7 @@ pub struct Lever {
 /// Changes smaller than this share of the run's memory or time are not worth a line.
 const WORTH: f64 = 0.02;
 
-type Change = (&'static str, bool, fn(&mut RunConfig) -> Option<String>);
+type Change = (&'static str, bool, fn(&mut RunConfig, &ModelSpec) -> Option<String>);
 
 fn halved(value: &mut usize, least: usize) -> Option<String> {
     (*value / 2 >= least).then(|| {
@@ -37,29 +38,29 @@ fn halved(value: &mut usize, least: usize) -> Option<String> {
 
 /// All changes: the name of the setting, whether it is part of the recipe, and the change.
 const CHANGES: [Change; 10] = [
-    ("grad_checkpoint", false, |r| {
+    ("grad_checkpoint", false, |r, _| {
         r.execution.grad_checkpoint = !r.execution.grad_checkpoint;
         Some(r.execution.grad_checkpoint.to_string())
     }),
-    ("batch_size", false, |r| halved(&mut r.execution.batch_size, 1)),
-    ("batch_size", false, |r| {
+    ("batch_size", false, |r, _| halved(&mut r.execution.batch_size, 1)),
+    ("batch_size", false, |r, _| {
         let doubled = 2 * r.execution.batch_size;
         r.recipe.effective_batch_size.is_multiple_of(doubled).then(|| {
             r.execution.batch_size = doubled;
             doubled.to_string()
         })
     }),
-    ("loss_chunk", false, |r| halved(&mut r.execution.loss_chunk, 64)),
-    ("attention_chunk", false, |r| halved(&mut r.execution.attention_chunk, 32)),
-    ("weights", true, |r| {
+    ("loss_chunk", false, |r, _| halved(&mut r.execution.loss_chunk, 64)),
+    ("attention_chunk", false, |r, _| halved(&mut r.execution.attention_chunk, 32)),
+    ("weights", true, |r, spec| {
         // Eight bits round the base a little, which is close to nothing, but not nothing.
-        let wide = r.execution.weights.bits() >= 16.0;
+        let wide = spec.usual_format(r.execution.weights).bits() >= 16.0;
         (wide && r.engine == Engine::Candle).then(|| {
             r.execution.weights = Weights::Int8;
             format!("\"{}\"", Weights::Int8.name())
         })
     }),
-    ("optimizer", true, |r| {
+    ("optimizer", true, |r, _| {
         // Eight bits of state follow the f32 run closely, but not to the bit.
         let wide = r.recipe.optimizer == Optimizer::Adamw && r.engine == Engine::Candle;
         wide.then(|| {
@@ -67,15 +68,15 @@ const CHANGES: [Change; 10] = [
             format!("\"{}\"", Optimizer::Adamw8bit.name())
         })
     }),
-    ("max_seq_length", true, |r| halved(&mut r.recipe.max_seq_length, 64)),
-    ("rank", true, |r| {
+    ("max_seq_length", true, |r, _| halved(&mut r.recipe.max_seq_length, 64)),
+    ("rank", true, |r, _| {
         let rank = r.recipe.lora.rank / 2;
         (rank >= 4).then(|| {
             r.recipe.lora = r.recipe.lora.with_rank(rank);
             rank.to_string()
         })
     }),
-    ("epochs", true, |r| {
+    ("epochs", true, |r, _| {
         let epochs = r.recipe.epochs.filter(|e| *e > 1.0)?;
         r.recipe.epochs = Some(epochs - 1.0);
         Some((epochs - 1.0).to_string())
@@ -88,7 +89,7 @@ pub fn levers(request: &Request<'_>, now: &Assessment, budget: Option<Bytes>) ->
     let (memory, time) = (now.prediction.footprint.point, now.prediction.total_time.point);
     for (name, recipe, change) in CHANGES {
         let mut run = request.run.clone();
-        let Some(value) = change(&mut run).filter(|_| run.check().is_ok()) else { continue };
+        let Some(value) = change(&mut run, request.spec).filter(|_| run.check().is_ok()) else { continue };
         let after = assess(&Request { run: &run, ..*request }, now.confidence, budget)?;
         let saves = memory.as_f64() - after.prediction.footprint.point.as_f64();
         let costs = after.prediction.total_time.point.0 - time.0;

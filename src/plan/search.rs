@@ -190,6 +190,10 @@ impl Search<'_> {
     fn format_that_fits(&mut self, model: &Model, seq: usize, rank: usize) -> Result<Option<&'static str>> {
         for weights in QUANTISED {
             let mut run = self.leanest(model, seq, rank)?.run;
+            let held = model.spec.usual_format(run.execution.weights);
+            if weights.format().is_none_or(|narrower| narrower.bits() >= held.bits()) {
+                continue;
+            }
             run.execution.weights = weights;
             if run.check().is_ok() && self.assess(&model.spec, &run)?.fits() {
                 return Ok(Some(weights.name()));

@@ -56,7 +56,10 @@ impl Point {
             parameters: Parameters::of(spec).total() as f64,
             max_seq_length: run.recipe.max_seq_length as f64,
             rows: (run.execution.batch_size * run.recipe.max_seq_length) as f64,
-            weights: run.execution.weights,
+            weights: match run.execution.weights {
+                Weights::Stored => spec.storage.format.weights(),
+                weights => weights,
+            },
             grad_checkpoint: run.execution.grad_checkpoint,
         }
     }

@@ -11,14 +11,14 @@ use self::coverage::Point;
 use crate::cost;
 use crate::cost::Heaviest;
 use crate::cost::ledger::MemoryLedger;
-use crate::cost::params::{Parameters, trainable};
+use crate::cost::params::{Parameters, bits, trainable};
 use crate::cost::time::{StepCost, step_cost};
 use crate::cost::work::{heaviest, mlx_longest, rows};
 use crate::error::{Error, Result};
 use crate::spec::data::TokenLengths;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::ModelSpec;
-use crate::spec::run::{Engine, RunConfig};
+use crate::spec::run::{Engine, RunConfig, Weights};
 use crate::units::{Bytes, Estimate, Seconds, watt_hours};
 
 /// Examples that are assumed where no data is at hand.
@@ -154,7 +154,7 @@ impl Request<'_> {
     /// Starting, and bringing the weights in.
     fn loading(&self, parameters: u64) -> f64 {
         let start = if self.machine.accelerator == Accelerator::Metal { START_METAL } else { START };
-        start + parameters as f64 * self.spec.dtype.bytes() as f64 / LOADING_RATE
+        start + parameters as f64 * bits(self.spec, Weights::Stored) / 8.0 / LOADING_RATE
     }
 
     /// Most likely time of the whole run, when a step takes this long.

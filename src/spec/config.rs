@@ -7,6 +7,7 @@ use crate::spec::model::{
     Activation, Attention, Dtype, Experts, Mlp, ModelSpec, ModelType, Norm, Positions, SUPPORTED,
 };
 use crate::spec::rope;
+use crate::spec::storage::Storage;
 
 /// What hybrid models are refused with.
 pub(super) const HYBRID: &str = "its hybrid or state-space layers take several times the memory of attention layers, and no model of them has been checked";
@@ -101,6 +102,11 @@ impl<'a> Config<'a> {
         } else {
             rope::positions(self, model_type, &attention, max_position_embeddings)?
         };
+        let dtype = match self.str_opt(&["dtype", "torch_dtype"]) {
+            Some("bfloat16") => Dtype::Bf16,
+            Some("float16") => Dtype::F16,
+            _ => Dtype::F32,
+        };
         // Transformers leaves out what equals the family's default.
         let tied = !matches!(model_type, Llama | Mistral | Phi3 | Qwen2 | Qwen3 | GptOss);
         Ok(ModelSpec {
@@ -123,11 +129,8 @@ impl<'a> Config<'a> {
             positions,
             embedding_scale: if gemma { (hidden_size as f64).sqrt() } else { 1.0 },
             final_logit_softcapping: if gemma { self.f64_opt(&["final_logit_softcapping"])? } else { None },
-            dtype: match self.str_opt(&["dtype", "torch_dtype"]) {
-                Some("bfloat16") => Dtype::Bf16,
-                Some("float16") => Dtype::F16,
-                _ => Dtype::F32,
-            },
+            dtype,
+            storage: Storage::uniform(dtype.into()),
         })
     }
 

@@ -8,6 +8,10 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::spec::config::Config;
+use crate::spec::quantization;
+use crate::spec::storage::Storage;
+
+pub use crate::spec::storage::Dtype;
 
 /// The families, by the `model_type` they carry in config.json.
 pub const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, starcoder2, gpt2, gemma2, gemma3_text, phi3; to plan for mlx-lm also qwen3_moe, gpt_oss";
@@ -155,26 +159,6 @@ pub struct Attention {
     pub windows: Vec<Option<usize>>,
 }
 
-/// Number formats that weights are stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum Dtype {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl Dtype {
-    /// Bytes of one number.
-    pub fn bytes(self) -> u64 {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-}
-
 /// A decoder-only language model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelSpec {
@@ -209,8 +193,10 @@ pub struct ModelSpec {
     pub embedding_scale: f64,
     /// `cap * tanh(logit / cap)` (Gemma 2).
     pub final_logit_softcapping: Option<f64>,
-    /// The format the checkpoint is stored in.
+    /// The format the checkpoint computes in, and is stored in where it is not quantised.
     pub dtype: Dtype,
+    /// How the checkpoint holds its matrices.
+    pub storage: Storage,
 }
 
 impl ModelSpec {
@@ -225,8 +211,9 @@ impl ModelSpec {
     /// Reads a parsed config.json.
     pub fn from_map(outer: &Map<String, Value>) -> Result<Self> {
         let config = Config::new(outer)?;
-        let spec = config.spec()?;
+        let mut spec = config.spec()?;
         spec.check()?;
+        spec.storage = quantization::storage(&config, &spec)?;
         Ok(spec)
     }
 

@@ -11,6 +11,8 @@ use crate::spec::model::Dtype;
 use crate::spec::recipe::within;
 pub use crate::spec::recipe::{DEFAULT_EPOCHS, Lora, LrSchedule, OPTIMIZER_BLOCK, Optimizer, Recipe};
 
+pub use crate::spec::storage::Weights;
+
 /// The model and data that ship inside the binary.
 pub const BUILTIN: &str = "builtin";
 
@@ -116,98 +118,6 @@ pub struct RunConfig {
     pub execution: Execution,
 }
 
-/// What the base weights are held in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Weights {
-    /// 32 bits.
-    F32,
-    /// 16 bits, IEEE.
-    F16,
-    /// 16 bits, with f32's range.
-    Bf16,
-    /// 8 bits and an f32 scale per [`INT8_GROUP`] numbers of a row.
-    Int8,
-    /// GGUF: 8 bits and an f16 scale per 32.
-    #[serde(rename = "q8_0")]
-    Q8_0,
-    /// GGUF: 6 bits, with scales of scales per 256.
-    #[serde(rename = "q6_k")]
-    Q6K,
-    /// GGUF: 4 bits, with scales of scales per 256.
-    #[serde(rename = "q4_k")]
-    Q4K,
-    /// GGUF: 4 bits and an f16 scale per 32.
-    #[serde(rename = "q4_0")]
-    Q4_0,
-}
-
-/// Numbers that share a scale in [`Weights::Int8`].
-pub const INT8_GROUP: usize = 64;
-
-impl Weights {
-    /// As written in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
-            Self::Q8_0 => "q8_0",
-            Self::Q6K => "q6_k",
-            Self::Q4K => "q4_k",
-            Self::Q4_0 => "q4_0",
-        }
-    }
-
-    /// Numbers in a block, and the bytes of one (GGUF's own figures).
-    fn block(self) -> (usize, u64) {
-        match self {
-            Self::F32 => (1, 4),
-            Self::F16 | Self::Bf16 => (1, 2),
-            Self::Int8 => (1, 1),
-            Self::Q8_0 => (32, 34),
-            Self::Q4_0 => (32, 18),
-            Self::Q4K => (256, 144),
-            Self::Q6K => (256, 210),
-        }
-    }
-
-    /// Bits of one parameter of a wide matrix, scales included.
-    pub fn bits(self) -> f64 {
-        let (numbers, bytes) = self.block();
-        let scale = if self == Self::Int8 { 32.0 / INT8_GROUP as f64 } else { 0.0 };
-        8.0 * bytes as f64 / numbers as f64 + scale
-    }
-
-    /// The format that a matrix with rows of this width really gets: blocks must divide a row.
-    pub fn for_columns(self, columns: usize) -> Self {
-        let fits = |w: Self| columns.is_multiple_of(w.block().0);
-        match self {
-            w if fits(w) => w,
-            Self::Q4K | Self::Q6K if fits(Self::Q8_0) => Self::Q8_0,
-            _ => Self::Bf16,
-        }
-    }
-
-    /// Bytes of a `[rows, columns]` matrix.
-    pub fn matrix_bytes(self, rows: usize, columns: usize) -> u64 {
-        let format = self.for_columns(columns);
-        let (numbers, bytes) = format.block();
-        let scales = if format == Self::Int8 { 4 * columns.div_ceil(INT8_GROUP) as u64 } else { 0 };
-        rows as u64 * ((columns / numbers) as u64 * bytes + scales)
-    }
-
-    /// The format a checkpoint is stored in, kept as it is.
-    pub fn as_stored(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::F16 => Self::F16,
-            Dtype::Bf16 => Self::Bf16,
-        }
-    }
-}
-
 /// Where the base weights live while it runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -244,7 +154,7 @@ impl Default for Execution {
         Self {
             batch_size: 1,
             grad_checkpoint: true,
-            weights: Weights::Bf16,
+            weights: Weights::Stored,
             compute_dtype: Dtype::F32,
             loss_chunk: 512,
             attention_chunk: 256,
@@ -260,8 +170,8 @@ impl RunConfig {
         let mut config: Self = toml::from_str(text).map_err(|e| toml_error(&e, text, path))?;
         let base = path.parent().unwrap_or(Path::new(""));
         config.data.resolve(base);
-        // A model that starts like a path is a folder; anything else is a name.
-        if config.model.starts_with("./") || config.model.starts_with("../") {
+        // A model that starts like a path is a folder, and a GGUF file is a file; anything else is a name.
+        if ["./", "../"].iter().any(|p| config.model.starts_with(p)) || config.model.ends_with(".gguf") {
             config.model = base.join(&config.model).to_string_lossy().into_owned();
         }
         if let Some(adapter) = &mut config.recipe.lora.init_adapter {
@@ -445,21 +355,6 @@ mod tests {
         assert_eq!(Optimizer::Adamw8bit.state_bytes(&[4, 100]), 2 * 4 * 400);
         assert_eq!(Optimizer::Adafactor.state_bytes(&[64, 100]), 4 * 164);
         assert_eq!(Optimizer::Adafactor.state_bytes(&[100]), 400);
-    }
-
-    #[test]
-    fn weight_formats_count_their_scales_and_their_leftovers() {
-        // Qwen2.5's 1536 columns; 100 columns divide into no block, 96 only into the small ones.
-        assert_eq!(Weights::Int8.matrix_bytes(10, 1536), 10 * (1536 + 4 * 24));
-        assert_eq!(Weights::Int8.matrix_bytes(10, 100), 10 * (100 + 4 * 2));
-        assert_eq!(Weights::Q4_0.matrix_bytes(10, 1536), 10 * 48 * 18);
-        assert_eq!(Weights::Q4K.matrix_bytes(10, 1536), 10 * 6 * 144);
-        assert_eq!(Weights::Q4K.matrix_bytes(10, 96), 10 * 3 * 34);
-        assert_eq!(Weights::Q4K.matrix_bytes(10, 100), 10 * 200);
-        assert_eq!(
-            [Weights::Int8, Weights::Q8_0, Weights::Q6K, Weights::Q4K].map(Weights::bits),
-            [8.5, 8.5, 6.5625, 4.5]
-        );
     }
 
     #[test]

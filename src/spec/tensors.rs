@@ -3,8 +3,9 @@
 //! One list serves the cost model (which counts it) and the trainer (which loads it).
 
 use crate::error::{Error, Result};
-use crate::spec::model::{ModelSpec, ModelType};
+use crate::spec::model::{ModelSpec, ModelType, Positions};
 use crate::spec::recipe::{Lora, Optimizer};
+use crate::spec::storage::{Format, Weights};
 
 /// One stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,7 +130,7 @@ impl ModelSpec {
 
     /// Weights are stored `[in, out]` (GPT-2's Conv1D) and not `[out, in]`.
     pub fn conv1d(&self) -> bool {
-        self.model_type == ModelType::Gpt2
+        self.model_type == ModelType::Gpt2 && !self.storage.out_in
     }
 
     /// The linear layers of a block, in the order they run.
@@ -262,5 +263,86 @@ impl ModelSpec {
     fn norm_tensors(&self, width: usize) -> impl Iterator<Item = (&'static str, Vec<usize>)> + use<> {
         let bias = self.norm.layer_norm.then(|| ("bias", vec![width]));
         std::iter::once(("weight", vec![width])).chain(bias)
+    }
+}
+
+impl ModelSpec {
+    /// What a run that asks for `weights` holds a matrix in: `name` as transformers writes it, rows of `columns`.
+    pub fn format(&self, weights: Weights, name: &str, columns: usize) -> Format {
+        let other = || self.storage.others.iter().find(|o| o.name == name).map(|o| o.format);
+        match weights.format() {
+            Some(format) => format.for_columns(columns),
+            None => other().unwrap_or_else(|| self.storage.format.for_columns(columns)),
+        }
+    }
+
+    /// The format of most matrices.
+    pub fn usual_format(&self, weights: Weights) -> Format {
+        weights.format().unwrap_or(self.storage.format)
+    }
+
+    /// Bytes of all matrices.
+    pub fn matrices_bytes(&self, weights: Weights) -> u64 {
+        let format = self.usual_format(weights);
+        let of = |shape: &[usize]| match shape {
+            // The experts of a mixture lie on top of each other.
+            [rows @ .., columns] if !rows.is_empty() => format.matrix_bytes(rows.iter().product(), *columns),
+            _ => 0,
+        };
+        // Block by block and not by the list of all tensors, whose names a search would make thousands of times.
+        let blocks = self.num_hidden_layers as u64 * self.block_tensors().iter().map(|(_, s)| of(s)).sum::<u64>();
+        let table = of(&[self.vocab_size, self.hidden_size]);
+        let head = if self.tie_word_embeddings { 0 } else { table };
+        let positions = match self.positions {
+            Positions::Learned => of(&[self.max_position_embeddings, self.hidden_size]),
+            Positions::Rope { .. } => 0,
+        };
+        let usual = blocks + table + head + positions;
+        let others = if weights.format().is_none() { self.storage.others.as_slice() } else { &[] };
+        others.iter().fold(usual, |sum, o| sum + o.format.matrix_bytes(o.shape[0], o.shape[1]) - of(&o.shape))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::catalogue;
+    use crate::spec::storage::{Dtype, Other, Storage};
+
+    #[test]
+    fn the_matrices_of_a_model_are_counted_each_in_its_own_format() {
+        for entry in catalogue::all() {
+            let spec = &entry.spec;
+            let each = |weights: Weights| {
+                let matrices = spec.tensors().into_iter().filter(|t| t.shape.len() >= 2);
+                let bytes = |t: TensorSpec| {
+                    let columns = t.shape[t.shape.len() - 1];
+                    let rows = t.shape.iter().product::<usize>() / columns;
+                    spec.format(weights, &t.name, columns).matrix_bytes(rows, columns)
+                };
+                matrices.map(bytes).sum::<u64>()
+            };
+            for weights in [Weights::Stored, Weights::Int8, Weights::Q4K] {
+                assert_eq!(spec.matrices_bytes(weights), each(weights), "{} {weights:?}", entry.id);
+            }
+        }
+    }
+
+    #[test]
+    fn a_matrix_may_have_a_format_of_its_own() {
+        let affine = |bits| Format::Affine { bits, group: 64, scales: Dtype::F16 };
+        let (four, eight) = (affine(4), affine(8));
+        let mut spec = catalogue::find("Llama-3.2-1B-Instruct").unwrap().spec.clone();
+        let name = "model.layers.0.mlp.up_proj.weight";
+        spec.storage = Storage {
+            others: vec![Other { name: name.into(), shape: [8192, 2048], format: eight }],
+            ..Storage::uniform(four)
+        };
+        assert_eq!(spec.format(Weights::Stored, name, 2048), eight);
+        assert_eq!(spec.format(Weights::F32, name, 2048), Format::F32);
+        let mut plain = spec.clone();
+        plain.storage = Storage::uniform(four);
+        let more = spec.matrices_bytes(Weights::Stored) - plain.matrices_bytes(Weights::Stored);
+        assert_eq!(more, 8192 * 2048 / 2);
     }
 }

@@ -50,13 +50,22 @@ pub fn remove_folder(path: &Path) -> Result<()> {
 
 /// The folders directly inside `path`, by name; none if it is not there.
 pub fn folders_in(path: &Path) -> Result<Vec<PathBuf>> {
+    inside(path, Path::is_dir)
+}
+
+/// The files directly inside `path`, by name; none if it is not there.
+pub fn files_in(path: &Path) -> Result<Vec<PathBuf>> {
+    inside(path, Path::is_file)
+}
+
+fn inside(path: &Path, keep: fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(Vec::new());
     }
     let entries = fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(reading(path))?;
-    let mut folders: Vec<_> = entries.iter().map(fs::DirEntry::path).filter(|p| p.is_dir()).collect();
-    folders.sort();
-    Ok(folders)
+    let mut found: Vec<_> = entries.iter().map(fs::DirEntry::path).filter(|p| keep(p)).collect();
+    found.sort();
+    Ok(found)
 }
 
 /// Puts a whole file in place, so that a reader sees the old bytes or the new ones and never a part.

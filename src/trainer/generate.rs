@@ -6,7 +6,7 @@ use super::candle::{adapter, adapter_file::AdapterFile, device, model::Decoder, 
 use super::source::ModelSource;
 use super::text::{Message, Text};
 use crate::error::{Error, Result};
-use crate::spec::run::{Data, RunConfig, Weights};
+use crate::spec::run::{Data, RunConfig};
 
 /// How to choose the next token.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +43,6 @@ impl Generator {
             execution: Default::default(),
         };
         run.recipe.max_seq_length = spec.max_position_embeddings;
-        run.execution.weights = Weights::as_stored(spec.dtype);
         if let Some(folder) = adapter_folder {
             run.recipe.lora = AdapterFile::read(folder)?.lora();
         }

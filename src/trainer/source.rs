@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::candle::checkpoint_file::CheckpointFile;
-use super::candle::weights::Store;
+use super::candle::gguf_file::GgufFile;
+use super::candle::weights::{Files, Store};
 use crate::error::{Error, Result};
-use crate::spec::model::ModelSpec;
+use crate::spec::model::{ModelSpec, ModelType};
 use crate::spec::run::BUILTIN;
 use crate::store;
 
@@ -23,33 +24,74 @@ pub enum ModelSource {
     Builtin,
     /// A Hugging Face folder.
     Folder(PathBuf),
+    /// A GGUF file; what it lacks is looked for beside it.
+    Gguf(PathBuf),
 }
 
 impl ModelSource {
-    /// `builtin`, a folder, or a hub id whose files are in the local cache.
+    /// `builtin`, a folder, a GGUF file, or a hub id whose files are in the local cache.
     pub fn find(model: &str) -> Result<Self> {
         if model == BUILTIN {
             return Ok(Self::Builtin);
         }
         let folder = Path::new(model);
         if folder.is_dir() {
-            return Ok(Self::Folder(folder.into()));
+            return Self::in_folder(folder);
+        }
+        if folder.is_file() && is_gguf(folder) {
+            return Ok(Self::Gguf(folder.into()));
         }
         if looks_like_path(model) {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(Error::Read { path: folder.into(), source });
         }
         match cached(model) {
-            Some(folder) => Ok(Self::Folder(folder)),
+            Some(folder) => Self::in_folder(&folder),
             None => Err(Error::NoWeights { name: model.into() }),
         }
     }
 
-    fn text(&self, file: &str, builtin: &'static str) -> Result<String> {
-        match self {
-            Self::Builtin => Ok(builtin.to_owned()),
-            Self::Folder(folder) => store::read_text(&folder.join(file)),
+    /// A folder with safetensors in it, or with one GGUF file and none.
+    fn in_folder(folder: &Path) -> Result<Self> {
+        let mut files = store::files_in(folder)?;
+        files.retain(|f| is_gguf(f));
+        match files.as_slice() {
+            [one] if safetensors_files(folder).is_err() => Ok(Self::Gguf(one.clone())),
+            [_, _, ..] if safetensors_files(folder).is_err() => {
+                let names: Vec<String> =
+                    files.iter().filter_map(|f| Some(f.file_name()?.to_string_lossy().into())).collect();
+                Err(wrong(folder, format!("it holds {}: name one of them as the model", names.join(", "))))
+            }
+            _ => Ok(Self::Folder(folder.into())),
         }
+    }
+
+    /// A file of the model's folder, or beside its file.
+    fn beside(&self, file: &str) -> Option<PathBuf> {
+        match self {
+            Self::Builtin => None,
+            Self::Folder(folder) => Some(folder.join(file)),
+            Self::Gguf(path) => Some(path.with_file_name(file)),
+        }
+    }
+
+    fn text(&self, file: &str, builtin: &'static str) -> Result<String> {
+        self.beside(file).map_or_else(|| Ok(builtin.to_owned()), |path| store::read_text(&path))
+    }
+
+    /// The architecture, from config.json or a GGUF file's metadata.
+    pub fn spec(&self) -> Result<ModelSpec> {
+        if let Self::Gguf(path) = self {
+            return Ok(GgufFile::open(path)?.spec);
+        }
+        let mut spec = self.described()?;
+        // What is quantised, and how GPT-2's matrices lie, the files tell better, where they are at hand.
+        if (spec.storage.out_in || spec.model_type == ModelType::Gpt2)
+            && let Ok(store) = self.weights()
+        {
+            spec.storage = store.storage(&spec);
+        }
+        Ok(spec)
     }
 
     /// config.json
@@ -57,8 +99,7 @@ impl ModelSource {
         self.text("config.json", BUILTIN_CONFIG)
     }
 
-    /// The architecture, from config.json.
-    pub fn spec(&self) -> Result<ModelSpec> {
+    fn described(&self) -> Result<ModelSpec> {
         ModelSpec::from_config(&self.config()?).map_err(|e| match (e, self) {
             (Error::Parse { line, message, hint, .. }, Self::Folder(folder)) => {
                 Error::Parse { path: folder.join("config.json"), line, message, hint }
@@ -67,18 +108,29 @@ impl ModelSource {
         })
     }
 
-    /// Whether a folder holds a file of this name.
+    /// Whether there is a file of this name in the model's folder, or beside its file.
     pub fn has(&self, file: &str) -> bool {
-        matches!(self, Self::Folder(folder) if folder.join(file).is_file())
+        self.beside(file).is_some_and(|path| path.is_file())
     }
 
     /// tokenizer.json
     pub fn tokenizer(&self) -> Result<String> {
+        if let (Self::Gguf(path), Some(beside)) = (self, self.beside("tokenizer.json"))
+            && !beside.is_file()
+        {
+            let rebuilt = GgufFile::open(path)?.tokenizer();
+            return rebuilt.map_err(|reason| Error::Tokenizer { model: path.display().to_string(), reason });
+        }
         self.text("tokenizer.json", BUILTIN_TOKENIZER)
     }
 
     /// tokenizer_config.json, or nothing where there is none.
     pub fn tokenizer_config(&self) -> Result<Option<String>> {
+        if let (Self::Gguf(path), Some(beside)) = (self, self.beside("tokenizer_config.json"))
+            && !beside.is_file()
+        {
+            return Ok(Some(GgufFile::open(path)?.tokenizer_config()));
+        }
         self.optional("tokenizer_config.json", BUILTIN_TOKENIZER_CONFIG)
     }
 
@@ -91,13 +143,13 @@ impl ModelSource {
     pub fn chat_template_file(&self) -> Result<Option<String>> {
         match self {
             Self::Builtin => Ok(None),
-            Self::Folder(_) => self.optional("chat_template.jinja", ""),
+            _ => self.optional("chat_template.jinja", ""),
         }
     }
 
     fn optional(&self, file: &str, builtin: &'static str) -> Result<Option<String>> {
-        match self {
-            Self::Folder(folder) if !folder.join(file).is_file() => Ok(None),
+        match self.beside(file) {
+            Some(path) if !path.is_file() => Ok(None),
             _ => self.text(file, builtin).map(Some),
         }
     }
@@ -107,13 +159,16 @@ impl ModelSource {
         let folder = match self {
             Self::Builtin => {
                 let file = CheckpointFile::embedded(BUILTIN_WEIGHTS).map_err(|e| wrong(Path::new(BUILTIN), e))?;
-                return Ok(Store { folder: BUILTIN.into(), files: vec![file] });
+                return Ok(Store { folder: BUILTIN.into(), files: Files::Safetensors(vec![file]) });
+            }
+            Self::Gguf(path) => {
+                return Ok(Store { folder: path.clone(), files: Files::Gguf(Box::new(GgufFile::open(path)?)) });
             }
             Self::Folder(folder) => folder,
         };
         let open = |path: PathBuf| CheckpointFile::open(&path).map_err(|reason| wrong(&path, reason));
         let files = safetensors_files(folder)?.into_iter().map(open).collect::<Result<_>>()?;
-        Ok(Store { folder: folder.clone(), files })
+        Ok(Store { folder: folder.clone(), files: Files::Safetensors(files) })
     }
 }
 
@@ -128,7 +183,14 @@ pub fn builtin_rows() -> (&'static str, &'static str) {
 
 /// A name that was meant as a path, by its look.
 pub fn looks_like_path(model: &str) -> bool {
-    model.starts_with(['.', '/', '~']) || model.matches('/').count() > 1 || model.contains('\\')
+    model.starts_with(['.', '/', '~'])
+        || is_gguf(Path::new(model))
+        || model.matches('/').count() > 1
+        || model.contains('\\')
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }
 
 /// The weights of a folder: those its index names, or every *.safetensors in it.

@@ -18,7 +18,8 @@ use crate::cost::timeline::{Live, Timeline};
 use crate::error::Result;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::{ModelSpec, Positions};
-use crate::spec::run::{Optimizer, RunConfig, Weights};
+use crate::spec::run::{Optimizer, RunConfig};
+use crate::spec::storage::Format;
 use crate::spec::tensors::{Projection, Role};
 use crate::units::Bytes;
 
@@ -146,21 +147,10 @@ impl Engine<'_> {
     // --- what stays ---
 
     fn resident(&mut self) {
-        let weights = self.run.execution.weights;
-        let of = |shape: &[usize]| match shape {
-            [rows, columns] => weights.matrix_bytes(*rows, *columns),
-            _ => shape.iter().product::<usize>() as u64 * F32,
-        };
-        // Block by block and not by the list of all tensors, whose names a search would make thousands of times.
         let (spec, counted) = (self.spec, Parameters::of(self.spec));
-        let blocks = spec.num_hidden_layers as u64 * spec.block_tensors().iter().map(|(_, s)| of(s)).sum::<u64>();
-        let table = of(&[spec.vocab_size, spec.hidden_size]);
-        let head = if spec.tie_word_embeddings { 0 } else { table };
-        let positions = match spec.positions {
-            Positions::Learned => of(&[spec.max_position_embeddings, spec.hidden_size]),
-            Positions::Rope { .. } => 0,
-        };
-        let base = blocks + table + head + positions + counted.final_norm * F32;
+        // Norms and biases are held in f32.
+        let vectors = counted.blocks * counted.block_vectors + counted.final_norm;
+        let base = spec.matrices_bytes(self.run.execution.weights) + vectors * F32;
         self.t.resident("base weights", base);
         let adapters = self.adapter_params() * F32;
         self.t.resident("adapters", adapters);
@@ -225,9 +215,9 @@ impl Engine<'_> {
 
     fn embed(&mut self, n: u64) -> Live {
         // The looked-up rows in their own format, then in f32, then scaled or moved.
-        let weights = self.run.execution.weights;
-        let raw = (weights != Weights::F32)
-            .then(|| self.t.alloc(STATE, weights.matrix_bytes(n as usize, self.spec.hidden_size)));
+        let (spec, hidden) = (self.spec, self.spec.hidden_size);
+        let format = spec.format(self.run.execution.weights, spec.embedding_name(), hidden);
+        let raw = (format != Format::F32).then(|| self.t.alloc(STATE, format.matrix_bytes(n as usize, hidden)));
         let x = self.t.alloc(STATE, n * self.h());
         raw.into_iter().for_each(|raw| self.t.free(raw));
         if self.spec.embedding_scale != 1.0 || self.spec.positions == Positions::Learned {
@@ -267,8 +257,8 @@ impl Engine<'_> {
     }
 
     /// A product with a frozen `[out, in]` matrix, transposed or not, a panel at a time where it is not f32.
-    fn frozen(&mut self, rows: u64, (rows_stored, width): (u64, u64), transposed: bool) {
-        let panel = self.panel_of(rows_stored, width);
+    fn frozen(&mut self, rows: u64, (format, rows_stored, width): (Format, u64, u64), transposed: bool) {
+        let panel = self.panel_of(format, rows_stored, width);
         let stored = if panel.is_some() { rows_stored.min(panel_rows(width)) } else { rows_stored };
         let product = if transposed {
             Product::with_transposed(rows, width, stored)
@@ -279,17 +269,17 @@ impl Engine<'_> {
         panel.into_iter().for_each(|l| self.t.free(l));
     }
 
-    /// Rows and columns of a projection's matrix as it is stored.
-    fn stored(&self, p: &Projection) -> (u64, u64) {
+    /// Format, rows and columns of a projection's matrix as it is stored.
+    fn stored(&self, p: &Projection) -> (Format, u64, u64) {
         let (rows, width) =
             if self.spec.conv1d() { (p.in_features, p.out_features) } else { (p.out_features, p.in_features) };
-        (rows as u64, width as u64)
+        let format = self.spec.usual_format(self.run.execution.weights).for_columns(width);
+        (format, rows as u64, width as u64)
     }
 
     /// The f32 panel of a weight that is stored in another format.
-    fn panel_of(&mut self, rows: u64, width: u64) -> Option<Live> {
-        let quantised = self.run.execution.weights != Weights::F32;
-        quantised.then(|| self.t.alloc(PANEL, rows.min(panel_rows(width)) * width * F32))
+    fn panel_of(&mut self, format: Format, rows: u64, width: u64) -> Option<Live> {
+        (format != Format::F32).then(|| self.t.alloc(PANEL, rows.min(panel_rows(width)) * width * F32))
     }
 
     fn linear(&mut self, role: Role, rows: u64, name: &'static str) -> Live {
@@ -404,13 +394,15 @@ impl Engine<'_> {
         let g = self.t.alloc(STATE, self.micro.rows() * self.h());
         let c = self.micro.targets.min(self.run.execution.loss_chunk) as u64;
         let (vocab, hidden) = (self.spec.vocab_size as u64, self.spec.hidden_size as u64);
+        let name = if self.spec.tie_word_embeddings { self.spec.embedding_name() } else { "lm_head.weight" };
+        let format = self.spec.format(self.run.execution.weights, name, self.spec.hidden_size);
         let rows = self.t.alloc(STATE, c * self.h());
         let normed = self.t.alloc(STATE, c * self.h());
         let logits = self.t.alloc(LOGITS, c * vocab * F32);
-        self.frozen(c, (vocab, hidden), true);
+        self.frozen(c, (format, vocab, hidden), true);
         self.t.free(normed);
         let d_normed = self.t.alloc(STATE, c * self.h());
-        self.frozen(c, (vocab, hidden), false);
+        self.frozen(c, (format, vocab, hidden), false);
         self.t.free(logits);
         self.t.brief(STATE, c * self.h());
         [rows, d_normed, x].into_iter().for_each(|l| self.t.free(l));

@@ -1,29 +1,14 @@
 //! What llama.cpp must know of an architecture, and what it cannot be told.
 
 use super::file::{Metadata, Value};
+use crate::spec::gguf::architecture;
 use crate::spec::model::{Activation, ModelSpec, ModelType, Positions, Rope, RopeScaling};
-
-/// llama.cpp's name of a family.
-pub fn name(family: ModelType) -> &'static str {
-    match family {
-        // Mistral's graph is llama's.
-        ModelType::Llama | ModelType::Mistral => "llama",
-        ModelType::Qwen2 => "qwen2",
-        ModelType::Qwen3 => "qwen3",
-        ModelType::Starcoder2 => "starcoder2",
-        ModelType::Gpt2 => "gpt2",
-        ModelType::Gemma2 => "gemma2",
-        ModelType::Gemma3 => "gemma3",
-        ModelType::Phi3 => "phi3",
-        ModelType::GptOss => "gpt-oss",
-    }
-}
 
 /// The metadata of the architecture, and notes on where llama.cpp will compute something else; or why it cannot
 /// compute this model at all.
 pub fn describe(spec: &ModelSpec) -> Result<(Metadata, Vec<String>), String> {
     refuse(spec)?;
-    let (a, arch) = (&spec.attention, name(spec.model_type));
+    let (a, arch) = (&spec.attention, architecture(spec.model_type));
     let mut out: Metadata = vec![("general.architecture".into(), arch.into())];
     let mut put = |key: &str, value: Value| out.push((format!("{arch}.{key}"), value));
     put("block_count", spec.num_hidden_layers.into());
@@ -60,7 +45,7 @@ fn refuse(spec: &ModelSpec) -> Result<(), String> {
     let (a, family) = (&spec.attention, spec.model_type);
     let gelu = matches!(family, Starcoder2 | Gpt2 | Gemma2 | Gemma3);
     let expected = if gelu { Activation::GeluTanh } else { Activation::Silu };
-    let arch = name(family);
+    let arch = architecture(family);
     if spec.mlp.activation != expected {
         return Err(format!("llama.cpp computes {arch} with {expected:?}, this model has {:?}", spec.mlp.activation));
     }
@@ -121,7 +106,7 @@ fn windows(spec: &ModelSpec, put: &mut dyn FnMut(&str, Value)) -> Vec<String> {
             let note = |w: &usize| {
                 format!(
                     "llama.cpp gives {} no sliding window: beyond {w} tokens it attends to more than the model does",
-                    name(family)
+                    architecture(family)
                 )
             };
             return window.filter(|w| **w < spec.max_position_embeddings).map(note).into_iter().collect();

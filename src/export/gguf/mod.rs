@@ -30,7 +30,8 @@ pub fn write_model(
     progress: Progress<'_>,
 ) -> Result<Vec<String>> {
     let spec = &subject.spec;
-    let weights = weights.unwrap_or(Weights::as_stored(spec.dtype));
+    let merged = Merged::open(subject)?;
+    let weights = weights.filter(|w| *w != Weights::Stored).unwrap_or(spec.storage.format.weights());
     let format = ggml(weights)?;
     let refused = |reason| Error::NoSuchExport { model: subject.name.clone(), format: "GGUF", reason };
     let (mut metadata, mut notes) = architecture::describe(spec).map_err(refused)?;
@@ -41,7 +42,6 @@ pub fn write_model(
     metadata.extend(words);
     notes.extend(note);
     let planned = tensors::plan(spec, format);
-    let merged = Merged::open(subject)?;
     let table: Vec<Entry> = planned.iter().map(|p| p.entry.clone()).collect();
     let total = table.iter().map(Entry::padded).sum();
     let mut out = Streamed::create(out)?;
@@ -63,7 +63,7 @@ pub fn write_adapter(subject: &Subject, out: &Path) -> Result<Vec<String>> {
     let refused = |reason| Error::NoSuchExport { model: subject.name.clone(), format: "GGUF", reason };
     let (_, notes) = architecture::describe(spec).map_err(refused)?;
     let mut metadata = vec![
-        ("general.architecture".into(), architecture::name(spec.model_type).into()),
+        ("general.architecture".into(), crate::spec::gguf::architecture(spec.model_type).into()),
         ("adapter.type".into(), "lora".into()),
         // llama.cpp multiplies by alpha / rank.
         ("adapter.lora.alpha".into(), (file.scale() * file.about.rank as f64).into()),

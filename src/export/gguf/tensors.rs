@@ -7,7 +7,6 @@ use super::architecture::rope_factors;
 use super::file::Entry;
 use crate::error::Result;
 use crate::spec::model::{ModelSpec, ModelType};
-use crate::spec::tensors::Role;
 
 /// How the file's rows come from the checkpoint's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +69,7 @@ pub fn plan(spec: &ModelSpec, format: GgmlDType) -> Vec<Planned> {
         })
         .collect();
     for tensor in spec.tensors() {
-        let Some(name) = name(spec, &tensor.name) else { continue };
+        let Some(name) = spec.gguf_name(&tensor.name) else { continue };
         let turn = turn(spec, &tensor.name, tensor.shape.len());
         let mut shape = tensor.shape;
         if turn == Turn::Transpose {
@@ -101,42 +100,4 @@ fn turn(spec: &ModelSpec, name: &str, dimensions: usize) -> Turn {
         _ if spec.norm.offset == 1.0 && name.ends_with("norm.weight") => Turn::AddOne,
         _ => Turn::None,
     }
-}
-
-/// The name in the file; none for what llama.cpp does not keep.
-fn name(spec: &ModelSpec, source: &str) -> Option<String> {
-    let (path, kind) = source.rsplit_once('.')?;
-    let whole = match path {
-        _ if source == spec.embedding_name() => Some("token_embd"),
-        "transformer.wpe" => Some("position_embd"),
-        "lm_head" => Some("output"),
-        _ if path == spec.final_norm_name() => Some("output_norm"),
-        _ => None,
-    };
-    if let Some(whole) = whole {
-        return Some(format!("{whole}.{kind}"));
-    }
-    let mut parts = path.splitn(4, '.');
-    let (layer, inside) = (parts.nth(2)?, parts.next()?);
-    let norms = spec.norm_names();
-    let part = match inside {
-        "self_attn.q_norm" => "attn_q_norm",
-        "self_attn.k_norm" => "attn_k_norm",
-        _ if inside == norms.input => "attn_norm",
-        _ if Some(inside) == norms.post_attention => "post_attention_norm",
-        _ if inside == norms.pre_mlp => "ffn_norm",
-        _ if Some(inside) == norms.post_mlp => "post_ffw_norm",
-        _ => match spec.projections().iter().find(|p| p.path == inside)?.role {
-            Role::Q => "attn_q",
-            Role::K => "attn_k",
-            Role::V => "attn_v",
-            Role::Qkv => "attn_qkv",
-            Role::O => "attn_output",
-            Role::Gate => "ffn_gate",
-            Role::Up | Role::GateUp => "ffn_up",
-            Role::Down => "ffn_down",
-            Role::Router => "ffn_gate_inp",
-        },
-    };
-    Some(format!("blk.{layer}.{part}.{kind}"))
 }

@@ -149,14 +149,34 @@ impl CheckpointFile {
         Some(load())
     }
 
+    /// Number format of a tensor, if it is here.
+    pub fn dtype(&self, name: &str) -> Option<safetensors::Dtype> {
+        self.tensors.get(name).map(|info| info.dtype)
+    }
+
+    fn whole(&self, info: &Info) -> Result<Cow<'static, [u8]>, String> {
+        let (start, end) = info.data_offsets;
+        self.bytes(start, end - start)
+    }
+
     /// A tensor in the format it is stored in, if it is here.
     pub fn load(&self, name: &str, device: &Device) -> Option<Result<Tensor, String>> {
         let info = self.tensors.get(name)?;
         let load = || {
             let dtype = DType::try_from(info.dtype).map_err(|e| e.to_string())?;
-            let (start, end) = info.data_offsets;
-            let bytes = self.source.read(self.data_start + start, end - start)?;
-            Tensor::from_raw_buffer(&bytes, dtype, &info.shape, device).map_err(|e| e.to_string())
+            Tensor::from_raw_buffer(&self.whole(info)?, dtype, &info.shape, device).map_err(|e| e.to_string())
+        };
+        Some(load())
+    }
+
+    /// The bytes of a matrix of u32 words, `[rows, 4 * words]`, u8, if it is here.
+    pub fn load_words(&self, name: &str, device: &Device) -> Option<Result<Tensor, String>> {
+        let info = self.tensors.get(name)?;
+        let load = || {
+            let bytes = self.whole(info)?.into_owned();
+            let rows = info.shape.first().copied().unwrap_or(1);
+            let shape = (rows, bytes.len() / rows.max(1));
+            Tensor::from_vec(bytes, shape, device).map_err(|e| e.to_string())
         };
         Some(load())
     }

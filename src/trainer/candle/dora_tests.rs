@@ -24,7 +24,7 @@ fn row(width: usize, seed: u64) -> Tensor {
 /// A projection with an adapter whose magnitude is not the norm.
 fn linear(weights: Weights, transposed: bool, dropout: f64) -> Linear {
     let shape = if transposed { (IN, OUT) } else { (OUT, IN) };
-    let weight = Stored::new(&random(shape, 1), weights, &Device::Cpu).unwrap();
+    let weight = Stored::Dense(random(shape, 1)).put(weights.format().unwrap(), &Device::Cpu).unwrap();
     let frozen = Frozen::new(weight, Some(row(OUT, 2)), transposed).unwrap();
     let mut linear = Linear::new(frozen, LoraSettings { scale: SCALE, dropout, use_dora: true });
     let magnitude = Some((row(OUT, 7) + 2.0).unwrap());

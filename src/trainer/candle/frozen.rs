@@ -8,7 +8,9 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::spec::run::{INT8_GROUP, Weights};
+use super::affine::Affine;
+use super::blocks;
+use crate::spec::storage::{Block, Format, INT8_GROUP};
 
 /// An f32 panel of a frozen weight is at most about this large: large enough for the product to run at full speed,
 /// small beside anything else.
@@ -33,6 +35,8 @@ pub enum Stored {
     },
     /// Blocks of a GGUF format.
     Blocks(Arc<QTensor>),
+    /// As MLX quantises.
+    Affine(Affine),
 }
 
 /// The middle of the codes' range.
@@ -41,18 +45,52 @@ const ZERO: f32 = 128.0;
 const LARGEST: f32 = 127.0;
 
 impl Stored {
-    /// Puts a matrix of the checkpoint, on the CPU, into a format on `device`. A format whose blocks do not divide
-    /// the rows gives way to bf16, as [`Weights::for_columns`] says.
-    pub fn new(matrix: &Tensor, weights: Weights, device: &Device) -> Result<Self> {
-        match weights.for_columns(matrix.dim(1)?) {
-            Weights::F32 => Ok(Self::Dense(matrix.to_dtype(DType::F32)?.to_device(device)?)),
-            Weights::F16 => Ok(Self::Dense(matrix.to_dtype(DType::F16)?.to_device(device)?)),
-            Weights::Bf16 => Ok(Self::Dense(matrix.to_dtype(DType::BF16)?.to_device(device)?)),
-            Weights::Int8 => int8(matrix, device),
-            Weights::Q8_0 => blocks(matrix, GgmlDType::Q8_0, device),
-            Weights::Q4_0 => blocks(matrix, GgmlDType::Q4_0, device),
-            Weights::Q4K => blocks(matrix, GgmlDType::Q4K, device),
-            Weights::Q6K => blocks(matrix, GgmlDType::Q6K, device),
+    /// The matrix in a format on `device`, from whatever format it is in on the CPU, a panel of rows at a time. A
+    /// format whose blocks do not divide the rows gives way as [`Format::for_columns`] says.
+    pub fn put(&self, format: Format, device: &Device) -> Result<Self> {
+        match format.for_columns(self.dims()?.1) {
+            format if Some(format) == self.format() => self.to_device(device),
+            Format::F32 => self.dense(DType::F32, device),
+            Format::F16 => self.dense(DType::F16, device),
+            Format::Bf16 => self.dense(DType::BF16, device),
+            Format::Int8 => int8(self, device),
+            Format::Gguf(block) => quantise(self, block, device),
+            Format::Affine { .. } => bail!("MLX's format is read, and not made"),
+        }
+    }
+
+    fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(match self {
+            Self::Dense(t) => Self::Dense(t.to_device(device)?),
+            Self::Int8 { codes, scales } => {
+                Self::Int8 { codes: codes.to_device(device)?, scales: scales.to_device(device)? }
+            }
+            Self::Blocks(q) if q.device().same_device(device) => Self::Blocks(q.clone()),
+            Self::Blocks(q) => Self::Blocks(from_bytes(q.data()?.into_owned(), q.dtype(), self.dims()?, device)?),
+            Self::Affine(affine) => Self::Affine(affine.to_device(device)?),
+        })
+    }
+
+    fn dense(&self, dtype: DType, device: &Device) -> Result<Self> {
+        let whole = match self {
+            Self::Dense(t) => t.to_dtype(dtype)?,
+            _ => Tensor::cat(&row_spans(self)?.map(|s| s?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?, 0)?,
+        };
+        Ok(Self::Dense(whole.to_device(device)?))
+    }
+
+    /// The format it is in, where that has a name.
+    pub fn format(&self) -> Option<Format> {
+        match self {
+            Self::Dense(t) => match t.dtype() {
+                DType::F32 => Some(Format::F32),
+                DType::F16 => Some(Format::F16),
+                DType::BF16 => Some(Format::Bf16),
+                _ => None,
+            },
+            Self::Int8 { .. } => Some(Format::Int8),
+            Self::Blocks(q) => blocks::block(q.dtype()).map(Format::Gguf),
+            Self::Affine(affine) => Some(affine.format()),
         }
     }
 
@@ -61,6 +99,7 @@ impl Stored {
         match self {
             Self::Dense(t) | Self::Int8 { codes: t, .. } => t.dims2(),
             Self::Blocks(q) => q.shape().dims2(),
+            Self::Affine(affine) => affine.dims(),
         }
     }
 
@@ -77,7 +116,8 @@ impl Stored {
         match self {
             Self::Dense(t) => t.narrow(0, first, count)?.to_dtype(DType::F32),
             Self::Int8 { codes, scales } => decode(&codes.narrow(0, first, count)?, &scales.narrow(0, first, count)?),
-            Self::Blocks(q) => q.embedding(&Tensor::arange(first as u32, (first + count) as u32, &q.device())?),
+            Self::Blocks(q) => blocks::panel(q, first, count),
+            Self::Affine(affine) => affine.panel(first, count),
         }
     }
 
@@ -86,21 +126,22 @@ impl Stored {
         match self {
             Self::Dense(t) => t.index_select(ids, 0)?.to_dtype(DType::F32),
             Self::Int8 { codes, scales } => decode(&codes.index_select(ids, 0)?, &scales.index_select(ids, 0)?),
-            Self::Blocks(q) => q.embedding(ids),
+            Self::Blocks(q) => blocks::rows(q, ids),
+            Self::Affine(affine) => affine.rows(ids),
         }
     }
 }
 
 /// Rows whose f32 form is made at one time while a format is made of them.
-fn row_spans(matrix: &Tensor) -> Result<impl Iterator<Item = Result<Tensor>> + '_> {
-    let (rows, columns) = matrix.dims2()?;
+fn row_spans(matrix: &Stored) -> Result<impl Iterator<Item = Result<Tensor>> + '_> {
+    let (rows, columns) = matrix.dims()?;
     let step = panel_rows(columns);
-    let span = move |first: usize| matrix.narrow(0, first, step.min(rows - first))?.to_dtype(DType::F32)?.contiguous();
+    let span = move |first: usize| matrix.panel(first, step.min(rows - first))?.contiguous();
     Ok((0..rows).step_by(step).map(span))
 }
 
-fn int8(matrix: &Tensor, device: &Device) -> Result<Stored> {
-    let (rows, columns) = matrix.dims2()?;
+fn int8(matrix: &Stored, device: &Device) -> Result<Stored> {
+    let (rows, columns) = matrix.dims()?;
     let groups = columns.div_ceil(INT8_GROUP);
     let (mut codes, mut scales) = (vec![0u8; rows * columns], vec![0f32; rows * groups]);
     let mut done = 0;
@@ -127,15 +168,20 @@ fn int8(matrix: &Tensor, device: &Device) -> Result<Stored> {
     })
 }
 
-fn blocks(matrix: &Tensor, dtype: GgmlDType, device: &Device) -> Result<Stored> {
-    let (rows, columns) = matrix.dims2()?;
+fn quantise(matrix: &Stored, block: Block, device: &Device) -> Result<Stored> {
+    let ((rows, columns), dtype) = (matrix.dims()?, blocks::ggml(block));
     // Rows are whole blocks, so the bytes of spans of rows lie one after the other.
     let mut bytes = Vec::with_capacity(rows * columns / dtype.block_size() * dtype.type_size());
     for span in row_spans(matrix)? {
         bytes.extend_from_slice(&QTensor::quantize(&span?, dtype)?.data()?);
     }
+    Ok(Stored::Blocks(from_bytes(bytes, dtype, (rows, columns), device)?))
+}
+
+/// A matrix of blocks from the bytes of its rows, one after the other.
+pub fn from_bytes(bytes: Vec<u8>, dtype: GgmlDType, dims: (usize, usize), device: &Device) -> Result<Arc<QTensor>> {
     let storage = QStorage::from_data(bytes.into(), device, dtype)?;
-    Ok(Stored::Blocks(Arc::new(QTensor::new(storage, (rows, columns))?)))
+    Ok(Arc::new(QTensor::new(storage, dims)?))
 }
 
 /// Codes and scales of the same rows to f32.
@@ -176,10 +222,15 @@ fn decode_composed(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::run::Weights;
     use crate::trainer::candle::testing::{self, worst};
 
     fn matrix(rows: usize, columns: usize) -> Tensor {
         testing::random((rows, columns), 1.0, 3)
+    }
+
+    fn put(matrix: &Tensor, weights: Weights) -> Stored {
+        Stored::Dense(matrix.clone()).put(weights.format().unwrap(), &Device::Cpu).unwrap()
     }
 
     #[test]
@@ -197,7 +248,7 @@ mod tests {
             (Weights::Q4K, 0.12),
         ];
         for (format, tolerance) in tolerances {
-            let stored = Stored::new(&w, format, &Device::Cpu).unwrap();
+            let stored = put(&w, format);
             let all = stored.panel(0, 5).unwrap();
             let error = worst(&all, &w);
             assert!(error <= tolerance, "{format:?}: {error}");
@@ -212,23 +263,36 @@ mod tests {
     fn int8_takes_any_width_and_both_decoders_agree() {
         for columns in [1, 63, 64, 100] {
             let w = matrix(3, columns);
-            let Stored::Int8 { codes, scales } = Stored::new(&w, Weights::Int8, &Device::Cpu).unwrap() else {
-                panic!()
-            };
+            let Stored::Int8 { codes, scales } = put(&w, Weights::Int8) else { panic!() };
             let decoded = decode_cpu(&codes, &scales).unwrap();
             assert_eq!(worst(&decoded, &decode_composed(&codes, &scales).unwrap()), 0.0);
             assert!(worst(&decoded, &w) <= 0.5 / 127.0 + 1e-6);
         }
         let zero = Tensor::zeros((2, 64), DType::F32, &Device::Cpu).unwrap();
-        let stored = Stored::new(&zero, Weights::Int8, &Device::Cpu).unwrap();
+        let stored = put(&zero, Weights::Int8);
         assert_eq!(worst(&stored.panel(0, 2).unwrap(), &zero), 0.0);
     }
 
     #[test]
     fn blocks_that_do_not_divide_a_row_give_way() {
-        let stored = Stored::new(&matrix(3, 100), Weights::Q4K, &Device::Cpu).unwrap();
+        let stored = put(&matrix(3, 100), Weights::Q4K);
         assert!(matches!(stored, Stored::Dense(t) if t.dtype() == DType::BF16));
-        let stored = Stored::new(&matrix(3, 96), Weights::Q4K, &Device::Cpu).unwrap();
+        let stored = put(&matrix(3, 96), Weights::Q4K);
         assert!(matches!(stored, Stored::Blocks(q) if q.dtype() == GgmlDType::Q8_0));
+    }
+
+    #[test]
+    fn one_format_becomes_another_by_its_own_values() {
+        let w = matrix(5, 512);
+        for from in [Weights::F16, Weights::Int8, Weights::Q4_0, Weights::Q6K] {
+            let stored = put(&w, from);
+            assert_eq!(stored.format(), from.format());
+            let values = stored.panel(0, 5).unwrap();
+            for to in [Weights::F32, Weights::Bf16, Weights::Int8, Weights::Q8_0, Weights::Q4K] {
+                let (again, direct) = (stored.put(to.format().unwrap(), &Device::Cpu).unwrap(), put(&values, to));
+                assert_eq!(again.format(), to.format());
+                assert_eq!(worst(&again.panel(0, 5).unwrap(), &direct.panel(0, 5).unwrap()), 0.0, "{from:?} to {to:?}");
+            }
+        }
     }
 }

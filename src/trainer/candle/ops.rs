@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, D, DType, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, D, DType, Device, InplaceOp2, InplaceOp3, Layout, Result, Storage, Tensor, bail};
 
 use super::kernels;
 use super::matmul::{Into, View, gemm_strided};
@@ -22,7 +22,12 @@ pub fn compose_everything() {
 
 /// Whether this tensor is worked on by the fused kernels.
 pub fn fused(t: &Tensor) -> bool {
-    t.device().is_cpu() && !COMPOSED.load(Relaxed)
+    fused_on(t.device())
+}
+
+/// Whether tensors on this device are.
+pub fn fused_on(device: &Device) -> bool {
+    device.is_cpu() && !COMPOSED.load(Relaxed)
 }
 
 /// Calls `f` with the numbers of a contiguous f32 tensor on the CPU.

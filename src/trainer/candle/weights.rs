@@ -8,86 +8,196 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::affine::Affine;
 use super::attention;
 use super::block::Block;
 use super::checkpoint_file::CheckpointFile;
 use super::frozen::Stored;
+use super::gguf_file::GgufFile;
 use super::linear::{Frozen, Linear, LoraSettings};
 use super::ops::{NormWeights, RopeTables};
 use super::rope::inverse_frequencies;
 use crate::error::{Error, Result};
-use crate::spec::model::{ModelSpec, Positions};
+use crate::spec::model::{Dtype, ModelSpec, Positions};
 use crate::spec::run::RunConfig;
+use crate::spec::storage::{Format, Other, Storage};
 
-/// The open files of a checkpoint.
+/// The open files of a checkpoint. Tensors go by transformers' names, whatever the files call them.
 pub struct Store {
     /// For messages.
     pub folder: PathBuf,
-    /// Each tensor is in one of them.
-    pub files: Vec<CheckpointFile>,
+    /// What they are.
+    pub files: Files,
+}
+
+/// The kinds of checkpoint.
+pub enum Files {
+    /// Each tensor is in one of these files.
+    Safetensors(Vec<CheckpointFile>),
+    /// All are in this one.
+    Gguf(Box<GgufFile>),
 }
 
 /// Prefixes that other writers put before transformers' names, or leave out.
-const PREFIXES: [(&str, &str); 3] =
-    [("transformer.", ""), ("model.", "language_model.model."), ("model.", "model.language_model.")];
+const PREFIXES: [(&str, &str); 5] = [
+    ("transformer.", ""),
+    ("transformer.", "model."),
+    ("model.", "language_model.model."),
+    ("model.", "model.language_model."),
+    ("lm_head.", "language_model.lm_head."),
+];
+
+/// Files of one checkpoint in safetensors, and the name under which they keep a tensor.
+struct Found<'a> {
+    files: &'a [CheckpointFile],
+    name: String,
+}
+
+impl<'a> Found<'a> {
+    fn get<T>(&self, suffix: &str, f: impl Fn(&'a CheckpointFile, &str) -> Option<T>) -> Option<T> {
+        let name = self.name.strip_suffix("weight").filter(|_| suffix != "weight");
+        let name = name.map_or_else(|| self.name.clone(), |path| format!("{path}{suffix}"));
+        self.files.iter().find_map(|file| f(file, &name))
+    }
+
+    fn load(&self, suffix: &str, device: &Device) -> Result<Tensor, String> {
+        self.get(suffix, |f, n| f.load(n, device)).unwrap_or_else(|| Err("it is gone".into()))
+    }
+
+    /// The format of a tensor that must have this shape.
+    fn format(&self, shape: &[usize]) -> Result<Format, String> {
+        let dtype = self.get("weight", |f, n| f.dtype(n));
+        let stored = self.get("weight", |f, n| f.shape(n)).unwrap_or_default();
+        if self.get("scales", |f, n| f.shape(n)).is_some() && dtype == Some(safetensors::Dtype::U32) {
+            return self.affine(stored, shape);
+        }
+        let format = dtype.and_then(plain).ok_or_else(|| {
+            let known = "f32, f16 and bf16 are understood, and u32 with `.scales` and `.biases` (MLX)";
+            format!("is stored as {}; {known}", dtype.map_or("nothing".into(), |d| format!("{d:?}").to_lowercase()))
+        })?;
+        if stored == shape { Ok(format) } else { Err(format!("is {stored:?}, but config.json says {shape:?}")) }
+    }
+
+    /// MLX's codes: their bits and groups follow from the shapes.
+    fn affine(&self, words: &[usize], shape: &[usize]) -> Result<Format, String> {
+        let part = |name: &str| {
+            let dtype = self.get(name, |f, n| f.dtype(n)).and_then(plain);
+            let shape = self.get(name, |f, n| f.shape(n));
+            dtype.zip(shape).ok_or_else(|| format!("has no `.{name}` in f32, f16 or bf16"))
+        };
+        let ((scales, groups), biases) = (part("scales")?, part("biases")?);
+        let (&[rows, columns], &[stored_rows, words], &[scale_rows, groups]) = (shape, words, groups) else {
+            return Err(format!("is quantised, but config.json says {shape:?}"));
+        };
+        let (bits, group) = (32 * words / columns, columns / groups.max(1));
+        let whole = bits * columns == 32 * words && group * groups == columns && [stored_rows, scale_rows] == [rows; 2];
+        let known = [2, 3, 4, 6, 8].contains(&bits) && [32, 64, 128].contains(&group);
+        if !whole || !known || biases != (scales, &[rows, groups]) {
+            let (words, other) = ([stored_rows, words], [scale_rows, groups]);
+            return Err(format!(
+                "holds {words:?} words with {other:?} scales, which make no {shape:?} of 2, 3, 4, 6 or 8 bits in \
+                 groups of 32, 64 or 128"
+            ));
+        }
+        let scales = match scales {
+            Format::F16 => Dtype::F16,
+            Format::Bf16 => Dtype::Bf16,
+            _ => Dtype::F32,
+        };
+        Ok(Format::Affine { bits: bits as u8, group: group as u8, scales })
+    }
+
+    fn matrix(&self, format: Format, columns: usize, device: &Device) -> Result<Stored, String> {
+        if !matches!(format, Format::Affine { .. }) {
+            return self.load("weight", device).map(Stored::Dense);
+        }
+        let codes = self.get("weight", |f, n| f.load_words(n, device)).unwrap_or_else(|| Err("it is gone".into()))?;
+        let (scales, biases) = (self.load("scales", device)?, self.load("biases", device)?);
+        Affine::new(codes, scales, biases, columns).map(Stored::Affine).map_err(|e| e.to_string())
+    }
+}
+
+fn plain(dtype: safetensors::Dtype) -> Option<Format> {
+    match dtype {
+        safetensors::Dtype::F32 => Some(Format::F32),
+        safetensors::Dtype::F16 => Some(Format::F16),
+        safetensors::Dtype::BF16 => Some(Format::Bf16),
+        _ => None,
+    }
+}
 
 impl Store {
     fn wrong(&self, reason: String) -> Error {
         Error::Weights { path: self.folder.clone(), reason }
     }
 
-    fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.files.iter().find_map(|f| f.shape(name))
-    }
-
-    /// The name under which the file keeps the tensor that transformers calls `name`.
-    pub fn stored_name(&self, name: &str) -> Option<String> {
-        if self.shape(name).is_some() {
-            return Some(name.to_owned());
-        }
-        let variants =
+    /// Where safetensors keep the tensor that transformers calls `name`.
+    fn find(&self, name: &str) -> Option<Found<'_>> {
+        let Files::Safetensors(files) = &self.files else { return None };
+        let has = |n: &String| files.iter().any(|f| f.shape(n).is_some());
+        let others =
             PREFIXES.iter().filter_map(|(ours, theirs)| name.strip_prefix(ours).map(|n| format!("{theirs}{n}")));
-        variants.into_iter().find(|n| self.shape(n).is_some())
+        let name = std::iter::once(name.to_owned()).chain(others).find(has)?;
+        Some(Found { files, name })
     }
 
-    /// A tensor in the format it is stored in; its name and shape are checked.
-    pub fn load(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
-        let stored = self.stored_name(name).ok_or_else(|| self.wrong(format!("`{name}` is missing")))?;
-        let tensor = self.files.iter().find_map(|f| f.load(&stored, device)).unwrap_or(Err("it is gone".into()));
-        let tensor = tensor.map_err(|e| self.wrong(format!("`{name}` cannot be read: {e}")))?;
-        if tensor.dims() != shape {
-            return Err(self.wrong(format!("`{name}` is {:?}, but config.json says {shape:?}", tensor.dims())));
-        }
-        if !matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16) {
-            return Err(
-                self.wrong(format!("`{name}` is stored as {:?}; f32, f16 and bf16 are understood", tensor.dtype()))
-            );
-        }
-        Ok(tensor)
+    /// The format of a tensor, whose shape is checked.
+    fn format(&self, name: &str, shape: &[usize]) -> Result<Format, String> {
+        let format = match &self.files {
+            Files::Gguf(file) => file.format(name, shape),
+            Files::Safetensors(_) => self.find(name).map(|found| found.format(shape)),
+        };
+        format.unwrap_or_else(|| Err("is missing".into())).map_err(|e| format!("`{name}` {e}"))
     }
 
-    /// Some rows (first dimension) of a tensor that [`Store::check`] has seen, in f32.
+    /// A vector in the format it is stored in; its name and shape are checked.
+    fn vector(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+        self.format(name, shape).map_err(|e| self.wrong(e))?;
+        let tensor = match &self.files {
+            Files::Gguf(file) => file.vector(name, device),
+            Files::Safetensors(_) => self.find(name).map(|found| found.load("weight", device)),
+        };
+        tensor.unwrap_or_else(|| Err("it is gone".into())).map_err(|e| self.unreadable(name, e))
+    }
+
+    /// A matrix in the format it is stored in.
+    fn matrix(&self, name: &str, shape: &[usize], format: Format, device: &Device) -> Result<Stored> {
+        let matrix = match &self.files {
+            Files::Gguf(file) => file.matrix(name, device),
+            Files::Safetensors(_) => self.find(name).map(|found| found.matrix(format, shape[1], device)),
+        };
+        matrix.unwrap_or_else(|| Err("it is gone".into())).map_err(|e| self.unreadable(name, e))
+    }
+
+    fn unreadable(&self, name: &str, reason: String) -> Error {
+        self.wrong(format!("`{name}` cannot be read: {reason}"))
+    }
+
+    /// The files, where they are safetensors.
+    pub fn safetensors(&self) -> &[CheckpointFile] {
+        match &self.files {
+            Files::Safetensors(files) => files,
+            Files::Gguf(_) => &[],
+        }
+    }
+
+    /// The name under which safetensors keep the tensor that transformers calls `name`.
+    pub fn stored_name(&self, name: &str) -> Option<String> {
+        self.find(name).map(|found| found.name)
+    }
+
+    /// Some rows (first dimension) of a tensor of plain numbers that [`Store::check`] has seen, in f32.
     pub fn rows(&self, name: &str, rows: std::ops::Range<usize>) -> Result<Tensor> {
-        let stored = self.stored_name(name).ok_or_else(|| self.wrong(format!("`{name}` is missing")))?;
-        let found = self.files.iter().find_map(|f| f.load_rows(&stored, rows.clone(), &Device::Cpu));
-        let tensor = found.unwrap_or(Err("it is gone".into()));
-        let tensor = tensor.map_err(|e| self.wrong(format!("`{name}` cannot be read: {e}")))?;
+        let found = self.find(name).ok_or_else(|| self.wrong(format!("`{name}` is missing")))?;
+        let tensor = found.get("weight", |f, n| f.load_rows(n, rows.clone(), &Device::Cpu));
+        let tensor = tensor.unwrap_or_else(|| Err("it is gone".into())).map_err(|e| self.unreadable(name, e))?;
         Ok(tensor.to_dtype(DType::F32)?)
     }
 
     /// Checks that every tensor of the model is there in its right shape, and lists all that are not.
     pub fn check(&self, spec: &ModelSpec) -> Result<()> {
-        let wrong: Vec<String> = spec
-            .tensors()
-            .into_iter()
-            .filter_map(|t| match self.stored_name(&t.name).and_then(|n| self.shape(&n)) {
-                None => Some(format!("`{}` is missing", t.name)),
-                Some(shape) if shape != t.shape => {
-                    Some(format!("`{}` is {shape:?}, but config.json says {:?}", t.name, t.shape))
-                }
-                Some(_) => None,
-            })
-            .collect();
+        let wrong: Vec<String> =
+            spec.tensors().into_iter().filter_map(|t| self.format(&t.name, &t.shape).err()).collect();
         match wrong.len() {
             0 => Ok(()),
             n => {
@@ -95,6 +205,25 @@ impl Store {
                 Err(self.wrong(format!("{}{rest}", wrong[..n.min(5)].join(", "))))
             }
         }
+    }
+
+    /// How the matrices of a quantised checkpoint are really held: config.json tells the rule, the files the exceptions.
+    pub fn storage(&self, spec: &ModelSpec) -> Storage {
+        let mut spec = spec.clone();
+        // mlx-lm turns GPT-2's matrices round, and has everything of it under `model`.
+        let projection = self.find("transformer.h.0.mlp.c_fc.weight");
+        spec.storage.out_in |= projection.is_some_and(|found| found.name.starts_with("model."));
+        let matrix = |name: String, shape: Vec<usize>| {
+            let format = self.format(&name, &shape).ok()?;
+            let &[rows, columns] = shape.as_slice() else { return None };
+            Some(Other { name, shape: [rows, columns], format })
+        };
+        let matrices: Vec<Other> = spec.tensors().into_iter().filter_map(|t| matrix(t.name, t.shape)).collect();
+        if matrices.iter().any(|m| matches!(m.format, Format::Affine { .. })) {
+            return Storage::of(matrices, spec.storage.out_in);
+        }
+        // Plain numbers are held in the format that config.json names.
+        Storage { out_in: spec.storage.out_in, ..Storage::uniform(spec.dtype.into()) }
     }
 }
 
@@ -112,14 +241,18 @@ pub struct Loader<'a> {
 
 impl Loader<'_> {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.store.load(name, shape, self.device)
+        self.store.vector(name, shape, self.device)
     }
 
     /// A matrix in the run's weight format.
     pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<Stored> {
-        // The format is made on the CPU; only its bytes go to the device.
-        let tensor = self.store.load(name, shape, &Device::Cpu)?;
-        Ok(Stored::new(&tensor, self.run.execution.weights, self.device)?)
+        let wanted = self.spec.format(self.run.execution.weights, name, shape[1]);
+        let stored = self.store.format(name, shape).map_err(|e| self.store.wrong(e))?;
+        if stored == wanted {
+            return self.store.matrix(name, shape, stored, self.device);
+        }
+        // Another format is made on the CPU; only its bytes go to the device.
+        Ok(self.store.matrix(name, shape, stored, &Device::Cpu)?.put(wanted, self.device)?)
     }
 
     /// A norm by its path.
