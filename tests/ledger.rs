@@ -13,9 +13,9 @@ use headroom::spec::machine::Accelerator;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{RunConfig, Weights};
 use headroom::trainer::batches::pack;
-use headroom::trainer::candle::adapter;
 use headroom::trainer::candle::model::Decoder;
 use headroom::trainer::candle::optimizer::{self, Optimizer};
+use headroom::trainer::candle::{self, adapter};
 use headroom::trainer::memory;
 use headroom::trainer::rows::Example;
 use headroom::trainer::source::ModelSource;
@@ -173,6 +173,7 @@ fn measure(case: u64) -> (f64, f64, String) {
 
 #[test]
 fn predicted_peaks_equal_counted_peaks() {
+    candle::compute_here();
     let cases = std::env::var("HEADROOM_LEDGER_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(18);
     let mut errors: Vec<(f64, String)> = (0..cases)
         .map(|case| {

@@ -36,6 +36,7 @@ pub enum Answer {
 /// Does what was typed.
 pub fn run(cli: &Cli) -> Result<Answer> {
     crate::trainer::memory::keep_freed_memory();
+    crate::trainer::candle::compute_here();
     let output = Output { args: cli.output, silent: false };
     match &cli.command {
         Command::Plan(args) => plan::run(args, &output),

@@ -58,7 +58,7 @@ pub struct Micro {
     pub targets: usize,
     /// What does the arithmetic: on Metal the fused CPU kernels give way to candle's ops, with their temporaries.
     pub accelerator: Accelerator,
-    /// Threads that attention runs on, on a CPU.
+    /// Threads that compute, on a CPU.
     pub threads: usize,
 }
 
@@ -162,8 +162,7 @@ impl Engine<'_> {
             self.t.resident("DoRA norms", self.dora_norms());
         }
         if self.micro.accelerator == Accelerator::Cpu {
-            // The threads of the pool, and the one that calls.
-            self.t.resident(SLABS, (self.micro.threads as u64 + 1) * SLAB);
+            self.t.resident(SLABS, self.micro.threads as u64 * SLAB);
         }
         if let Positions::Rope { global, local } = &self.spec.positions {
             let table = |dims: usize| (self.run.recipe.max_seq_length * dims) as u64 * F32; // cos and sin, dims / 2 each
