@@ -188,6 +188,9 @@ pub struct SweepArgs {
     /// Longest time for one of them, as `90s` or `3m`
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = duration, requires = "measure")]
     pub trial_time: Seconds,
+    /// Measure each configuration this often, in turns: on a busy machine the same run differs from minute to minute
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "measure")]
+    pub repeats: usize,
     /// Folder of reports; the table goes to `<name of the grid>/sweep.csv` in it
     #[arg(long, value_name = "DIR", default_value = "reports")]
     pub reports: PathBuf,

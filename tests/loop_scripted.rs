@@ -36,7 +36,7 @@ fn script() -> Script {
     let machine = this_machine().unwrap();
     let spec = ModelSource::find("builtin").unwrap().spec().unwrap();
     let runs = [run(32, 1), run(64, 4)];
-    let costs = runs.each_ref().map(|r| step_cost(&spec, r, None).unwrap());
+    let costs = runs.each_ref().map(|r| step_cost(&spec, &machine, r, None).unwrap());
     let peaks = runs
         .each_ref()
         .map(|r| cost::ledger(&spec, r, &machine, full(r.recipe.max_seq_length)).unwrap().peak().as_f64());

@@ -364,7 +364,7 @@ impl Subject<'_> {
         // Whatever the guide leaves open, the arithmetic of the leanest step is done.
         let mut run = self.run(Engine::MlxLm);
         run.execution.grad_checkpoint = false;
-        let cost = step_cost(self.spec, &run, Some(&self.lengths))?;
+        let cost = step_cost(self.spec, &self.machine, &run, Some(&self.lengths))?;
         let flops = cost.flops() / cost.tokens;
         Ok((flops, self.machine.matrix_flops.unwrap_or(self.machine.peak_flops).0 / flops))
     }

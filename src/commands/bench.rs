@@ -129,8 +129,8 @@ impl Bench {
             path,
         };
         bench.measurements = read_measurements(&bench.path)?;
-        let version = &bench.place.engine_version;
-        bench.measurements.retain(|m| m.config.engine == engine && m.engine_version == *version);
+        let place = &bench.place;
+        bench.measurements.retain(|m| m.config.engine == engine && m.was_made_at(place));
         bench.refit()?;
         Ok(bench)
     }
@@ -145,6 +145,11 @@ impl Bench {
         store::append_csv(&self.path, &row::header(), &measurement.to_row()?)?;
         self.measurements.push(measurement);
         self.refit()
+    }
+
+    /// How often a run has been measured as a trial.
+    pub fn times_measured(&self, run: &RunConfig) -> usize {
+        self.measurements.iter().filter(|m| m.answers(run, true, &self.place.engine_version)).count()
     }
 
     /// Where they are written down.

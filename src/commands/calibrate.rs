@@ -10,22 +10,27 @@ use serde::Serialize;
 use crate::cli::CalibrateArgs;
 use crate::commands::Output;
 use crate::commands::bench::{self, Bench, Subject};
+use crate::commands::common;
 use crate::commands::interrupt::interrupted;
 use crate::error::{Error, Result};
 use crate::measure::observe::{Limits, observe};
 use crate::measure::{Measurement, probe};
-use crate::plan::Assessment;
-use crate::plan::trials::trials;
+use crate::plan::trials::{self, Candidate, Decision, MIN_STEPS, MIN_TIME, Standing};
+use crate::plan::{Assessment, fits_within};
 use crate::predict::calibration::Calibration;
 use crate::predict::predict;
 use crate::report::brief;
-use crate::spec::run::{BUILTIN, Data, Execution, Recipe, RunConfig};
-use crate::trainer::{Job, TrainEvent};
+use crate::spec::run::{BUILTIN, Data, Execution, Recipe, RunConfig, Weights};
+use crate::trainer::{Job, Outcome, TrainEvent};
 use crate::units::{Estimate, Seconds};
 
-/// Steps after the warm-up that a trial is worth making for, and more than which none takes.
-const MIN_STEPS: usize = 3;
-const MAX_STEPS: usize = 30;
+/// Steps after the warm-up, more than which no trial takes.
+const MAX_STEPS: usize = 100;
+/// A trial whose steps are not alike goes on for this many times the least it takes. Two trials of different runs say
+/// more than one that is twice as long.
+const LONGER: f64 = 1.5;
+/// Trials that show nothing one after the other, after which no more are made.
+const FAILURES: usize = 3;
 /// A median step time known to this is known well enough.
 const PRECISION: f64 = 0.01;
 /// Probability that a trial stays under its predicted bound. A miss is ended by the watch, so it costs a trial.
@@ -54,14 +59,48 @@ pub struct Calibrated {
     pub measured: usize,
     /// Trials that had been made before.
     pub reused: usize,
-    /// Trials that would not fit, or for which there was no time, with the reason.
-    pub skipped: Vec<String>,
+    /// Why no more were made.
+    pub ended: Option<Ended>,
+    /// The run that would be chosen now, and the share of its speed that is lost on the average against the best one.
+    pub choice: Option<RunConfig>,
+    /// See `choice`.
+    pub regret: Option<f64>,
+    /// What its levers cost, as measured.
+    pub levers: Option<String>,
     /// Measurements that the calibration rests on.
     pub runs: usize,
     /// What is expected of the planned run, before and after.
     pub changes: Vec<(&'static str, [Estimate<f64>; 2])>,
     /// What is known now.
     pub calibration: Option<Calibration>,
+}
+
+/// Why no more trials were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// None could change the choice by anything that matters.
+    Settled,
+    /// Those that could do not fit into what is left of the time.
+    Time,
+    /// None that fits into the memory is left.
+    Nothing,
+    /// They show nothing.
+    Failing,
+    /// The user stopped it.
+    Interrupted,
+}
+
+impl Ended {
+    fn says(self) -> &'static str {
+        match self {
+            Self::Settled => "No further trial could change that by anything that matters.",
+            Self::Time => "The time was over; with more of it (--budget) more would be known.",
+            Self::Nothing => "There is no further short run that surely fits.",
+            Self::Failing => "Three trials after the other showed nothing: see `doctor`.",
+            Self::Interrupted => "Interrupted; what was measured is kept.",
+        }
+    }
 }
 
 /// The verb.
@@ -103,7 +142,6 @@ pub fn builtin_run() -> RunConfig {
 pub fn calibrate(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> Result<Calibrated> {
     let old = bench.calibration.clone();
     let mut result = make_trials(bench, what, output)?;
-    result.skipped.iter().for_each(|s| output.note(&format!("  left out {s}")));
     if bench.unusable > 0 {
         let n = bench.unusable;
         output.note(&format!("  {n} older measurements could not be used: their model is gone"));
@@ -119,51 +157,134 @@ pub fn calibrate(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> 
     ))?;
     output.part(&brief::change_table(&changes))?;
     output.part(&format!("  {}", brief::moved(&old, &bench.calibration)))?;
+    output.part(&result.verdict())?;
     Ok(result)
 }
 
 fn make_trials(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> Result<Calibrated> {
+    let (machine, prior) = (bench.machine.clone(), bench.prior.clone());
+    let subject = &what.subject;
+    let around =
+        trials::Subject { spec: &subject.spec, machine: &machine, lengths: &subject.lengths, calibration: &prior };
+    let options = around.options(what.run)?;
+    let decision = Decision { options: &options, limit: bench.limit, confidence: common::CONFIDENCE };
+    let known = |trial: &Candidate| bench.times_measured(&trial.run) > 0;
+    let (old, mut new): (Vec<Candidate>, Vec<Candidate>) = around.trials(what.run)?.into_iter().partition(known);
     let mut result = Calibrated::default();
+    let mut again = if what.again {
+        old
+    } else {
+        result.reused = old.len();
+        Vec::new()
+    };
     let started = Instant::now();
-    let all = trials(what.run);
-    let bar = output.bar(all.len() as u64);
-    for (i, trial) in all.iter().enumerate() {
-        bar.set_position(i as u64);
-        bar.set_message(name(trial));
-        let known = bench.measurements.iter().any(|m| m.answers(trial, true, &bench.place.engine_version));
-        if known && !what.again {
-            result.reused += 1;
-            continue;
-        }
-        // Time that earlier trials did not need goes to the later, larger ones.
-        let share = (what.budget.0 - started.elapsed().as_secs_f64()) / (all.len() - i) as f64;
-        let plan = bench.assess(&what.subject.padded(), trial, CONFIDENCE)?;
-        if let Some(reason) = why_not(&plan, share) {
-            result.skipped.push(format!("{}: {reason}", name(trial)));
-            continue;
-        }
-        let measurement = measure(bench, trial, (Seconds(share), &plan), what.script)?;
-        let text = line(&measurement);
-        // Written down before it is shown, and learned from before the next, larger one is judged.
+    let bar = output.bar(what.budget.0 as u64);
+    let mut failures = 0;
+    let (ended, standing) = loop {
+        let standing = decision.standing(&bench.calibration);
+        let left = what.budget.0 - started.elapsed().as_secs_f64();
+        let trial = match pick(bench, (&decision, &standing), (&mut again, &mut new), left) {
+            Ok(trial) => trial,
+            Err(ended) => break (ended, standing),
+        };
+        bar.set_position(started.elapsed().as_secs());
+        bar.set_message(name(&trial.run));
+        let share = Seconds(left.min(LONGER * trial.seconds(&bench.calibration).0));
+        let plan = bench.assess(&subject.padded(), &trial.run, CONFIDENCE)?;
+        let measurement = measure(bench, &trial.run, (share, &plan), what.script)?;
+        let text = format!("  {}: {}", name(&measurement.config), seen(&measurement));
+        failures = if measurement.has_speed() { 0 } else { failures + 1 };
+        // Written down before it is shown, and learned from before the next one is chosen.
         bench.add(measurement)?;
         bar.suspend(|| output.part(&text))?;
         result.measured += 1;
         if interrupted().load(Ordering::Relaxed) {
-            break;
+            break (Ended::Interrupted, standing);
         }
-    }
+        if failures == FAILURES {
+            break (Ended::Failing, standing);
+        }
+    };
     bar.finish_and_clear();
+    result.ended = Some(ended);
+    result.choice = standing.choice.map(|i| options[i].run.clone());
+    result.levers = result.choice.as_ref().and_then(|choice| price(bench, choice));
+    result.regret = standing.choice.map(|_| standing.regret);
     Ok(result)
 }
 
-/// Why a trial is not made: too large, or too slow for its share of the time.
-fn why_not(plan: &Assessment, share: f64) -> Option<String> {
-    if let Some(over) = plan.limits.iter().find(|l| l.spare() < 0.0) {
-        return Some(format!("it may take {}, and the {} is {}", over.high, over.name, over.limit));
+/// The next trial, taken out of those that are to be made again or of the new ones; or why there is none.
+fn pick(
+    bench: &Bench,
+    (decision, standing): (&Decision<'_>, &Standing),
+    (again, new): (&mut Vec<Candidate>, &mut Vec<Candidate>),
+    left: f64,
+) -> std::result::Result<Candidate, Ended> {
+    if let Some(trial) = again.pop() {
+        return if left > 0.0 { Ok(trial) } else { Err(Ended::Time) };
     }
-    let least = plan.prediction.step_time.low.0 * 2.0;
-    (least > share)
-        .then(|| format!("two steps take {} or more, and {} are left for it", Seconds(least), Seconds(share.max(0.0))))
+    let calibration = &bench.calibration;
+    // What goes over its bound is ended by the watch, so a miss costs a trial and nothing else.
+    let fits = |trial: &&Candidate| fits_within(bench.limit, calibration, &trial.formula, CONFIDENCE);
+    let fitting: Vec<&Candidate> = new.iter().filter(fits).collect();
+    let in_time = |trial: &&&Candidate| trial.seconds(calibration).0 <= left;
+    let best = if standing.settled() {
+        // The choice itself is run once, if it was not, and without its recompute, or with it: nothing is as sure as what
+        // was seen.
+        let choice = standing.choice.map(|c| &decision.options[c].run);
+        let wanted = choice.map_or(Vec::new(), |c| vec![micro_batch(c), micro_batch(&recompute_switched(c))]);
+        let mut wanted = wanted.iter().filter_map(|w| fitting.iter().find(|trial| micro_batch(&trial.run) == *w));
+        wanted.find(in_time).copied().ok_or(Ended::Settled)?
+    } else {
+        let possible = fitting.iter().filter(in_time).copied();
+        let best = trials::next(calibration, &[(*decision, standing.clone())], possible);
+        best.ok_or(if fitting.is_empty() { Ended::Nothing } else { Ended::Time })?
+    };
+    let at = new.iter().position(|trial| trial.run == best.run).ok_or(Ended::Nothing)?;
+    Ok(new.swap_remove(at))
+}
+
+/// What makes a micro-batch what it is, as far as trials differ.
+fn micro_batch(run: &RunConfig) -> (usize, usize, usize, bool, Weights) {
+    let (r, e) = (&run.recipe, &run.execution);
+    (r.max_seq_length, r.lora.rank, e.batch_size, e.grad_checkpoint, e.weights)
+}
+
+fn recompute_switched(run: &RunConfig) -> RunConfig {
+    let mut other = run.clone();
+    other.execution.grad_checkpoint = !other.execution.grad_checkpoint;
+    other
+}
+
+/// What recompute costs and saves at a run's micro-batch, where both ways were measured: the lever with the most behind
+/// it.
+fn price(bench: &Bench, run: &RunConfig) -> Option<String> {
+    let seen = |run: &RunConfig| {
+        let of = |m: &&Measurement| {
+            m.pad_to_max && m.config.model == run.model && micro_batch(&m.config) == micro_batch(run)
+        };
+        let figures = |m: &Measurement| Some((m.measured.tokens_per_s?, m.measured.footprint_bytes?));
+        bench.measurements.iter().filter(of).filter_map(figures).next_back()
+    };
+    let ((speed, footprint), (other_speed, other_footprint)) = (seen(run)?, seen(&recompute_switched(run))?);
+    let (less, more) = (footprint.min(other_footprint), footprint.max(other_footprint));
+    let faster = if run.execution.grad_checkpoint { other_speed / speed } else { speed / other_speed };
+    let (percent, bytes) = (100.0 * (faster - 1.0), more.saturating_sub(less));
+    Some(format!("  Measured there: recompute off is {percent:+.0} % speed and takes {bytes} more."))
+}
+
+impl Calibrated {
+    /// What the trials say about the choice, and why there are no more.
+    fn verdict(&self) -> String {
+        let choice = match (&self.choice, self.regret) {
+            (Some(run), Some(lost)) => {
+                format!("  Its fastest execution that fits: {}; expected loss {:.1} %", name(run), 100.0 * lost)
+            }
+            _ => "  None of its executions surely fits.".into(),
+        };
+        let levers = self.levers.as_ref().map_or(String::new(), |levers| format!("\n{levers}"));
+        format!("{choice}{levers}\n  {}", self.ended.map_or("", Ended::says))
+    }
 }
 
 /// One trial in a process of its own, for at most `share` of the time.
@@ -182,6 +303,7 @@ pub fn measure(
         silence: share,
         min_steps: MIN_STEPS,
         max_steps: MAX_STEPS,
+        min_time: MIN_TIME,
         precision: PRECISION,
     };
     let program = std::env::current_exe()
@@ -197,11 +319,10 @@ pub fn measure(
 }
 
 fn name(run: &RunConfig) -> String {
-    format!("{} x {} tokens, rank {}", run.execution.batch_size, run.recipe.max_seq_length, run.recipe.lora.rank)
-}
-
-fn line(m: &Measurement) -> String {
-    format!("  {}: {}", name(&m.config), seen(m))
+    let (r, e) = (&run.recipe, &run.execution);
+    let recompute = if e.grad_checkpoint { ", recompute" } else { "" };
+    let (batch, length, rank, weights) = (e.batch_size, r.max_seq_length, r.lora.rank, e.weights.name());
+    format!("{batch} x {length} tokens, rank {rank}, {weights}{recompute}")
 }
 
 /// What a trial showed, in a few words.
@@ -210,5 +331,8 @@ pub fn seen(m: &Measurement) -> String {
         (Some(time), Some(footprint)) => format!("{} a step, {footprint}", Seconds(time)),
         _ => "nothing measured".into(),
     };
-    format!("{seen}, {} steps, {}", m.measured.steps, m.outcome.name())
+    match &m.outcome {
+        Outcome::Stopped { .. } | Outcome::Finished => seen,
+        other => format!("{seen}, {}", other.name()),
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Output;
 use crate::cli::{LimitArgs, MachineArgs};
 use crate::error::{Error, Result};
 use crate::measure::probe;
@@ -78,12 +79,30 @@ pub fn lengths(model: &Model, data: &Data) -> Result<TokenLengths> {
     Ok(Rows::read(data, &text, model.spec.vocab_size)?.lengths())
 }
 
+/// [`lengths`], or an estimate where the tokenizer is not on this machine, which is said.
+pub fn lengths_or_estimate(model: &Model, data: &Data, output: &Output) -> Result<TokenLengths> {
+    match lengths(model, data) {
+        Err(Error::NoWeights { .. }) => estimate(data, output),
+        counted => counted,
+    }
+}
+
+/// Lengths without the model's tokenizer: by the one that ships, of the rows that ship, and else by the size of the text.
+pub fn estimate(data: &Data, output: &Output) -> Result<TokenLengths> {
+    if data.train().as_os_str() == BUILTIN {
+        return lengths(&model(BUILTIN)?, data);
+    }
+    let lengths = estimated_lengths(data.train())?;
+    output.note("the tokenizer is not on this machine: lengths are estimated from the size of the text");
+    Ok(lengths)
+}
+
 /// Bytes of text that one token stands for, where no tokenizer is at hand: 3.5 to 4.5 in English prose under
 /// vocabularies of 32,000 to 152,000; the lower end gives longer examples, and so never flatters a plan.
 const BYTES_PER_TOKEN: usize = 3;
 
 /// Lengths estimated from the size of the rows' text, by the bundled tokenizer's reader but without a tokenizer.
-pub fn estimated_lengths(data: &Path) -> Result<TokenLengths> {
+fn estimated_lengths(data: &Path) -> Result<TokenLengths> {
     let text = crate::store::read_text(data)?;
     let mut lengths = Vec::new();
     for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {

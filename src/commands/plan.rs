@@ -7,7 +7,7 @@ use crate::plan::{Ask, Held, Model, plan};
 use crate::predict::ASSUMED_EXAMPLES;
 use crate::report::table::{self, Context};
 use crate::spec::data::TokenLengths;
-use crate::spec::run::{BUILTIN, DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig};
+use crate::spec::run::{DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig};
 
 /// Longest example where no data says otherwise, in tokens.
 const LONGEST: usize = 2048;
@@ -94,16 +94,10 @@ fn start(given: &GivenArgs) -> Result<RunConfig> {
 /// Lengths of the data, counted where the model's tokenizer is at hand and estimated where it is not.
 fn lengths(given: &GivenArgs, model: Option<&Model>, output: &Output) -> Result<Option<TokenLengths>> {
     let Some(path) = &given.data else { return Ok(None) };
-    let counted = model.map(|m| common::lengths(m, &common::data(path)));
-    match counted {
-        Some(Err(Error::NoWeights { .. })) | None if path.as_os_str() == BUILTIN => {
-            common::lengths(&common::model(BUILTIN)?, &Data::builtin()).map(Some)
-        }
-        Some(Err(Error::NoWeights { .. })) | None => {
-            output.note("the tokenizer is not on this machine: lengths are estimated from the size of the text");
-            common::estimated_lengths(path).map(Some)
-        }
-        Some(counted) => counted.map(Some),
+    let data = common::data(path);
+    match model {
+        Some(model) => common::lengths_or_estimate(model, &data, output).map(Some),
+        None => common::estimate(&data, output).map(Some),
     }
 }
 

@@ -1,10 +1,10 @@
 //! `headroom predict`: what one given run takes.
 
+use serde::Serialize;
+
 use super::{Answer, Output, bench, common};
 use crate::cli::PredictArgs;
 use crate::error::{Error, Result};
-use serde::Serialize;
-
 use crate::plan::risks::{Risk, Slowdown, risks, slowdown};
 use crate::plan::{Assessment, Candidate, Verdict, assess, levers};
 use crate::predict::{ASSUMED_EXAMPLES, Request};
@@ -31,14 +31,10 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
         let must = format!("at most {}, what `{}` was made for", model.spec.max_position_embeddings, run.model);
         return Err(Error::invalid("max_seq_length", run.recipe.max_seq_length, must));
     }
-    let counted = match common::lengths(&model, &run.data) {
+    let counted = match common::lengths_or_estimate(&model, &run.data, output) {
         Ok(lengths) => Some(lengths),
-        Err(Error::NoWeights { .. }) if run.data.train().exists() => {
-            output.note("the tokenizer is not on this machine: lengths are estimated from the size of the text");
-            Some(common::estimated_lengths(run.data.train())?)
-        }
         // The worst case can be told without the data.
-        Err(Error::NoWeights { .. } | Error::Read { .. }) => {
+        Err(Error::Read { .. }) => {
             output.note(&format!("`{}` cannot be read: its lengths are assumed", run.data.train().display()));
             None
         }

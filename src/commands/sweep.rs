@@ -1,6 +1,7 @@
 //! `headroom sweep`: every configuration of a grid, ranked; with `--measure` the feasible ones are really run.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::Ordering;
 
 use rayon::prelude::*;
@@ -10,16 +11,21 @@ use super::interrupt::interrupted;
 use super::{Answer, Output, calibrate, common};
 use crate::cli::{self, SweepArgs};
 use crate::error::{Error, Result};
+use crate::measure::{Measurement, summary};
 use crate::plan::{Assessment, Verdict, assess};
 use crate::predict::calibration::Calibration;
-use crate::predict::{ASSUMED_EXAMPLES, Request};
-use crate::report::sweep::{Row, Sweep};
+use crate::predict::{ASSUMED_EXAMPLES, Request, predict};
+use crate::report::sweep::{Checked, Row, Sweep};
+use crate::report::sweep_page;
 use crate::spec::data::TokenLengths;
 use crate::spec::grid::Grid;
 use crate::spec::machine::Machine;
-use crate::spec::run::{Data, Engine, Recipe, RunConfig};
+use crate::spec::run::{Engine, RunConfig};
 use crate::store;
 use crate::units::{Bytes, Estimate};
+
+/// Of intervals of which only the middle is used.
+const LEVEL: f64 = 0.9;
 
 /// Everything about the runs' models and data that is read once.
 type Subjects = HashMap<(String, String), Subject>;
@@ -38,7 +44,7 @@ pub fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
         if named || !grid.machines.is_empty() {
             return Err(Error::invalid("--measure", "given with another machine", "given for the machine it runs on"));
         }
-        measure(&grid, args, &subjects, output)?;
+        measure(&grid, args, &subjects, confidence, output)?;
     }
     let mut rows = Vec::new();
     for machine in &machines {
@@ -46,10 +52,13 @@ pub fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
     }
     let sweep = Sweep { varied: grid.varied, rows, refused: grid.refused, confidence }.rank();
     let name = args.grid.file_stem().map_or_else(|| "sweep".into(), |n| n.to_string_lossy().into_owned());
-    let path = args.reports.join(store::file_name(&name)).join("sweep.csv");
+    let folder = args.reports.join(store::file_name(&name));
+    let [path, page] = ["sweep.csv", "index.html"].map(|file| folder.join(file));
     let (header, lines) = sweep.csv();
     store::write_csv(&path, &header, &lines)?;
-    output.answer(&sweep, |width| sweep.text(&path.display().to_string(), width))?;
+    store::write(&page, sweep_page::render(&sweep, &name)?.as_bytes())?;
+    let files = [&path, &page].map(|file| file.display().to_string());
+    output.answer(&sweep, |width| sweep.text(files.each_ref().map(String::as_str), width))?;
     Ok(if sweep.rows.iter().any(|r| r.verdict == Verdict::Fits) { Answer::Yes } else { Answer::No })
 }
 
@@ -57,7 +66,7 @@ fn key(run: &RunConfig) -> (String, String) {
     (run.model.clone(), run.data.train().to_string_lossy().into_owned())
 }
 
-/// Models and data of all runs; where the data or the tokenizer is not here, its lengths are assumed, and that is said.
+/// Models and data of all runs; where the data is not here its lengths are assumed, and that is said.
 fn subjects(grid: &Grid, output: &Output) -> Result<Subjects> {
     let mut found = Subjects::new();
     for (run, _) in &grid.runs {
@@ -66,9 +75,9 @@ fn subjects(grid: &Grid, output: &Output) -> Result<Subjects> {
         }
         let model = common::model(&run.model)?;
         let longest = grid.runs.iter().map(|(r, _)| r.recipe.max_seq_length).max().unwrap_or_default();
-        let lengths = match common::lengths(&model, &run.data) {
+        let lengths = match common::lengths_or_estimate(&model, &run.data, output) {
             Ok(lengths) => lengths,
-            Err(Error::NoWeights { .. } | Error::Read { .. }) => {
+            Err(Error::Read { .. }) => {
                 output.note(&format!("{} with `{}`: {}", model.name, key(run).1, common::assumed(run, longest)));
                 TokenLengths::assumed(ASSUMED_EXAMPLES, longest)
             }
@@ -86,35 +95,46 @@ fn predictions(
     subjects: &Subjects,
     confidence: f64,
 ) -> Result<Vec<Row>> {
+    let engines = [Engine::Candle, Engine::MlxLm];
     let known = |engine| Ok((engine, bench::known(engine, machine, &args.machine.results)?));
-    let known: Vec<(Engine, Calibration)> =
-        [Engine::Candle, Engine::MlxLm].into_iter().map(known).collect::<Result<_>>()?;
+    let known: HashMap<Engine, Calibration> = engines.into_iter().map(known).collect::<Result<_>>()?;
+    let priors = HashMap::from(engines.map(|engine| (engine, Calibration::prior(machine, engine))));
     let measured = bench::measurements(machine, &args.machine.results)?;
-    let mut recipes: Vec<(&str, &Data, &Recipe)> = Vec::new();
-    let numbers: Vec<usize> = grid.runs.iter().map(|(run, _)| number(&mut recipes, run)).collect();
+    let recipes = recipes(grid)?;
     let one = |((run, values), recipe): (&(RunConfig, Vec<String>), &usize)| {
         let subject = &subjects[&key(run)];
-        let calibration = known.iter().find(|(engine, _)| *engine == run.engine).map_or(&known[0].1, |(_, c)| c);
+        let calibration = &known[&run.engine];
         let request = Request { spec: &subject.spec, machine, run, lengths: Some(&subject.lengths), calibration };
         let assessment = assess(&request, confidence, args.limits.budget)?;
-        let seen = measured.iter().rev().find(|m| m.answers(run, true, &m.engine_version));
-        let seen = seen.and_then(|m| Some((m.measured.tokens_per_s?, m.measured.footprint_bytes?)));
+        let seen = middle(measured.iter().filter(|m| m.answers(run, true, &m.engine_version)));
+        let filled = |calibration| {
+            let padded = subject.padded();
+            let p = predict(&Request { lengths: Some(&padded.lengths), calibration, ..request }, LEVEL)?;
+            Ok::<_, Error>((p.tokens_per_s.point, p.footprint.point))
+        };
+        let check = |measured| {
+            Ok::<_, Error>(Checked { before: filled(&priors[&run.engine])?, after: filled(calibration)?, measured })
+        };
+        let checked = seen.map(check).transpose()?;
         let reach = (run.recipe.max_seq_length, run.recipe.lora.rank);
-        Ok(Row { recipe: *recipe, reach, ..row(machine, values, &assessment, seen) })
+        Ok(Row { recipe: *recipe, reach, checked, ..row(machine, values, &assessment) })
     };
-    grid.runs.par_iter().zip(&numbers).map(one).collect()
+    grid.runs.par_iter().zip(&recipes).map(one).collect()
 }
 
-/// The place of a run's recipe among those seen, where it is put if it is new.
-fn number<'a>(seen: &mut Vec<(&'a str, &'a Data, &'a Recipe)>, run: &'a RunConfig) -> usize {
-    let recipe = (&*run.model, &run.data, &run.recipe);
-    seen.iter().position(|r| *r == recipe).unwrap_or_else(|| {
-        seen.push(recipe);
-        seen.len() - 1
-    })
+/// For each run the number of its recipe among those of the grid.
+fn recipes(grid: &Grid) -> Result<Vec<usize>> {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let number = |(run, _): &(RunConfig, Vec<String>)| {
+        let recipe = serde_json::to_string(&(&run.model, &run.data, &run.recipe))
+            .map_err(|e| Error::Serialise { what: "recipe", reason: e.to_string() })?;
+        let next = seen.len();
+        Ok(*seen.entry(recipe).or_insert(next))
+    };
+    grid.runs.iter().map(number).collect()
 }
 
-fn row(machine: &Machine, values: &[String], a: &Assessment, measured: Option<(f64, Bytes)>) -> Row {
+fn row(machine: &Machine, values: &[String], a: &Assessment) -> Row {
     let p = &a.prediction;
     let binding = a.binding();
     let memory = binding.map_or(p.footprint, |l| Estimate { low: l.low, point: l.point, high: l.high, ..p.footprint });
@@ -134,38 +154,49 @@ fn row(machine: &Machine, values: &[String], a: &Assessment, measured: Option<(f
         reach: (0, 0),
         front: false,
         best: false,
-        measured,
+        checked: None,
     }
 }
 
-/// Short runs of what fits here and has not been measured yet; each is written down as it ends.
-fn measure(grid: &Grid, args: &SweepArgs, subjects: &Subjects, output: &Output) -> Result<()> {
+/// The middle of the speeds and of the footprints that were measured.
+fn middle<'a>(measured: impl Iterator<Item = &'a Measurement>) -> Option<(f64, Bytes)> {
+    let both = |m: &Measurement| Some((m.measured.tokens_per_s?, m.measured.footprint_bytes?.as_f64()));
+    let (speeds, footprints): (Vec<f64>, Vec<f64>) = measured.filter_map(both).unzip();
+    Some((summary::median(&speeds)?, Bytes::from_f64(summary::median(&footprints)?)))
+}
+
+/// Short runs of what fits here and has not been measured often enough yet; each is written down as it ends.
+fn measure(grid: &Grid, args: &SweepArgs, subjects: &Subjects, confidence: f64, output: &Output) -> Result<()> {
     let settings =
         cli::Bench { results: args.machine.results.clone(), limit: args.limits.budget, script: args.script.clone() };
     let mut benches: HashMap<&'static str, Bench> = HashMap::new();
-    let bar = output.bar(grid.runs.len() as u64);
-    for (i, (run, values)) in grid.runs.iter().enumerate() {
-        bar.set_position(i as u64);
-        bar.set_message(values.join(", "));
-        if !benches.contains_key(run.engine.name()) {
-            benches.insert(run.engine.name(), Bench::open(run.engine, &settings)?);
-        }
-        let Some(bench) = benches.get_mut(run.engine.name()) else { continue };
-        let mut trial = run.clone();
-        bench::anchor(&mut trial);
-        if bench.measurements.iter().any(|m| m.answers(&trial, true, &bench.place.engine_version)) {
-            continue;
-        }
-        let plan = bench.assess(&subjects[&key(run)].padded(), &trial, common::confidence(&args.limits)?)?;
-        if !plan.fits() {
-            continue;
-        }
-        let measurement = calibrate::measure(bench, &trial, (args.trial_time, &plan), args.script.as_deref())?;
-        let text = format!("  {}: {}", values.join(", "), calibrate::seen(&measurement));
-        bench.add(measurement)?;
-        bar.suspend(|| output.part(&text))?;
-        if interrupted().load(Ordering::Relaxed) {
-            break;
+    let bar = output.bar((grid.runs.len() * args.repeats) as u64);
+    // In turns, so that a bad minute of the machine is not all that is seen of a configuration.
+    for round in 1..=args.repeats {
+        for (run, values) in &grid.runs {
+            bar.inc(1);
+            bar.set_message(values.join(", "));
+            let bench = match benches.entry(run.engine.name()) {
+                Entry::Occupied(bench) => bench.into_mut(),
+                Entry::Vacant(place) => place.insert(Bench::open(run.engine, &settings)?),
+            };
+            let mut trial = run.clone();
+            bench::anchor(&mut trial);
+            if bench.times_measured(&trial) >= round {
+                continue;
+            }
+            let plan = bench.assess(&subjects[&key(run)].padded(), &trial, confidence)?;
+            if !plan.fits() {
+                continue;
+            }
+            let measurement = calibrate::measure(bench, &trial, (args.trial_time, &plan), args.script.as_deref())?;
+            let text = format!("  {}: {}", values.join(", "), calibrate::seen(&measurement));
+            bench.add(measurement)?;
+            bar.suspend(|| output.part(&text))?;
+            if interrupted().load(Ordering::Relaxed) {
+                bar.finish_and_clear();
+                return Ok(());
+            }
         }
     }
     bar.finish_and_clear();

@@ -11,6 +11,7 @@ use super::params::{Parameters, adapted, bits, trainable};
 use super::work::Work;
 use crate::error::Result;
 use crate::spec::data::TokenLengths;
+use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, Optimizer, RunConfig};
 use crate::spec::tensors::Projection;
@@ -20,7 +21,7 @@ use crate::spec::tensors::Projection;
 pub struct Term {
     /// What.
     pub name: String,
-    /// Floating-point operations; a multiply-add counts as two.
+    /// Floating-point operations; a multiply-add counts as two. Those that a waiting thread could have done count too.
     pub flops: f64,
     /// Bytes read and written.
     pub bytes: f64,
@@ -118,10 +119,12 @@ struct Shapes<'a> {
     projections: f64,
     /// Numbers that elementwise work touches for one token in one block, forward.
     elementwise: f64,
+    /// Threads that attention is handed out to.
+    threads: usize,
 }
 
 impl<'a> Shapes<'a> {
-    fn new(spec: &'a ModelSpec, run: &'a RunConfig, lengths: Option<&TokenLengths>) -> Result<Self> {
+    fn new(spec: &'a ModelSpec, machine: &Machine, run: &'a RunConfig, lengths: Option<&TokenLengths>) -> Result<Self> {
         let lora = &run.recipe.lora;
         let (targets, back) = adapted(spec, lora)?;
         let experts = spec.experts.map_or(1.0, |e| e.num_experts_per_tok as f64);
@@ -157,6 +160,10 @@ impl<'a> Shapes<'a> {
                 + gates * f
                 + biases
                 + 3.0 * adapter_out,
+            threads: match (run.engine, machine.accelerator) {
+                (Engine::Candle, Accelerator::Cpu) => machine.cores,
+                _ => 1,
+            },
             spec,
             run,
         })
@@ -229,15 +236,37 @@ impl<'a> Shapes<'a> {
         let again = if self.run.execution.grad_checkpoint { back } else { 0.0 };
         let width = self.spec.q_size() as f64;
         let heads = self.spec.attention.num_attention_heads as f64;
-        let flops = width * (4.0 * (all + again) + 10.0 * back_pairs);
+        let (forward, back_pairs) = ((all + again) * self.waiting(chunk), back_pairs * self.waiting_back());
+        let flops = width * (4.0 * forward + 10.0 * back_pairs);
         let forward_passes = if self.run.engine == Engine::Candle { SOFTMAX_PASSES } else { 0.0 };
-        let bytes = F32 * heads * (forward_passes * (all + again) + SOFTMAX_BACKWARD_PASSES * back_pairs);
+        let bytes = F32 * heads * (forward_passes * forward + SOFTMAX_BACKWARD_PASSES * back_pairs);
         let chunks: f64 = match self.run.engine {
             Engine::Candle => self.work.sequences.iter().map(|&(n, c)| c * n.div_ceil(chunk) as f64).sum(),
             Engine::MlxLm => 1.0,
         };
         let launches = chunks * ((self.blocks + self.again) * CHUNK + self.back_blocks * CHUNK_BACKWARD);
         [self.term("attention", flops, 0.0, launches), self.term("attention scores", 0.0, bytes, 0.0)]
+    }
+
+    /// Time of attention's forward pass on all threads as a multiple of what it would be were the work spread evenly:
+    /// a thread takes whole chunks of an example, the largest first, so one short example keeps one thread busy.
+    fn waiting(&self, chunk: usize) -> f64 {
+        let examples = self.work.examples();
+        let (mut busy, mut spent) = (0.0, 0.0);
+        for &(n, count) in &self.work.sequences {
+            let pairs = |first: usize| (chunk.min(n - first) * (first + chunk).min(n)) as f64;
+            let all: f64 = (0..n).step_by(chunk).map(pairs).sum();
+            let largest = (0..n).step_by(chunk).map(pairs).fold(1.0, f64::max);
+            busy += count * all;
+            spent += count * all.max(largest * self.threads as f64 / examples);
+        }
+        if busy > 0.0 { spent / busy } else { 1.0 }
+    }
+
+    /// The same of the backward pass, in which a thread takes a key head of an example.
+    fn waiting_back(&self) -> f64 {
+        let tasks = self.work.examples() * self.spec.attention.num_key_value_heads as f64;
+        (self.threads as f64 / tasks).max(1.0)
     }
 
     /// Backward touches about twice what forward does.
@@ -267,8 +296,13 @@ impl<'a> Shapes<'a> {
 }
 
 /// What a step costs. Without `lengths` every example is taken to be as long as it may be.
-pub fn step_cost(spec: &ModelSpec, run: &RunConfig, lengths: Option<&TokenLengths>) -> Result<StepCost> {
-    let s = Shapes::new(spec, run, lengths)?;
+pub fn step_cost(
+    spec: &ModelSpec,
+    machine: &Machine,
+    run: &RunConfig,
+    lengths: Option<&TokenLengths>,
+) -> Result<StepCost> {
+    let s = Shapes::new(spec, machine, run, lengths)?;
     let mut terms = vec![
         s.matrices("forward", s.blocks, s.projections * LINEAR),
         s.matrices("forward again", s.again, s.projections * LINEAR),
@@ -292,10 +326,32 @@ mod tests {
         RunConfig::from_toml(&format!("model = \"m\"\ndata = \"d\"\n{extra}"), "run.toml".as_ref()).unwrap()
     }
 
+    fn mac() -> Machine {
+        Machine::named("M2 Pro", None, None).unwrap()
+    }
+
+    #[test]
+    fn threads_wait_for_the_longest_chunk() {
+        let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
+        let cpu = Machine { accelerator: Accelerator::Cpu, cores: 4, ..mac() };
+        let of = |machine: &Machine, batch: usize| {
+            let text =
+                format!("[recipe]\nmax_seq_length = 512\neffective_batch_size = 8\n[execution]\nbatch_size = {batch}");
+            let cost = step_cost(spec, machine, &run(&text), None).unwrap();
+            cost.terms.iter().find(|t| t.name == "attention").unwrap().flops
+        };
+        // One example: chunks of 256 x 256 and 256 x 512, the larger of which takes as long as 8/3 of all the work would
+        // on four threads; backward has two key heads for four threads. Forward twice 4 and backward 10 of 18.
+        let (even, one) = (of(&mac(), 1), of(&cpu, 1));
+        assert!((one / even - (8.0 * 8.0 / 3.0 + 10.0 * 2.0) / 18.0).abs() < 1e-9, "{}", one / even);
+        assert_eq!(of(&cpu, 8), of(&mac(), 8));
+    }
+
     #[test]
     fn frozen_matrices_cost_six_flops_a_parameter_and_token() {
         let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
-        let cost = step_cost(spec, &run("[recipe]\nmax_seq_length = 512\neffective_batch_size = 4"), None).unwrap();
+        let cost =
+            step_cost(spec, &mac(), &run("[recipe]\nmax_seq_length = 512\neffective_batch_size = 4"), None).unwrap();
         let of = |name: &str| cost.terms.iter().find(|t| t.name == name).unwrap().flops;
         // 24 blocks of 2 x 896^2 + 2 x 896 x 128 + 3 x 896 x 4864 weights; 4 examples of 512 tokens.
         let matrices = 24.0 * (2.0 * 896.0 * 896.0 + 2.0 * 896.0 * 128.0 + 3.0 * 896.0 * 4864.0);
@@ -310,7 +366,7 @@ mod tests {
     fn a_mixture_is_as_slow_as_the_experts_that_a_token_meets() {
         let spec = &catalogue::find("Qwen3-30B-A3B").unwrap().spec;
         let run = run("engine = \"mlx-lm\"\n[recipe]\nmax_seq_length = 512\neffective_batch_size = 1");
-        let cost = step_cost(spec, &run, None).unwrap();
+        let cost = step_cost(spec, &mac(), &run, None).unwrap();
         let forward = cost.terms.iter().find(|t| t.name == "forward").unwrap();
         // Attention, the router and 8 of 128 experts; read from memory are all of them.
         let met = 2048.0 * (4096.0 + 2.0 * 512.0) + 4096.0 * 2048.0 + 128.0 * 2048.0 + 8.0 * 3.0 * 2048.0 * 768.0;
@@ -321,7 +377,7 @@ mod tests {
     #[test]
     fn levers_move_the_terms_they_should() {
         let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
-        let cost = |extra: &str| step_cost(spec, &run(extra), None).unwrap();
+        let cost = |extra: &str| step_cost(spec, &mac(), &run(extra), None).unwrap();
         let base = cost("");
         assert!(cost("[execution]\ngrad_checkpoint = false").flops() < base.flops());
         assert!(cost("[execution]\nbatch_size = 4").bytes() < base.bytes());

@@ -132,6 +132,11 @@ impl Work {
         Self { micro_batches, tokens, rows: total, sequences: rows.into_iter().map(|n| (n, weight)).collect() }
     }
 
+    /// Examples of a micro-batch.
+    pub fn examples(&self) -> f64 {
+        self.sequences.iter().map(|(_, count)| count).sum()
+    }
+
     /// Query-key pairs of a micro-batch in a layer that sees `window` keys, when queries are worked on `chunk` at a
     /// time and a chunk meets every key that any of its queries can see.
     pub fn pairs(&self, window: Option<usize>, chunk: usize) -> f64 {

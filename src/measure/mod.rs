@@ -178,6 +178,12 @@ impl Measurement {
         self.engine_version == engine_version && self.pad_to_max == pad_to_max && plain(&self.config) == plain(config)
     }
 
+    /// It was made on this machine, under this system and by this version of the engine: nothing else says what
+    /// happens here.
+    pub fn was_made_at(&self, place: &Place) -> bool {
+        self.machine == place.machine && self.os == place.os && self.engine_version == place.engine_version
+    }
+
     /// What was seen of the validation rows.
     pub fn with_validations(mut self, all: &[Validation]) -> Self {
         let last = all.last();

@@ -32,6 +32,8 @@ pub struct Limits {
     pub min_steps: usize,
     /// Steps to measure at most, after the warm-up.
     pub max_steps: usize,
+    /// Time that the measured steps take together at least, however alike the first few are.
+    pub min_time: Seconds,
     /// Enough is measured when the median step time is known to this relative standard error.
     pub precision: f64,
 }
@@ -184,8 +186,10 @@ impl<'a> Watch<'a> {
     /// Enough steps: as many as asked, or the median known well.
     fn enough(&self) -> bool {
         let measured = self.steps.len().saturating_sub(summary::WARMUP_STEPS);
+        let time: f64 = summary::counted(&self.steps).iter().map(|s| s.step_time_s).sum();
         measured >= self.limits.max_steps
             || (measured >= self.limits.min_steps.max(2)
+                && time >= self.limits.min_time.0
                 && summary::time(&self.steps).is_some_and(|t| t.relative_error <= self.limits.precision))
     }
 

@@ -21,6 +21,7 @@ fn limits() -> Limits {
         time: Seconds(20.0),
         silence: Seconds(10.0),
         min_steps: 3,
+        min_time: Seconds(0.0),
         max_steps: 100,
         precision: 0.0,
     }

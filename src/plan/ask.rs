@@ -147,46 +147,50 @@ impl<'a> Ask<'a> {
 
     /// Every execution of a recipe, the leanest first.
     pub(super) fn executions(&self, spec: &ModelSpec, recipe: &RunConfig) -> Vec<RunConfig> {
-        let held = &self.held;
-        let e = &recipe.execution;
-        let stored = spec.storage.format.weights();
-        let effective = recipe.recipe.effective_batch_size;
-        let batches: Vec<usize> = if held.batch_size {
-            vec![e.batch_size]
-        } else {
-            BATCH_SIZES.into_iter().filter(|b| effective.is_multiple_of(*b)).collect()
-        };
-        // Never below the stored format, which would change the model.
-        let weights = if held.weights {
-            vec![e.weights]
-        } else if stored == Weights::F32 {
-            vec![stored]
-        } else {
-            vec![stored, Weights::F32]
-        };
-        let checkpoints = if held.grad_checkpoint { vec![e.grad_checkpoint] } else { vec![true, false] };
-        // mlx-lm has no chunks to choose.
-        let ours = recipe.engine == Engine::Candle;
-        let loss_chunks = if ours { LOSS_CHUNKS.to_vec() } else { vec![e.loss_chunk] };
-        let attention_chunks = if ours { ATTENTION_CHUNKS.to_vec() } else { vec![e.attention_chunk] };
-        let mut all = Vec::new();
-        for &batch_size in &batches {
-            for &weights in &weights {
-                for &grad_checkpoint in &checkpoints {
-                    for &loss_chunk in &loss_chunks {
-                        for &attention_chunk in &attention_chunks {
-                            let mut run = recipe.clone();
-                            run.execution.batch_size = batch_size;
-                            run.execution.weights = weights;
-                            run.execution.grad_checkpoint = grad_checkpoint;
-                            run.execution.loss_chunk = loss_chunk;
-                            run.execution.attention_chunk = attention_chunk;
-                            all.push(run);
-                        }
+        executions(self.held, spec, recipe)
+    }
+}
+
+/// Every execution of a recipe, the leanest first.
+pub(super) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig) -> Vec<RunConfig> {
+    let e = &recipe.execution;
+    let stored = spec.storage.format.weights();
+    let effective = recipe.recipe.effective_batch_size;
+    let batches: Vec<usize> = if held.batch_size {
+        vec![e.batch_size]
+    } else {
+        BATCH_SIZES.into_iter().filter(|b| effective.is_multiple_of(*b)).collect()
+    };
+    // Never below the stored format, which would change the model.
+    let weights = if held.weights {
+        vec![e.weights]
+    } else if stored == Weights::F32 {
+        vec![stored]
+    } else {
+        vec![stored, Weights::F32]
+    };
+    let checkpoints = if held.grad_checkpoint { vec![e.grad_checkpoint] } else { vec![true, false] };
+    // mlx-lm has no chunks to choose.
+    let ours = recipe.engine == Engine::Candle;
+    let loss_chunks = if ours { LOSS_CHUNKS.to_vec() } else { vec![e.loss_chunk] };
+    let attention_chunks = if ours { ATTENTION_CHUNKS.to_vec() } else { vec![e.attention_chunk] };
+    let mut all = Vec::new();
+    for &batch_size in &batches {
+        for &weights in &weights {
+            for &grad_checkpoint in &checkpoints {
+                for &loss_chunk in &loss_chunks {
+                    for &attention_chunk in &attention_chunks {
+                        let mut run = recipe.clone();
+                        run.execution.batch_size = batch_size;
+                        run.execution.weights = weights;
+                        run.execution.grad_checkpoint = grad_checkpoint;
+                        run.execution.loss_chunk = loss_chunk;
+                        run.execution.attention_chunk = attention_chunk;
+                        all.push(run);
                     }
                 }
             }
         }
-        all
     }
+    all
 }

@@ -9,7 +9,8 @@ pub mod trials;
 use serde::{Serialize, Serializer};
 
 use crate::error::Result;
-use crate::predict::{Prediction, Request, predict};
+use crate::predict::calibration::Calibration;
+use crate::predict::{Formula, Prediction, Request, predict};
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::run::{Engine, RunConfig};
 use crate::units::{Bytes, Estimate};
@@ -104,6 +105,11 @@ pub struct Assessment {
 /// Level of the two-sided interval whose upper end is not exceeded with probability `confidence`.
 fn two_sided(confidence: f64) -> f64 {
     2.0 * confidence - 1.0
+}
+
+/// The footprint's upper bound lies within `limit`.
+pub fn fits_within(limit: Bytes, calibration: &Calibration, formula: &Formula, confidence: f64) -> bool {
+    calibration.footprint(formula).interval(two_sided(confidence)).2 <= limit.as_f64()
 }
 
 /// Predicts a run and holds it against the machine's limits, and against `budget` where one is given.

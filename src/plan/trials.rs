@@ -1,70 +1,212 @@
-//! Which short runs teach most about a run that is planned.
+//! Which short run teaches most about a choice that is to be made, and whether another one could still change it.
+//!
+//! The choice is between executions of one recipe: the fastest whose upper bound stays under the limit. Guesses drawn
+//! from what is known say how likely each execution is to be the best that fits, and what is lost on the average by
+//! taking the one that seems best now. A trial is worth the variance it takes from the times of those executions, in
+//! proportion to their chances, and from the memory of those that are not yet known to fit; the next trial is the one
+//! that is worth most for each second it takes. What it would take is known before it is made: the variance after a
+//! run does not depend on what the run shows (see [`Calibration::after`]).
 
-use crate::spec::run::RunConfig;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::ask::executions;
+use super::{Held, fits_within};
+use crate::error::Result;
+use crate::predict::calibration::Calibration;
+use crate::predict::{Formula, Request};
+use crate::spec::data::TokenLengths;
+use crate::spec::machine::Machine;
+use crate::spec::model::ModelSpec;
+use crate::spec::run::{Engine, RunConfig};
+use crate::units::{Bytes, Seconds};
 
 /// Shortest rows that are tried; below, overheads are all there is.
 const SHORTEST: usize = 32;
 
-/// A few runs around `run`, cheapest first, and last its own micro-batch.
-///
-/// Time has a part for each FLOP, each byte and each launch, and memory one that is always there and one
-/// for each token of a micro-batch. So the tokens of a micro-batch go up in a ladder from an eighth of the
-/// row length, once by longer rows and once by more of them, and the rank changes on the way. Each
-/// takes one micro-batch a step: accumulating more would only repeat it.
-pub fn trials(run: &RunConfig) -> Vec<RunConfig> {
-    let (length, batch) = (run.recipe.max_seq_length, run.execution.batch_size);
-    let rank = run.recipe.lora.rank;
-    let ladder = [
-        (length / 8, 1, rank),
-        (length / 8, 4, (rank / 2).max(1)),
-        (length / 2, 1, rank * 2),
-        (length / 2, batch.max(2), rank),
-        (length, batch, rank),
-    ];
-    let mut trials: Vec<RunConfig> = Vec::new();
-    for (length, batch, rank) in ladder {
-        let mut trial = run.clone();
-        trial.recipe.max_seq_length = length.max(SHORTEST.min(run.recipe.max_seq_length));
-        (trial.execution.batch_size, trial.recipe.effective_batch_size) = (batch, batch);
-        // The scale stays: a trial differs in what is measured, not in how it learns.
-        trial.recipe.lora = run.recipe.lora.with_rank(rank);
-        if !trials.contains(&trial) {
-            trials.push(trial);
+/// Guesses that chances are taken from: they are known to a few per cent.
+const GUESSES: usize = 200;
+
+/// Loss of speed that is not worth another trial.
+const SETTLED: f64 = 0.01;
+/// And the speed of what would be chosen is to be known this well, as a standard deviation of its logarithm.
+const KNOWN: f64 = 0.03;
+
+/// Steps after the warm-up that a trial takes at least, and the time that they take together at least: two or three may
+/// be alike by chance, and a machine has good and bad tenths of a second.
+pub const MIN_STEPS: usize = 3;
+/// See [`MIN_STEPS`].
+pub const MIN_TIME: Seconds = Seconds(1.0);
+/// Starting a trial's process and loading a small model.
+const START: f64 = 0.3;
+
+/// A run, and what the formulas say of it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The run.
+    pub run: RunConfig,
+    /// What it costs.
+    pub formula: Formula,
+}
+
+impl Candidate {
+    /// Least time that it takes as a trial, by what is known.
+    pub fn seconds(&self, calibration: &Calibration) -> Seconds {
+        let step = calibration.typical_time(&self.formula.cost);
+        Seconds(START + step + MIN_TIME.0.max(MIN_STEPS as f64 * step))
+    }
+}
+
+/// A choice that is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Decision<'a> {
+    /// Executions of one recipe.
+    pub options: &'a [Candidate],
+    /// Footprint that is not to be exceeded, with this probability.
+    pub limit: Bytes,
+    /// See `limit`.
+    pub confidence: f64,
+}
+
+/// How a choice stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standing {
+    /// The fastest option that surely fits, if any does.
+    pub choice: Option<usize>,
+    /// What is lost on the average by taking it and not the best, as a share of the time; infinite without a choice.
+    pub regret: f64,
+    /// Standard deviation of the logarithm of the choice's time that more trials would take away.
+    pub unknown: f64,
+    /// Chance of each option to be the fastest that fits.
+    chances: Vec<f64>,
+    /// Which options surely fit.
+    fit: Vec<bool>,
+}
+
+impl Standing {
+    /// No further trial could change the choice by anything that matters, and its speed is known.
+    pub fn settled(&self) -> bool {
+        self.regret < SETTLED && self.unknown < KNOWN
+    }
+}
+
+impl Decision<'_> {
+    /// How it stands by what is known.
+    pub fn standing(&self, calibration: &Calibration) -> Standing {
+        let formulas: Vec<&Formula> = self.options.iter().map(|o| &o.formula).collect();
+        let fits = |f: &&Formula| fits_within(self.limit, calibration, f, self.confidence);
+        let fit: Vec<bool> = formulas.iter().map(fits).collect();
+        let time = |i: &usize| calibration.typical_time(&formulas[*i].cost);
+        let choice = (0..formulas.len()).filter(|i| fit[*i]).min_by(|a, b| time(a).total_cmp(&time(b)));
+        // The same guesses each time, so that a run of trials can be repeated.
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let (mut chances, mut lost) = (vec![0.0; formulas.len()], 0.0);
+        for _ in 0..GUESSES {
+            let guess = calibration.guess(&formulas, &mut rng);
+            let fits = |i: &usize| guess[*i][1] <= self.limit.as_f64().ln();
+            let best = (0..guess.len()).filter(fits).min_by(|a, b| guess[*a][0].total_cmp(&guess[*b][0]));
+            if let Some(best) = best {
+                chances[best] += 1.0 / GUESSES as f64;
+                lost += choice.map_or(0.0, |c| (guess[c][0] - guess[best][0]).max(0.0)) / GUESSES as f64;
+            }
+        }
+        Standing {
+            choice,
+            regret: if choice.is_some() { lost } else { f64::INFINITY },
+            unknown: choice.map_or(f64::INFINITY, |c| calibration.step_time(formulas[c]).unknown),
+            chances,
+            fit,
         }
     }
-    // None is larger than the plan, and of equals the plan comes last.
-    trials.sort_by_key(|t| t.recipe.max_seq_length * t.execution.batch_size);
-    trials
+
+    /// Variance that a trial takes from what decides.
+    fn worth(&self, standing: &Standing, before: &Calibration, after: &Calibration) -> f64 {
+        let likely = self.options.iter().enumerate().filter(|(i, _)| standing.chances[*i] > 0.0);
+        likely
+            .map(|(i, option)| {
+                let f = &option.formula;
+                let mut less = before.step_time(f).unknown.powi(2) - after.step_time(f).unknown.powi(2);
+                if !standing.fit[i] {
+                    less += before.footprint(f).unknown.powi(2) - after.footprint(f).unknown.powi(2);
+                }
+                standing.chances[i] * less
+            })
+            .sum()
+    }
+}
+
+/// The trial of those at hand that is worth most for its time to these choices; `None` where none is worth anything.
+pub fn next<'a>(
+    calibration: &Calibration,
+    decisions: &[(Decision<'_>, Standing)],
+    trials: impl Iterator<Item = &'a Candidate>,
+) -> Option<&'a Candidate> {
+    let worth = |trial: &Candidate| {
+        let after = calibration.after(&trial.formula);
+        let all: f64 = decisions.iter().map(|(decision, standing)| decision.worth(standing, calibration, &after)).sum();
+        all / trial.seconds(calibration).0
+    };
+    let best = trials.map(|trial| (worth(trial), trial)).max_by(|a, b| a.0.total_cmp(&b.0));
+    best.filter(|(worth, _)| *worth > 0.0).map(|(_, trial)| trial)
+}
+
+/// What is known beforehand about everything that may be chosen or tried.
+pub struct Subject<'a> {
+    /// The model.
+    pub spec: &'a ModelSpec,
+    /// The machine.
+    pub machine: &'a Machine,
+    /// Lengths of the examples.
+    pub lengths: &'a TokenLengths,
+    /// For the formulas, which do not depend on it.
+    pub calibration: &'a Calibration,
+}
+
+impl Subject<'_> {
+    fn candidate(&self, run: RunConfig, lengths: &TokenLengths) -> Result<Candidate> {
+        let Self { spec, machine, calibration, .. } = *self;
+        let request = Request { spec, machine, run: &run, lengths: Some(lengths), calibration };
+        Ok(Candidate { formula: request.formula()?, run })
+    }
+
+    /// Every execution of this run's recipe, this run's own among them.
+    pub fn options(&self, run: &RunConfig) -> Result<Vec<Candidate>> {
+        let mut all = executions(Held::default(), self.spec, run);
+        if !all.contains(run) {
+            all.push(run.clone());
+        }
+        all.into_iter().map(|run| self.candidate(run, self.lengths)).collect()
+    }
+
+    /// Short runs around these options: their micro-batches, and those of shorter rows and twice the rank, each padded to
+    /// its length and with one micro-batch a step, as accumulating more would only repeat it.
+    pub fn trials(&self, run: &RunConfig) -> Result<Vec<Candidate>> {
+        let padded = TokenLengths::new(vec![u32::MAX]);
+        let (length, lora) = (run.recipe.max_seq_length, &run.recipe.lora);
+        let lengths = [8, 4, 2, 1].map(|part| (length / part).max(SHORTEST.min(length)));
+        let mut trials: Vec<RunConfig> = Vec::new();
+        for option in executions(Held::default(), self.spec, run).iter().chain([run]) {
+            for length in lengths {
+                for rank in [lora.rank, 2 * lora.rank] {
+                    let mut trial = option.clone();
+                    trial.recipe.max_seq_length = length;
+                    trial.recipe.effective_batch_size = trial.execution.batch_size;
+                    // The scale stays: a trial differs in what is measured, not in how it learns.
+                    trial.recipe.lora = lora.with_rank(rank);
+                    if trial.engine == Engine::Candle {
+                        let e = &mut trial.execution;
+                        (e.loss_chunk, e.attention_chunk) = (run.execution.loss_chunk, run.execution.attention_chunk);
+                    }
+                    if !trials.contains(&trial) {
+                        trials.push(trial);
+                    }
+                }
+            }
+        }
+        trials.into_iter().map(|run| self.candidate(run, &padded)).collect()
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(length: usize, batch: usize) -> RunConfig {
-        let text = format!(
-            "model = \"m\"\ndata = \"d\"\n[recipe]\nmax_seq_length = {length}\neffective_batch_size = 32\n[execution]\nbatch_size = {batch}"
-        );
-        RunConfig::from_toml(&text, "run.toml".as_ref()).unwrap()
-    }
-
-    #[test]
-    fn trials_differ_in_length_batch_and_rank_and_end_at_the_plan() {
-        for (length, batch) in [(2048, 1), (512, 8), (256, 2), (64, 32)] {
-            let plan = run(length, batch);
-            let trials = trials(&plan);
-            assert!((3..=5).contains(&trials.len()), "{trials:?}");
-            assert!(trials.iter().all(|t| t.check().is_ok() && t.accumulation() == 1));
-            let own = |t: &&RunConfig| {
-                t.recipe.max_seq_length == length
-                    && t.execution.batch_size == batch
-                    && t.recipe.lora == plan.recipe.lora
-            };
-            assert_eq!(trials.iter().filter(own).count(), 1);
-            let tokens = |t: &RunConfig| t.recipe.max_seq_length * t.execution.batch_size;
-            assert!(trials.windows(2).all(|w| tokens(&w[0]) <= tokens(&w[1])));
-            assert!(tokens(&trials[0]) * 2 <= length * batch);
-        }
-        assert!(trials(&run(2, 1)).iter().all(|t| t.check().is_ok()));
-    }
-}
+#[path = "trials_tests.rs"]
+mod tests;

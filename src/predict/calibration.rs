@@ -1,24 +1,24 @@
 //! Experience: the coefficients refitted to runs on this machine.
 //!
 //! With F FLOPs, B bytes and n launches a step takes `F / (e_c peak) + B / (e_b bandwidth) + n t`; with the ledger
-//! split into what is resident (R) and what is transient (T), the peak is `R + a T` and the footprint the peak plus
-//! a fixed part. The logarithms of the five coefficients are normal beforehand; each round linearises the logarithm
+//! split into what is resident (R) and what is transient (T), the peak is `R + a T` and the footprint `R + (a + f) T`
+//! plus a fixed part. The logarithms of the coefficients are normal beforehand; each round linearises the logarithm
 //! of the formula about the last estimate and updates them (Gauss-Newton), so they stay positive and errors are
 //! relative. A run further than 2.5 robust standard deviations from the fit counts in inverse proportion to its
 //! distance (Huber). The fit always starts from the prior and sees all raw runs, so it can be repeated.
 
 use nalgebra::{DMatrix, DVector};
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::coefficients::{Coefficients, Noise};
+use super::coefficients::{COUNT, Coefficients, Noise};
 use super::coverage::{Coverage, Point};
-use crate::cost::ledger::MemoryLedger;
+use super::{Formula, Measured};
 use crate::cost::time::StepCost;
 use crate::error::{Error, Result};
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::run::Engine;
-use crate::stats::{Belief, huber_weights, student_t_quantile};
-use crate::units::{Bytes, Seconds};
+use crate::stats::{Belief, huber_weights, normal_quantile, student_t_quantile};
 
 /// Robust standard deviations beyond which a run counts less; 95 % efficient on normal errors at 1.345, and 2.5
 /// hardly touches them.
@@ -27,32 +27,26 @@ const HUBER: f64 = 2.5;
 /// Degrees of freedom that the prior noise is worth: a handful of runs outweigh it.
 const NOISE_FREEDOM: f64 = 4.0;
 
+/// [`Calibration::memory_outside`] of our engine on a CPU: its ledger mirrors the trainer, and random shapes of all
+/// families and settings lie within 2.4 % of it, however large or small (`tests/ledger.rs`).
+const MIRRORED: f64 = 0.1;
+
 /// Rounds of linearising; the fit is settled after about five.
 const ROUNDS: usize = 25;
 
 /// Coefficients, in the order of [`Coefficients`]' fields.
-const COUNT: usize = 5;
 const TIME: [usize; 3] = [0, 1, 2];
 const FIXED: usize = 3;
 const ALLOCATION: usize = 4;
+const FRAGMENTATION: usize = 5;
 
 /// One run that was measured, beside what it should have cost.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Observation {
-    /// What a step does.
-    pub cost: StepCost,
-    /// Tallest moment by the ledger.
-    pub ledger_peak: Bytes,
-    /// What of it is always there.
-    pub ledger_resident: Bytes,
-    /// Measured time of a step.
-    pub step_time: Seconds,
-    /// Measured peak of the tensors.
-    pub peak_memory: Bytes,
-    /// Measured peak of the process.
-    pub footprint: Bytes,
-    /// What kind of run it was.
-    pub point: Point,
+    /// By the formulas.
+    pub formula: Formula,
+    /// What was seen.
+    pub measured: Measured,
 }
 
 /// What is known of a machine and an engine.
@@ -72,6 +66,8 @@ pub struct Calibration {
     pub runs: usize,
     /// What kinds of runs they were.
     pub coverage: Coverage,
+    /// Share of the error outside of what was covered that memory has, against time.
+    pub memory_outside: f64,
     /// Rates that the efficiencies are shares of: FLOP/s and bytes/s.
     pub rates: [f64; 2],
 }
@@ -83,6 +79,8 @@ pub struct LogNormal {
     pub mean: f64,
     /// Standard deviation of the logarithm.
     pub sd: f64,
+    /// What of it is not the noise of single runs: more runs would take it away.
+    pub unknown: f64,
     /// Of Student's t.
     pub freedom: f64,
 }
@@ -109,7 +107,7 @@ struct Equation {
 }
 
 /// Efficiencies divide, the others multiply.
-const SIGNS: [f64; COUNT] = [-1.0, -1.0, 1.0, 1.0, 1.0];
+const SIGNS: [f64; COUNT] = [-1.0, -1.0, 1.0, 1.0, 1.0, 1.0];
 
 impl Equation {
     /// The formula's logarithm at `theta`, and its slopes.
@@ -135,6 +133,10 @@ impl Calibration {
             noise: Noise::prior(engine),
             runs: 0,
             coverage: Coverage::published(engine),
+            memory_outside: match (engine, machine.accelerator) {
+                (Engine::Candle, Accelerator::Cpu) => MIRRORED,
+                _ => 1.0,
+            },
             rates: [matrix.unwrap_or(machine.peak_flops).0, machine.bandwidth],
         }
     }
@@ -144,7 +146,7 @@ impl Calibration {
         if observations.is_empty() {
             return Ok(prior.clone());
         }
-        let equations: Vec<Equation> = observations.iter().flat_map(|o| prior.equations(o)).collect();
+        let equations: Vec<Equation> = observations.iter().flat_map(|o| prior.observed(o)).collect();
         let before = prior.belief();
         let (mut after, mut noise) = (before.clone(), prior.noise.list());
         for _ in 0..ROUNDS {
@@ -167,7 +169,7 @@ impl Calibration {
         fitted.covariance = std::array::from_fn(|i| std::array::from_fn(|j| after.covariance[(i, j)]));
         fitted.noise = Noise { time: noise[0], peak: noise[1], footprint: noise[2] };
         fitted.runs = observations.len();
-        fitted.coverage = Coverage::of(observations.iter().map(|o| &o.point));
+        fitted.coverage = Coverage::of(observations.iter().map(|o| &o.formula.point));
         Ok(fitted)
     }
 
@@ -185,36 +187,77 @@ impl Calibration {
         Equation { amounts, constant: 0.0, target: 0.0, kind: 0 }
     }
 
-    fn peak_equation(&self, resident: Bytes, peak: Bytes) -> Equation {
+    fn peak_equation(&self, formula: &Formula) -> Equation {
         let mut amounts = [0.0; COUNT];
+        let (peak, resident) = (formula.ledger.peak(), formula.ledger.resident_total());
         amounts[ALLOCATION] = peak.saturating_sub(resident).as_f64();
         Equation { amounts, constant: resident.as_f64(), target: 0.0, kind: 1 }
     }
 
-    fn footprint_equation(&self, resident: Bytes, peak: Bytes) -> Equation {
-        let mut equation = self.peak_equation(resident, peak);
-        equation.amounts[FIXED] = 1.0;
+    fn footprint_equation(&self, formula: &Formula) -> Equation {
+        let mut equation = self.peak_equation(formula);
+        (equation.amounts[FIXED], equation.amounts[FRAGMENTATION]) = (1.0, equation.amounts[ALLOCATION]);
         equation.kind = 2;
         equation
     }
 
-    fn equations(&self, o: &Observation) -> [Equation; 3] {
-        let with = |equation: Equation, measured: f64| Equation { target: measured.ln(), ..equation };
-        [
-            with(self.time_equation(&o.cost), o.step_time.0),
-            with(self.peak_equation(o.ledger_resident, o.ledger_peak), o.peak_memory.as_f64()),
-            with(self.footprint_equation(o.ledger_resident, o.ledger_peak), o.footprint.as_f64()),
-        ]
+    fn equations(&self, formula: &Formula) -> [Equation; 3] {
+        [self.time_equation(&formula.cost), self.peak_equation(formula), self.footprint_equation(formula)]
     }
 
-    fn figure(&self, equation: &Equation, noise: f64, point: &Point) -> LogNormal {
+    fn observed(&self, o: &Observation) -> [Equation; 3] {
+        let Measured { step_time, peak_memory, footprint } = o.measured;
+        let mut equations = self.equations(&o.formula);
+        let figures = [step_time.0, peak_memory.as_f64(), footprint.as_f64()];
+        equations.iter_mut().zip(figures).for_each(|(equation, figure)| equation.target = figure.ln());
+        equations
+    }
+
+    /// Error to add to the logarithm of a figure because the run is outside of what was covered.
+    fn outside(&self, kind: usize, point: &Point) -> f64 {
+        self.coverage.extra_sd(point) * if kind == 0 { 1.0 } else { self.memory_outside }
+    }
+
+    fn figure(&self, equation: &Equation, point: &Point) -> LogNormal {
         let belief = self.belief();
         let (mean, slopes) = equation.at(&belief.mean);
-        let known = belief.variance_of(&slopes) + self.coverage.extra_sd(point).powi(2);
-        let sd = known.sqrt().hypot(noise);
+        let noise = self.noise.list()[equation.kind];
+        let unknown = (belief.variance_of(&slopes) + self.outside(equation.kind, point).powi(2)).sqrt();
+        let sd = unknown.hypot(noise);
         // Only the noise was estimated from few runs (Welch and Satterthwaite's effective degrees of freedom).
         let share = sd * sd / (noise * noise);
-        LogNormal { mean, sd, freedom: (NOISE_FREEDOM + self.runs as f64) * share * share }
+        LogNormal { mean, sd, unknown, freedom: (NOISE_FREEDOM + self.runs as f64) * share * share }
+    }
+
+    /// What would be known after one more run like this one, whatever it showed: the same values, less uncertainty.
+    pub fn after(&self, formula: &Formula) -> Self {
+        let belief = self.belief();
+        let equations = self.equations(formula);
+        let rows = equations.each_ref().map(|e| e.at(&belief.mean).1);
+        let x = DMatrix::from_fn(rows.len(), COUNT, |i, j| rows[i][j]);
+        let y = &x * &belief.mean;
+        let weights = self.noise.list().map(|sd| 1.0 / (sd * sd));
+        let mut after = self.clone();
+        if let Some(updated) = belief.updated(&x, &y, &weights, 1.0) {
+            after.covariance = std::array::from_fn(|i| std::array::from_fn(|j| updated.covariance[(i, j)]));
+        }
+        after.coverage.add(&formula.point);
+        after.runs += 1;
+        after
+    }
+
+    /// One guess at the logarithms of step time and footprint of each of these runs, as likely as what is known makes
+    /// it: the coefficients are the same for all of them.
+    pub fn guess(&self, runs: &[&Formula], rng: &mut impl Rng) -> Vec<[f64; 2]> {
+        let mut normal = || normal_quantile(rng.random_range(1e-9..1.0));
+        let belief = self.belief();
+        let spread = belief.covariance.clone().cholesky().map(|c| c.l());
+        let z = DVector::from_fn(COUNT, |_, _| normal());
+        let theta = spread.map_or_else(|| belief.mean.clone(), |l| &belief.mean + l * z);
+        let mut at =
+            |equation: Equation, point: &Point| equation.at(&theta).0 + self.outside(equation.kind, point) * normal();
+        let both = |f: &&Formula| [at(self.time_equation(&f.cost), &f.point), at(self.footprint_equation(f), &f.point)];
+        runs.iter().map(both).collect()
     }
 
     /// Most likely time of one step, s, without its interval.
@@ -226,18 +269,18 @@ impl Calibration {
     }
 
     /// Time of one step, s.
-    pub fn step_time(&self, cost: &StepCost, point: &Point) -> LogNormal {
-        self.figure(&self.time_equation(cost), self.noise.time, point)
+    pub fn step_time(&self, formula: &Formula) -> LogNormal {
+        self.figure(&self.time_equation(&formula.cost), &formula.point)
     }
 
     /// Peak of the tensors, bytes.
-    pub fn peak(&self, ledger: &MemoryLedger, point: &Point) -> LogNormal {
-        self.figure(&self.peak_equation(ledger.resident_total(), ledger.peak()), self.noise.peak, point)
+    pub fn peak(&self, formula: &Formula) -> LogNormal {
+        self.figure(&self.peak_equation(formula), &formula.point)
     }
 
     /// Peak of the process, bytes.
-    pub fn footprint(&self, ledger: &MemoryLedger, point: &Point) -> LogNormal {
-        self.figure(&self.footprint_equation(ledger.resident_total(), ledger.peak()), self.noise.footprint, point)
+    pub fn footprint(&self, formula: &Formula) -> LogNormal {
+        self.figure(&self.footprint_equation(formula), &formula.point)
     }
 }
 

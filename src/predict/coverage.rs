@@ -75,6 +75,11 @@ impl Coverage {
         Self { points: points.cloned().collect() }
     }
 
+    /// One more.
+    pub fn add(&mut self, point: &Point) {
+        self.points.push(point.clone());
+    }
+
     /// Of what published runs have checked of an engine's formulas, before anything is measured here.
     pub fn published(engine: Engine) -> Self {
         let point = |&(parameters, max_seq_length, rows, weights, grad_checkpoint)| Point {

@@ -83,6 +83,17 @@ pub struct Prediction {
     pub outside: bool,
 }
 
+/// What the formulas say of a run, before any coefficient.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Formula {
+    /// What a step does.
+    pub cost: StepCost,
+    /// What is in memory when.
+    pub ledger: MemoryLedger,
+    /// What kind of run it is.
+    pub point: Point,
+}
+
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -122,6 +133,15 @@ impl Request<'_> {
         cost::candle::Micro::full(self.run.execution.batch_size, self.heaviest(USUAL), self.machine)
     }
 
+    /// What the formulas say of it.
+    pub fn formula(&self) -> Result<Formula> {
+        Ok(Formula {
+            cost: step_cost(self.spec, self.machine, self.run, self.lengths)?,
+            ledger: self.ledger(USUAL)?,
+            point: Point::of(self.spec, self.run),
+        })
+    }
+
     /// What is in memory when, in a usual run.
     pub fn worst_ledger(&self) -> Result<MemoryLedger> {
         self.ledger(USUAL)
@@ -147,7 +167,7 @@ impl Request<'_> {
 
     /// Most likely time of one step alone, for when nothing else is asked.
     pub fn step_time(&self) -> Result<Seconds> {
-        let cost = step_cost(self.spec, self.run, self.lengths)?;
+        let cost = step_cost(self.spec, self.machine, self.run, self.lengths)?;
         Ok(Seconds(self.calibration.typical_time(&cost)))
     }
 
@@ -176,12 +196,10 @@ fn estimate<T>(figure: LogNormal, level: f64, make: impl Fn(f64) -> T) -> Estima
 
 /// What the run will take, in intervals that hold the truth with probability `level`.
 pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
-    let Request { spec, machine, run, lengths, calibration } = *request;
-    let point = Point::of(spec, run);
-    let ledger = request.ledger(USUAL)?;
-    let cost = step_cost(spec, run, lengths)?;
-    let step_time = estimate(calibration.step_time(&cost, &point), level, Seconds);
-    let tokens = cost.tokens;
+    let Request { spec, machine, run, calibration, .. } = *request;
+    let formula = request.formula()?;
+    let step_time = estimate(calibration.step_time(&formula), level, Seconds);
+    let tokens = formula.cost.tokens;
     let steps = run.steps(request.rows());
     let parameters = Parameters::of(spec).total();
     // Loading is a guess of its own: from nothing, where the system has the file at hand, to twice as long.
@@ -193,12 +211,12 @@ pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
         high: whole(step_time.high, 2.0 * loading),
         level,
     };
-    let (lucky, unlucky) = request.draw(&ledger, level)?;
+    let (lucky, unlucky) = request.draw(&formula.ledger, level)?;
     let drawn = |e: Estimate<Bytes>| Estimate { low: e.low.scale(lucky), high: e.high.scale(unlucky), ..e };
     let trainable_params = trainable(spec, &run.recipe.lora)?;
     Ok(Prediction {
-        peak_memory: drawn(estimate(calibration.peak(&ledger, &point), level, Bytes::from_f64)),
-        footprint: drawn(estimate(calibration.footprint(&ledger, &point), level, Bytes::from_f64)),
+        peak_memory: drawn(estimate(calibration.peak(&formula), level, Bytes::from_f64)),
+        footprint: drawn(estimate(calibration.footprint(&formula), level, Bytes::from_f64)),
         // Faster is less time, so the ends change places.
         tokens_per_s: Estimate {
             point: tokens / step_time.point.0,
@@ -208,7 +226,7 @@ pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
         },
         energy_wh: machine.power_w.map(|watts| {
             let wh = watt_hours(watts, total_time.point).ln();
-            let time = calibration.step_time(&cost, &point);
+            let time = calibration.step_time(&formula);
             estimate(LogNormal { mean: wh, ..time }.widened(POWER_SD), level, |wh| wh)
         }),
         step_time,
@@ -218,11 +236,11 @@ pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
         steps,
         basis: match calibration.runs {
             0 => Basis::Formula,
-            runs => Basis::Calibrated { runs, inside: calibration.coverage.inside(&point) },
+            runs => Basis::Calibrated { runs, inside: calibration.coverage.inside(&formula.point) },
         },
-        outside: calibration.coverage.outside(&point),
-        ledger,
-        cost,
+        outside: calibration.coverage.outside(&formula.point),
+        ledger: formula.ledger,
+        cost: formula.cost,
     })
 }
 
@@ -240,17 +258,7 @@ pub struct Measured {
 impl Observation {
     /// A measured run, beside what it should have cost.
     pub fn new(request: &Request<'_>, measured: Measured) -> Result<Self> {
-        let Request { spec, run, lengths, .. } = *request;
-        let ledger = request.ledger(USUAL)?;
-        Ok(Self {
-            cost: step_cost(spec, run, lengths)?,
-            ledger_peak: ledger.peak(),
-            ledger_resident: ledger.resident_total(),
-            step_time: measured.step_time,
-            peak_memory: measured.peak_memory,
-            footprint: measured.footprint,
-            point: Point::of(spec, run),
-        })
+        Ok(Self { formula: request.formula()?, measured })
     }
 }
 

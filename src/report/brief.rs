@@ -2,7 +2,7 @@
 
 use crate::predict::Prediction;
 use crate::predict::calibration::Calibration;
-use crate::predict::coefficients::{Coefficient, Coefficients};
+use crate::predict::coefficients::Coefficient;
 use crate::report::compare::{Change, Comparison, Quantity};
 use crate::units::Bytes;
 
@@ -70,20 +70,9 @@ pub fn change_table(changes: &[Change]) -> String {
     aligned(&rows)
 }
 
-/// The coefficients by name.
-fn listed(c: &Coefficients) -> [(&'static str, &Coefficient); 5] {
-    [
-        ("compute efficiency", &c.compute_efficiency),
-        ("bandwidth efficiency", &c.bandwidth_efficiency),
-        ("launch overhead", &c.launch_overhead),
-        ("fixed memory", &c.fixed_memory),
-        ("allocation factor", &c.allocation_factor),
-    ]
-}
-
 /// The coefficient that moved furthest, by how much, and how sure it was and is.
 pub fn moved(before: &Calibration, after: &Calibration) -> String {
-    let pairs = listed(&before.coefficients).into_iter().zip(listed(&after.coefficients));
+    let pairs = before.coefficients.list().into_iter().zip(after.coefficients.list());
     let far = |b: &Coefficient, a: &Coefficient| (a.value / b.value).ln().abs();
     let most = pairs.max_by(|((_, b), (_, a)), ((_, d), (_, c))| far(b, a).total_cmp(&far(d, c)));
     most.map_or_else(String::new, |((name, b), (_, a))| {

@@ -10,4 +10,5 @@ pub mod layout;
 pub mod page;
 pub mod plot;
 pub mod sweep;
+pub mod sweep_page;
 pub mod table;

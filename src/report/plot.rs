@@ -259,6 +259,96 @@ pub fn ledger(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> Resu
     })
 }
 
+/// Points of one kind.
+pub struct Cloud {
+    /// What they are.
+    pub label: &'static str,
+    /// Their role on the page.
+    pub role: Role,
+    /// Where they stand.
+    pub points: Vec<(f64, f64)>,
+    /// Joined in their order.
+    pub line: bool,
+}
+
+/// What a colour means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the page's variables of the same names
+pub enum Role {
+    Faint,
+    Predicted,
+    Measured,
+    Bad,
+}
+
+impl Role {
+    fn colour(self) -> RGBColor {
+        match self {
+            Self::Faint => FAINT,
+            Self::Predicted => PREDICTED,
+            Self::Measured => MEASURED,
+            Self::Bad => BAD,
+        }
+    }
+
+    /// The page's variable.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Faint => "faint",
+            Self::Predicted => "predicted",
+            Self::Measured => "measured",
+            Self::Bad => "bad",
+        }
+    }
+}
+
+/// Clouds of positive points over logarithmic axes, the first at the bottom; with `diagonal` both axes are the same, and
+/// a line stands where they are equal.
+pub fn scatter(
+    title: &str,
+    (x, y): ((&str, Quantity), (&str, Quantity)),
+    all: &[Cloud],
+    diagonal: bool,
+) -> Result<String> {
+    let range = |values: &mut dyn Iterator<Item = f64>| {
+        let (low, high) = values.fold((f64::INFINITY, 0f64), |(l, h), v| (l.min(v), h.max(v)));
+        if low < high { 0.9 * low..1.1 * high } else { 0.5 * high.max(1.0)..2.0 * high.max(1.0) }
+    };
+    let points = || all.iter().flat_map(|c| &c.points);
+    let (mut xs, mut ys) = (range(&mut points().map(|p| p.0)), range(&mut points().map(|p| p.1)));
+    if diagonal {
+        xs = xs.start.min(ys.start)..xs.end.max(ys.end);
+        ys = xs.clone();
+    }
+    svg(360, title, |root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin(10)
+            .margin_right(24)
+            .x_label_area_size(44)
+            .y_label_area_size(92)
+            .build_cartesian_2d(xs.clone().log_scale(), ys.clone().log_scale())
+            .map_err(failed)?;
+        let mut mesh = chart.configure_mesh();
+        mesh.light_line_style(TRANSPARENT).bold_line_style(GRID).axis_style(GRID);
+        mesh.label_style(style(13)).axis_desc_style(style(13)).x_desc(x.0).y_desc(y.0).x_labels(6).y_labels(6);
+        let (show_x, show_y) = (|v: &f64| x.1.show(*v), |v: &f64| y.1.show(*v));
+        mesh.x_label_formatter(&show_x).y_label_formatter(&show_y);
+        mesh.draw().map_err(failed)?;
+        if diagonal {
+            let ends = [(xs.start, xs.start), (xs.end, xs.end)];
+            chart.draw_series(LineSeries::new(ends, TEXT.stroke_width(1))).map_err(failed)?;
+        }
+        for cloud in all {
+            let (colour, points) = (cloud.role.colour(), cloud.points.iter().copied());
+            if cloud.line {
+                chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2))).map_err(failed)?;
+            }
+            chart.draw_series(points.map(|p| Circle::new(p, 4, colour.filled()))).map_err(failed)?;
+        }
+        Ok(())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,6 +364,8 @@ mod tests {
         });
         let resident: Vec<_> = (1..12).map(|i| Item::new(&format!("thing {i}"), i << 28)).collect();
         let phases = vec![Phase::new("loss", vec![Item::new("logits", 7 << 28)]), Phase::new("save", vec![])];
+        let points = vec![(1e9, 20.0), (2e9, 40.0)];
+        let clouds = [Cloud { label: "front", role: Role::Measured, points, line: true }];
         let pictures = [
             loss_curve(&losses).unwrap(),
             loss_curve(&[]).unwrap(),
@@ -281,6 +373,8 @@ mod tests {
             intervals(Quantity::Speed, &[]).unwrap(),
             ledger(&resident, &phases, Some(Bytes(20 << 30))).unwrap(),
             ledger(&[], &[], None).unwrap(),
+            scatter("a <run>", (("memory", Quantity::Peak), ("speed", Quantity::Speed)), &clouds, true).unwrap(),
+            scatter("none", (("memory", Quantity::Peak), ("speed", Quantity::Speed)), &[], false).unwrap(),
         ];
         for picture in pictures {
             assert!(picture.contains("role=\"img\"") && picture.contains("viewBox"), "{picture}");

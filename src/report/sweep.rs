@@ -45,8 +45,19 @@ pub struct Row {
     pub front: bool,
     /// The fastest that fits here of all that learn the same.
     pub best: bool,
-    /// Measured speed and footprint, where it was run.
-    pub measured: Option<(f64, Bytes)>,
+    /// Where it was run.
+    pub checked: Option<Checked>,
+}
+
+/// Tokens per second and footprint of a run whose rows are all filled up to the longest: expected and measured.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Checked {
+    /// By the formulas alone.
+    pub before: (f64, Bytes),
+    /// With everything that was measured.
+    pub after: (f64, Bytes),
+    /// The middle of what was measured.
+    pub measured: (f64, Bytes),
 }
 
 /// Everything that a sweep found.
@@ -103,7 +114,7 @@ impl Sweep {
     }
 
     /// The first screen: for every machine how many fit, and the best of them.
-    pub fn text(&self, csv: &str, width: usize) -> String {
+    pub fn text(&self, [csv, page]: [&str; 2], width: usize) -> String {
         let mut out = String::new();
         let mut seen = HashSet::new();
         for row in &self.rows {
@@ -114,7 +125,7 @@ impl Sweep {
         if let Some((n, why)) = &self.refused {
             let _ = writeln!(out, "{n} combinations are no runs, the first because {why}");
         }
-        let _ = writeln!(out, "all {} in {csv}", self.rows.len());
+        let _ = writeln!(out, "all {} in {csv}\npage: {page}", self.rows.len());
         out
     }
 
@@ -165,8 +176,8 @@ impl Sweep {
             let memory = row.memory_bytes.high.to_string();
             let time = if timed { format!("{:>TIME$}", row.total_time_s.point.to_string()) } else { String::new() };
             let _ = writeln!(out, "{line}{verdict}{memory:>9}{:>8.0}{time}", row.tokens_per_s.point);
-            if let Some((speed, footprint)) = row.measured {
-                let _ = writeln!(out, "      measured: {speed:.0} tokens/s, {footprint}");
+            if let Some(Checked { measured: (speed, footprint), .. }) = row.checked {
+                let _ = writeln!(out, "      measured with every row filled up: {speed:.0} tokens/s, {footprint}");
             }
         }
         let more = best.len().saturating_sub(SHOWN);
@@ -191,12 +202,12 @@ impl Sweep {
             "recipe",
             "best",
             "front",
-            "measured_tokens_per_s",
-            "measured_footprint_bytes",
+            "measured_filled_tokens_per_s",
+            "measured_filled_footprint_bytes",
         ];
         let head = std::iter::once("machine").chain(self.varied.iter().map(String::as_str)).chain(fixed);
         let line = |row: &Row| {
-            let measured = row.measured.map(|(speed, footprint)| (speed.to_string(), footprint.0.to_string()));
+            let measured = row.checked.map(|c| (c.measured.0.to_string(), c.measured.1.0.to_string()));
             let (speed, footprint) = measured.unwrap_or_default();
             let mut line = vec![row.machine.clone()];
             line.extend(row.values.iter().cloned());
@@ -268,7 +279,7 @@ mod tests {
             reach: (0, 0),
             front: false,
             best: false,
-            measured: None,
+            checked: None,
         }
     }
 
@@ -299,7 +310,7 @@ mod tests {
         assert_eq!(order, expected);
         let (head, lines) = sweep.csv();
         assert!(lines.iter().all(|l| l.len() == head.len()) && head[1] == "x");
-        let text = sweep.text("t.csv", 80);
+        let text = sweep.text(["t.csv", "t.html"], 80);
         assert!(text.contains("4 of 5 runs fit") && text.contains("2 of 2 recipes"), "{text}");
     }
 }

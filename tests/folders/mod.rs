@@ -20,6 +20,7 @@ pub fn dense(spec: &ModelSpec, config: &str, at: &Path) {
     tensor_file::save(&at.join("model.safetensors"), &tensors).unwrap();
 }
 
+#[allow(dead_code)] // not every test that shares this file needs it
 /// As mlx-lm converts it, in f16: matrices whose rows groups do not divide stay as they are.
 pub fn mlx(spec: &ModelSpec, config: &str, (bits, group): (usize, usize), at: &Path) {
     let quantization = format!(r#","quantization":{{"group_size":{group},"bits":{bits}}}}}"#);
