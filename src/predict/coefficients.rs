@@ -106,15 +106,15 @@ impl Coefficients {
     fn candle_cpu() -> Self {
         Self {
             compute_efficiency: Coefficient::new(0.5, 0.5, "assumed; matrix products on a CPU of unknown kind"),
-            bandwidth_efficiency: Coefficient::new(0.4, 0.6, "assumed; most elementwise work runs on few threads"),
-            launch_overhead: Coefficient::new(5e-6, 1.0, "assumed; one tensor operation and its allocation"),
+            bandwidth_efficiency: Coefficient::new(0.8, 0.5, "one host: much of a small model stays in its cache"),
+            launch_overhead: Coefficient::new(3e-6, 0.7, "one host: an operation, its allocation, waking a thread"),
             fixed_memory: Coefficient::new(
-                Bytes::from_mib(28).as_f64(),
-                0.4,
-                "program, tokenizer and data: 19 MiB with the model that ships, 40 with a vocabulary of 49,152",
+                Bytes::from_mib(20).as_f64(),
+                0.3,
+                "one host: program, tokenizer and data; 19 MiB with the model that ships",
             ),
             allocation_factor: Coefficient::new(1.0, 0.01, "the formula mirrors the trainer; allocations are exact"),
-            fragmentation: Coefficient::new(0.04, 0.7, "0.01 to 0.06 on runs of 8 MB to 5 GB"),
+            fragmentation: Coefficient::new(0.05, 0.5, "one host: 0.02 to 0.08 on runs of 8 MB to 5 GB"),
         }
     }
 

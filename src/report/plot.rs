@@ -267,8 +267,6 @@ pub struct Cloud {
     pub role: Role,
     /// Where they stand.
     pub points: Vec<(f64, f64)>,
-    /// Joined in their order.
-    pub line: bool,
 }
 
 /// What a colour means.
@@ -302,48 +300,35 @@ impl Role {
     }
 }
 
-/// Clouds of positive points over logarithmic axes, the first at the bottom; with `diagonal` both axes are the same, and
-/// a line stands where they are equal.
-pub fn scatter(
-    title: &str,
-    (x, y): ((&str, Quantity), (&str, Quantity)),
-    all: &[Cloud],
-    diagonal: bool,
-) -> Result<String> {
-    let range = |values: &mut dyn Iterator<Item = f64>| {
-        let (low, high) = values.fold((f64::INFINITY, 0f64), |(l, h), v| (l.min(v), h.max(v)));
-        if low < high { 0.9 * low..1.1 * high } else { 0.5 * high.max(1.0)..2.0 * high.max(1.0) }
-    };
+/// Clouds of positive points, the first at the bottom, over axes with these titles that start at nothing; with
+/// `diagonal` both axes are the same, and a line stands where they are equal.
+pub fn scatter(title: &str, [x, y]: [&str; 2], all: &[Cloud], diagonal: bool) -> Result<String> {
     let points = || all.iter().flat_map(|c| &c.points);
-    let (mut xs, mut ys) = (range(&mut points().map(|p| p.0)), range(&mut points().map(|p| p.1)));
+    let end = |most: f64| if most > 0.0 { 1.06 * most } else { 1.0 };
+    let mut ends = [end(points().map(|p| p.0).fold(0.0, f64::max)), end(points().map(|p| p.1).fold(0.0, f64::max))];
     if diagonal {
-        xs = xs.start.min(ys.start)..xs.end.max(ys.end);
-        ys = xs.clone();
+        ends = [ends[0].max(ends[1]); 2];
     }
     svg(360, title, |root| {
         let mut chart = ChartBuilder::on(root)
             .margin(10)
             .margin_right(24)
             .x_label_area_size(44)
-            .y_label_area_size(92)
-            .build_cartesian_2d(xs.clone().log_scale(), ys.clone().log_scale())
+            .y_label_area_size(72)
+            .build_cartesian_2d(0.0..ends[0], 0.0..ends[1])
             .map_err(failed)?;
         let mut mesh = chart.configure_mesh();
         mesh.light_line_style(TRANSPARENT).bold_line_style(GRID).axis_style(GRID);
-        mesh.label_style(style(13)).axis_desc_style(style(13)).x_desc(x.0).y_desc(y.0).x_labels(6).y_labels(6);
-        let (show_x, show_y) = (|v: &f64| x.1.show(*v), |v: &f64| y.1.show(*v));
-        mesh.x_label_formatter(&show_x).y_label_formatter(&show_y);
+        mesh.label_style(style(13)).axis_desc_style(style(13)).x_desc(x).y_desc(y).x_labels(8).y_labels(6);
+        mesh.x_label_formatter(&|v| v.to_string()).y_label_formatter(&|v| v.to_string());
         mesh.draw().map_err(failed)?;
         if diagonal {
-            let ends = [(xs.start, xs.start), (xs.end, xs.end)];
-            chart.draw_series(LineSeries::new(ends, TEXT.stroke_width(1))).map_err(failed)?;
+            let line = [(0.0, 0.0), (ends[0], ends[0])];
+            chart.draw_series(LineSeries::new(line, TEXT.stroke_width(1))).map_err(failed)?;
         }
         for cloud in all {
-            let (colour, points) = (cloud.role.colour(), cloud.points.iter().copied());
-            if cloud.line {
-                chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2))).map_err(failed)?;
-            }
-            chart.draw_series(points.map(|p| Circle::new(p, 4, colour.filled()))).map_err(failed)?;
+            let colour = cloud.role.colour();
+            chart.draw_series(cloud.points.iter().map(|p| Circle::new(*p, 4, colour.filled()))).map_err(failed)?;
         }
         Ok(())
     })
@@ -365,7 +350,7 @@ mod tests {
         let resident: Vec<_> = (1..12).map(|i| Item::new(&format!("thing {i}"), i << 28)).collect();
         let phases = vec![Phase::new("loss", vec![Item::new("logits", 7 << 28)]), Phase::new("save", vec![])];
         let points = vec![(1e9, 20.0), (2e9, 40.0)];
-        let clouds = [Cloud { label: "front", role: Role::Measured, points, line: true }];
+        let clouds = [Cloud { label: "front", role: Role::Measured, points }];
         let pictures = [
             loss_curve(&losses).unwrap(),
             loss_curve(&[]).unwrap(),
@@ -373,8 +358,8 @@ mod tests {
             intervals(Quantity::Speed, &[]).unwrap(),
             ledger(&resident, &phases, Some(Bytes(20 << 30))).unwrap(),
             ledger(&[], &[], None).unwrap(),
-            scatter("a <run>", (("memory", Quantity::Peak), ("speed", Quantity::Speed)), &clouds, true).unwrap(),
-            scatter("none", (("memory", Quantity::Peak), ("speed", Quantity::Speed)), &[], false).unwrap(),
+            scatter("a <run>", ["memory", "speed"], &clouds, true).unwrap(),
+            scatter("none", ["memory", "speed"], &[], false).unwrap(),
         ];
         for picture in pictures {
             assert!(picture.contains("role=\"img\"") && picture.contains("viewBox"), "{picture}");

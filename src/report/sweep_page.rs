@@ -65,27 +65,21 @@ pub fn render(sweep: &Sweep, name: &str) -> Result<String> {
 
 /// Memory against speed: what fits, what does not, and what nothing else beats at both.
 fn machine(name: &str, rows: &[&Row]) -> Result<MachineView> {
-    let point = |r: &&&Row| (r.memory_bytes.high.as_f64(), r.tokens_per_s.point);
+    let (unit, size) = unit(rows.iter().map(|r| r.memory_bytes.high.as_f64()));
+    let point = |r: &&&Row| (r.memory_bytes.high.as_f64() / size, r.tokens_per_s.point);
     let those = |keep: &dyn Fn(&Row) -> bool| rows.iter().filter(|r| keep(r)).map(|r| point(&r)).collect::<Vec<_>>();
     let mut clouds = vec![
-        Cloud {
-            label: "does not fit",
-            role: Role::Bad,
-            points: those(&|r| r.verdict == Verdict::DoesNotFit),
-            line: false,
-        },
+        Cloud { label: "does not fit", role: Role::Bad, points: those(&|r| r.verdict == Verdict::DoesNotFit) },
         Cloud {
             label: "fits perhaps, or pages",
             role: Role::Faint,
             points: those(&|r| matches!(r.verdict, Verdict::Tight | Verdict::Pages)),
-            line: false,
         },
-        Cloud { label: "fits", role: Role::Predicted, points: those(&|r| r.verdict == Verdict::Fits), line: false },
+        Cloud { label: "fits", role: Role::Predicted, points: those(&|r| r.verdict == Verdict::Fits) },
         Cloud {
             label: "fits, and no other run of its recipe is faster and smaller",
             role: Role::Measured,
             points: those(&|r| r.front),
-            line: false,
         },
     ];
     clouds.retain(|c| !c.points.is_empty());
@@ -94,12 +88,7 @@ fn machine(name: &str, rows: &[&Row]) -> Result<MachineView> {
     Ok(MachineView {
         name: name.into(),
         says: format!("{fit} of {} runs fit.", rows.len()),
-        svg: plot::scatter(
-            &title,
-            (("memory, at most", Quantity::Footprint), ("speed", Quantity::Speed)),
-            &clouds,
-            false,
-        )?,
+        svg: plot::scatter(&title, [&format!("memory at most, {unit}"), "tokens/s"], &clouds, false)?,
         legend: clouds.iter().map(|c| [c.role.name(), c.label]).collect(),
     })
 }
@@ -152,17 +141,25 @@ fn checks(rows: &[Row]) -> Result<Vec<Picture>> {
         if all.is_empty() {
             continue;
         }
-        let points = |i: usize| all.iter().map(|t| (t[2], t[i])).collect();
+        let (title, (unit, size)) = match quantity {
+            Quantity::Speed => ("Speed", ("tokens/s", 1.0)),
+            _ => ("Memory of the process", unit(all.iter().flatten().copied())),
+        };
+        let points = |i: usize| all.iter().map(|t| (t[2] / size, t[i] / size)).collect();
         let clouds = [
-            Cloud { label: "formulas alone", role: Role::Bad, points: points(0), line: false },
-            Cloud { label: "calibrated", role: Role::Measured, points: points(1), line: false },
+            Cloud { label: "formulas alone", role: Role::Bad, points: points(0) },
+            Cloud { label: "calibrated", role: Role::Measured, points: points(1) },
         ];
-        let title = if quantity == Quantity::Speed { "Speed" } else { "Memory of the process" };
-        let axes = (("measured", quantity), ("predicted", quantity));
-        pictures.push(Picture {
-            title,
-            svg: plot::scatter(&format!("{title}: predicted and measured"), axes, &clouds, true)?,
-        });
+        let axes = ["measured", "predicted"].map(|side| format!("{side}, {unit}"));
+        let name = format!("{title}: predicted and measured");
+        let svg = plot::scatter(&name, axes.each_ref().map(String::as_str), &clouds, true)?;
+        pictures.push(Picture { title, svg });
     }
     Ok(pictures)
+}
+
+/// The unit in which sizes of this order are read, and its bytes.
+fn unit(sizes: impl Iterator<Item = f64>) -> (&'static str, f64) {
+    const GIB: f64 = (1u64 << 30) as f64;
+    if sizes.fold(0.0, f64::max) >= 2.0 * GIB { ("GiB", GIB) } else { ("MiB", GIB / 1024.0) }
 }
