@@ -11,7 +11,8 @@ use super::place::Place;
 use super::{Progress, Subject};
 use crate::error::{Error, Result};
 use crate::spec::exchange::Format;
-use crate::store::stream::{Streamed, copy, files_in};
+use crate::store;
+use crate::store::stream::{Streamed, copy};
 use crate::trainer::candle::checkpoint_file::{CheckpointFile, Info};
 use crate::trainer::source::ModelSource;
 
@@ -124,7 +125,7 @@ fn companions(source: &ModelSource, to: &std::path::Path) -> Result<()> {
             ("tokenizer_config.json", source.tokenizer_config()?.unwrap_or_default()),
             ("generation_config.json", source.generation_config()?.unwrap_or_default()),
         ];
-        return texts.iter().try_for_each(|(name, text)| crate::store::write(&to.join(name), text.as_bytes()));
+        return texts.iter().try_for_each(|(name, text)| store::write(&to.join(name), text.as_bytes()));
     };
     let kept = |name: &str| {
         let upper = name.to_uppercase();
@@ -132,5 +133,11 @@ fn companions(source: &ModelSource, to: &std::path::Path) -> Result<()> {
         let other_weights = name.ends_with(".index.json") && name != "model.safetensors.index.json";
         (kind && !other_weights && name != "adapter_config.json") || upper.starts_with("LICENSE") || upper == "NOTICE"
     };
-    files_in(folder)?.iter().filter(|n| kept(n)).try_for_each(|name| copy(&folder.join(name), &to.join(name)))
+    for file in store::files_in(folder)? {
+        let name = file.file_name().unwrap_or_default();
+        if kept(&name.to_string_lossy()) {
+            copy(&file, &to.join(name))?;
+        }
+    }
+    Ok(())
 }

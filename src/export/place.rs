@@ -36,7 +36,7 @@ impl Place {
         if !out.is_dir() {
             return must("a folder");
         }
-        let files = store::stream::files_in(out)?;
+        let files = store::files_in(out)?;
         let folders = store::folders_in(out)?;
         if files.is_empty() && folders.is_empty() {
             return Ok(place);
@@ -49,7 +49,7 @@ impl Place {
         if base.into_iter().chain(&request.adapter).any(|read| same(read)) {
             return must("another folder than the one it is made from");
         }
-        if !folders.is_empty() || !files.iter().any(|f| DESCRIPTIONS.contains(&f.as_str())) {
+        if !folders.is_empty() || !files.iter().any(|f| DESCRIPTIONS.iter().any(|d| f.ends_with(d))) {
             return must("empty, or a folder of an earlier export: this one holds other things");
         }
         Ok(place)
@@ -68,8 +68,7 @@ pub fn size(path: &Path) -> Result<Bytes> {
         meta.map(|m| m.len()).map_err(|source| Error::Read { path, source })
     };
     if path.is_dir() {
-        let sizes = store::stream::files_in(path)?.into_iter().map(|f| of(path.join(f)));
-        return Ok(Bytes(sizes.sum::<Result<u64>>()?));
+        return Ok(Bytes(store::files_in(path)?.into_iter().map(of).sum::<Result<u64>>()?));
     }
     of(path.into()).map(Bytes)
 }

@@ -53,7 +53,8 @@ pub fn folders_in(path: &Path) -> Result<Vec<PathBuf>> {
     inside(path, Path::is_dir)
 }
 
-/// The files directly inside `path`, by name; none if it is not there.
+/// The files directly inside `path`, by name; none if it is not there. Links to files count: Hugging Face's cache is
+/// made of them.
 pub fn files_in(path: &Path) -> Result<Vec<PathBuf>> {
     inside(path, Path::is_file)
 }
@@ -68,15 +69,23 @@ fn inside(path: &Path, keep: fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Puts a whole file in place, so that a reader sees the old bytes or the new ones and never a part.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A hidden name in the same folder, so that taking the place is one step of the file system.
+fn beside(path: &Path) -> PathBuf {
     // Numbered, so that two threads of one process do not write to the same temporary file.
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    make_folder(folder)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let temporary = folder.join(format!(".{name}.{}-{count}.tmp", std::process::id()));
+    parent(path).join(format!(".{name}.{}-{count}.tmp", std::process::id()))
+}
+
+/// Puts a whole file in place, so that a reader sees the old bytes or the new ones and never a part.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let (folder, temporary) = (parent(path), beside(path));
+    make_folder(folder)?;
     let result = File::create(&temporary)
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&temporary, path))

@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::{make_folder, writing};
-use crate::error::{Error, Result};
+use super::{beside, make_folder, parent, writing};
+use crate::error::Result;
 
 /// Bytes gathered before they go to the disk.
 const BUFFER: usize = 1 << 20;
@@ -97,32 +97,4 @@ impl Drop for Staged {
 /// Copies a file.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).map_err(writing(to))
-}
-
-/// The files directly inside a folder, by name.
-pub fn files_in(folder: &Path) -> Result<Vec<String>> {
-    let failed = |source| Error::Read { path: folder.into(), source };
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        // Through links: Hugging Face's cache is made of them.
-        if entry.path().is_file() {
-            names.push(entry.file_name().to_string_lossy().into_owned());
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// A hidden name in the same folder, so that taking the place is one step of the file system.
-fn beside(path: &Path) -> PathBuf {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    parent(path).join(format!(".{name}.{}-{count}.part", std::process::id()))
 }
