@@ -12,22 +12,6 @@ impl Engine<'_> {
         2 * outputs as u64 * F32 * (self.spec.num_hidden_layers - self.first) as u64
     }
 
-    /// `x W'` of `rows` rows into memory of its own.
-    fn output(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
-        let y = self.t.alloc(name, rows * p.out_features as u64 * F32);
-        let stored = self.stored(p);
-        self.frozen(rows, stored, !self.spec.conv1d());
-        y
-    }
-
-    /// `g W`, likewise.
-    fn through(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
-        let dx = self.t.alloc(name, rows * p.in_features as u64 * F32);
-        let stored = self.stored(p);
-        self.frozen(rows, stored, self.spec.conv1d());
-        dx
-    }
-
     pub(super) fn linear_dora(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
         let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
         let input = self.dropped(rows, p);

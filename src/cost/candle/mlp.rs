@@ -1,6 +1,6 @@
 //! The MLP of a block, a chunk of rows at a time.
 
-use super::{Engine, F32, MLP, STATE};
+use super::{Engine, MLP, STATE};
 use crate::cost::timeline::{Live, Timeline};
 use crate::spec::machine::Accelerator;
 use crate::spec::tensors::Role;
@@ -92,7 +92,8 @@ impl Engine<'_> {
         post.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
         let m = self.spec.mlp;
         // On the CPU the gradient of up takes the place of up, and where there is no gate that of d_hidden.
-        let new = |t: &mut Timeline| Some(t.alloc(MLP, rows * self.spec.intermediate_size as u64 * F32));
+        let width = rows * self.f();
+        let new = |t: &mut Timeline| Some(t.alloc(MLP, width));
         let (dgate, dup) = match (m.gated, self.micro.accelerator) {
             (true, Accelerator::Cpu) => (new(&mut self.t), up),
             (false, Accelerator::Cpu) => (d_hidden.take(), up),

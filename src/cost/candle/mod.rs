@@ -281,15 +281,29 @@ impl Engine<'_> {
         (format != Format::F32).then(|| self.t.alloc(PANEL, rows.min(panel_rows(width)) * width * F32))
     }
 
+    /// `x W'` of `rows` rows into memory of its own.
+    fn output(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
+        let y = self.t.alloc(name, rows * p.out_features as u64 * F32);
+        let stored = self.stored(p);
+        self.frozen(rows, stored, !self.spec.conv1d());
+        y
+    }
+
+    /// `g W`, likewise.
+    fn through(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
+        let dx = self.t.alloc(name, rows * p.in_features as u64 * F32);
+        let stored = self.stored(p);
+        self.frozen(rows, stored, self.spec.conv1d());
+        dx
+    }
+
     fn linear(&mut self, role: Role, rows: u64, name: &'static str) -> Live {
         let Some((p, adapted)) = self.find(role) else { return self.t.alloc(name, 0) };
         if adapted && self.run.recipe.lora.use_dora {
             return self.linear_dora(&p, rows, name);
         }
         let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
-        let y = self.t.alloc(name, rows * to * F32);
-        let stored = self.stored(&p);
-        self.frozen(rows, stored, !self.spec.conv1d());
+        let y = self.output(&p, rows, name);
         if adapted {
             let input = self.dropped(rows, &p);
             let hidden = self.t.alloc(LORA, rows * rank * F32);
@@ -321,12 +335,7 @@ impl Engine<'_> {
             return self.linear_dora_back(&p, rows, need_dx, grads);
         }
         let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
-        let dx = need_dx.then(|| {
-            let dx = self.t.alloc(name_of(role), rows * from * F32);
-            let stored = self.stored(&p);
-            self.frozen(rows, stored, self.spec.conv1d());
-            dx
-        });
+        let dx = need_dx.then(|| self.through(&p, rows, name_of(role)));
         if adapted {
             let input = self.dropped(rows, &p);
             let hidden = self.t.alloc(LORA, 2 * rows * rank * F32);
