@@ -187,6 +187,7 @@ impl ModelSpec {
     /// where transformers rotates row `j` with row `j + head_dim / 2`. So in the file row `2 j + p` of a head is
     /// transformers' row `p * head_dim / 2 + j`. `None` for all others, and for every family but Llama's.
     pub fn gguf_interleaved_heads(&self, name: &str) -> Option<usize> {
+        // Mistral is a llama to llama.cpp.
         let llama = matches!(self.model_type, ModelType::Llama | ModelType::Mistral);
         match name.rsplit('.').nth(1) {
             Some("q_proj") if llama => Some(self.attention.num_attention_heads),

@@ -92,10 +92,8 @@ fn format_of(format: GgmlDType, name: &str, shape: &[usize]) -> GgmlDType {
 }
 
 fn turn(spec: &ModelSpec, name: &str, dimensions: usize) -> Turn {
-    let rotated = [".q_proj.", ".k_proj."].iter().any(|p| name.contains(p));
     match spec.model_type {
-        // Mistral is a llama to llama.cpp; the other families keep transformers' halves there too.
-        ModelType::Llama | ModelType::Mistral if rotated => Turn::Pairs(spec.attention.head_dim),
+        _ if spec.gguf_interleaved_heads(name).is_some() => Turn::Pairs(spec.attention.head_dim),
         ModelType::Gpt2 if dimensions == 2 && name.contains(".h.") => Turn::Transpose,
         _ if spec.norm.offset == 1.0 && name.ends_with("norm.weight") => Turn::AddOne,
         _ => Turn::None,
