@@ -9,6 +9,7 @@
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 
+use super::kernels;
 use super::linear::{Adapter, AdapterGrad, Frozen, Linear, Use};
 use super::ops::{self, fused, slice, slice_mut, with_slice};
 
@@ -130,11 +131,7 @@ impl InplaceOp2 for ScaleColumns {
     }
 
     fn cpu_fwd(&self, y: &mut CpuStorage, ly: &Layout, factor: &CpuStorage, lf: &Layout) -> Result<()> {
-        use rayon::prelude::*;
-        let factor = slice(factor, lf)?;
-        slice_mut(y, ly)?
-            .par_chunks_mut(factor.len())
-            .for_each(|row| row.iter_mut().zip(factor).for_each(|(y, f)| *y *= f));
+        kernels::scale_columns(slice_mut(y, ly)?, slice(factor, lf)?);
         Ok(())
     }
 }
@@ -145,15 +142,7 @@ fn column_dots(g: &Tensor, y: &Tensor) -> Result<Tensor> {
         return (g * y)?.sum(0);
     }
     let width = g.dim(1)?;
-    let sums = with_slice(g, |g| {
-        with_slice(y, |y| {
-            let mut sums = vec![0f64; width];
-            for (g, y) in g.chunks(width).zip(y.chunks(width)) {
-                sums.iter_mut().zip(g.iter().zip(y)).for_each(|(s, (g, y))| *s += f64::from(g * y));
-            }
-            sums.into_iter().map(|s| s as f32).collect::<Vec<f32>>()
-        })
-    })??;
+    let sums = with_slice(g, |g| with_slice(y, |y| kernels::column_dots(g, y, width)))??;
     Tensor::from_vec(sums, width, g.device())
 }
 

@@ -207,6 +207,21 @@ pub fn add_into(a: &mut [f32], b: &[f32]) {
     }
 }
 
+/// Column j of rows as wide as `factor` times `factor[j]`, in place.
+pub fn scale_columns(y: &mut [f32], factor: &[f32]) {
+    let rows = y.par_chunks_mut(factor.len());
+    rows.for_each(|row| row.iter_mut().zip(factor).for_each(|(y, f)| *y *= f));
+}
+
+/// `sum over rows of g y`, a number a column.
+pub fn column_dots(g: &[f32], y: &[f32], width: usize) -> Vec<f32> {
+    let mut sums = vec![0f64; width];
+    for (g, y) in g.chunks(width).zip(y.chunks(width)) {
+        sums.iter_mut().zip(g.iter().zip(y)).for_each(|(s, (g, y))| *s += f64::from(g * y));
+    }
+    sums.into_iter().map(|s| s as f32).collect()
+}
+
 /// Rotates the first `2 half` of each head (Hugging Face's half-split form): row `r` stands at `positions[r]`.
 /// `cos` and `sin` hold `half` values a position; `sign` is -1 for the backward rotation.
 pub fn rope(x: &[f32], head_dim: usize, table: &RopeTable<'_>, positions: &[u32], sign: f32) -> Vec<f32> {
