@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::spec::config::Config;
 use crate::spec::model::{Dtype, ModelSpec, ModelType};
-use crate::spec::storage::{Format, Other, Storage};
+use crate::spec::storage::{AFFINE_BITS, AFFINE_GROUPS, Format, Other, Storage};
 
 /// What to give in the place of a checkpoint that cannot be read.
 const MUST: &str = "MLX's affine quantisation (2, 3, 4, 6 or 8 bits in groups of 32, 64 or 128), or absent: \
@@ -63,11 +63,12 @@ fn affine(table: &Map<String, Value>, scales: Dtype) -> Result<Format> {
         Some(Value::String(mode)) if mode == "affine" => {}
         Some(mode) => return Err(wrong("mode", mode)),
     }
-    let number = |key: &str, known: &[u64]| {
+    let number = |key: &str, known: &[usize]| {
         let value = table.get(key).unwrap_or(&Value::Null);
-        value.as_u64().filter(|n| known.contains(n)).map(|n| n as u8).ok_or_else(|| wrong(key, value))
+        let known = known.iter().find(|n| value.as_u64() == Some(**n as u64));
+        known.map(|n| *n as u8).ok_or_else(|| wrong(key, value))
     };
-    Ok(Format::Affine { bits: number("bits", &[2, 3, 4, 6, 8])?, group: number("group_size", &[32, 64, 128])?, scales })
+    Ok(Format::Affine { bits: number("bits", &AFFINE_BITS)?, group: number("group_size", &AFFINE_GROUPS)?, scales })
 }
 
 /// Keys under which a layer may stand: its path in mlx-lm's model, which is transformers' but for a wrapper's prefix

@@ -5,6 +5,11 @@ use serde::{Deserialize, Serialize};
 /// Numbers that share a scale in [`Format::Int8`].
 pub const INT8_GROUP: usize = 64;
 
+/// Bits of a code that MLX quantises to in [`Format::Affine`].
+pub const AFFINE_BITS: [usize; 5] = [2, 3, 4, 6, 8];
+/// Numbers that share a scale and a bias there.
+pub const AFFINE_GROUPS: [usize; 3] = [32, 64, 128];
+
 /// Number formats that weights are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -41,9 +46,9 @@ pub enum Format {
     Gguf(Block),
     /// MLX's affine quantisation: `scale * code + bias`, with a scale and a bias per group of a row.
     Affine {
-        /// Of a code: 2, 3, 4, 6 or 8.
+        /// Of a code: one of [`AFFINE_BITS`].
         bits: u8,
-        /// Numbers of a group: 32, 64 or 128.
+        /// Numbers of a group: one of [`AFFINE_GROUPS`].
         group: u8,
         /// What scales and biases are in.
         scales: Dtype,

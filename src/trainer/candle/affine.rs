@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::ops::fused;
 use crate::spec::model::Dtype;
-use crate::spec::storage::Format;
+use crate::spec::storage::{AFFINE_BITS, Format};
 
 /// A matrix of codes with its scales and biases.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ impl Affine {
         let (bits, groups) = (8 * bytes / columns, scales.dim(1)?);
         let whole = bits * columns == 8 * bytes && columns.is_multiple_of(groups.max(1));
         let alike = scales.dims() == biases.dims() && scales.dtype() == biases.dtype() && scales.dim(0)? == rows;
-        if !whole || !alike || !matches!(bits, 2 | 3 | 4 | 6 | 8) {
+        if !whole || !alike || !AFFINE_BITS.contains(&bits) {
             bail!(
                 "codes {:?}, scales {:?} and biases {:?} make no matrix of {columns} columns",
                 codes.dims(),

@@ -20,7 +20,7 @@ use super::rope::inverse_frequencies;
 use crate::error::{Error, Result};
 use crate::spec::model::{Dtype, ModelSpec, Positions};
 use crate::spec::run::RunConfig;
-use crate::spec::storage::{Format, Other, Storage};
+use crate::spec::storage::{AFFINE_BITS, AFFINE_GROUPS, Format, Other, Storage};
 
 /// The open files of a checkpoint. Tensors go by transformers' names, whatever the files call them.
 pub struct Store {
@@ -75,7 +75,7 @@ impl<'a> Found<'a> {
             let known = "f32, f16 and bf16 are understood, and u32 with `.scales` and `.biases` (MLX)";
             format!("is stored as {}; {known}", dtype.map_or("nothing".into(), |d| format!("{d:?}").to_lowercase()))
         })?;
-        if stored == shape { Ok(format) } else { Err(format!("is {stored:?}, but config.json says {shape:?}")) }
+        if stored == shape { Ok(format.into()) } else { Err(format!("is {stored:?}, but config.json says {shape:?}")) }
     }
 
     /// MLX's codes: their bits and groups follow from the shapes.
@@ -91,7 +91,7 @@ impl<'a> Found<'a> {
         };
         let (bits, group) = (32 * words / columns, columns / groups.max(1));
         let whole = bits * columns == 32 * words && group * groups == columns && [stored_rows, scale_rows] == [rows; 2];
-        let known = [2, 3, 4, 6, 8].contains(&bits) && [32, 64, 128].contains(&group);
+        let known = AFFINE_BITS.contains(&bits) && AFFINE_GROUPS.contains(&group);
         if !whole || !known || biases != (scales, &[rows, groups]) {
             let (words, other) = ([stored_rows, words], [scale_rows, groups]);
             return Err(format!(
@@ -99,11 +99,6 @@ impl<'a> Found<'a> {
                  groups of 32, 64 or 128"
             ));
         }
-        let scales = match scales {
-            Format::F16 => Dtype::F16,
-            Format::Bf16 => Dtype::Bf16,
-            _ => Dtype::F32,
-        };
         Ok(Format::Affine { bits: bits as u8, group: group as u8, scales })
     }
 
@@ -117,11 +112,11 @@ impl<'a> Found<'a> {
     }
 }
 
-fn plain(dtype: safetensors::Dtype) -> Option<Format> {
+fn plain(dtype: safetensors::Dtype) -> Option<Dtype> {
     match dtype {
-        safetensors::Dtype::F32 => Some(Format::F32),
-        safetensors::Dtype::F16 => Some(Format::F16),
-        safetensors::Dtype::BF16 => Some(Format::Bf16),
+        safetensors::Dtype::F32 => Some(Dtype::F32),
+        safetensors::Dtype::F16 => Some(Dtype::F16),
+        safetensors::Dtype::BF16 => Some(Dtype::Bf16),
         _ => None,
     }
 }
