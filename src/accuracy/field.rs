@@ -46,22 +46,24 @@ pub struct FieldRun {
 /// The rows of the table in `text`, which was read from `path`.
 pub fn read(text: &str, path: &Path) -> Result<Vec<FieldRun>> {
     let mut reader = csv::Reader::from_reader(text.as_bytes());
-    let wrong = |e: csv::Error| Error::Parse {
-        path: path.into(),
-        line: e.position().map(|p| p.line() as usize),
-        message: e.to_string(),
-        hint: Some("the columns are those of results/field/runs.csv".into()),
-    };
+    let hint = Some("the columns are those of results/field/runs.csv");
+    let wrong = |e: csv::Error| unreadable(path, &e, hint);
     let columns = reader.headers().map_err(wrong)?;
     if let Some(missing) = ["id", "framework", "model", "outcome"].iter().find(|c| !columns.iter().any(|h| h == **c)) {
         return Err(Error::Parse {
             path: path.into(),
             line: Some(1),
             message: format!("has no column `{missing}`"),
-            hint: Some("the columns are those of results/field/runs.csv".into()),
+            hint: hint.map(Into::into),
         });
     }
     reader.deserialize().collect::<csv::Result<_>>().map_err(wrong)
+}
+
+/// What is wrong with a table that was read from `path`.
+pub(super) fn unreadable(path: &Path, e: &csv::Error, hint: Option<&str>) -> Error {
+    let line = e.position().map(|p| p.line() as usize);
+    Error::Parse { path: path.into(), line, message: e.to_string(), hint: hint.map(Into::into) }
 }
 
 /// What the notes of a run say about the lengths of its examples, in tokens.

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::field::unreadable;
 use super::score::{Figure, Quantity, Summary};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::stats::{median, quantile};
 use crate::units::Bytes;
 
@@ -43,13 +44,8 @@ pub struct Neighbour {
 
 /// The table in `text`, which was read from `path`.
 pub fn read(text: &str, path: &Path) -> Result<Vec<Said>> {
-    let wrong = |e: csv::Error| Error::Parse {
-        path: path.into(),
-        line: e.position().map(|p| p.line() as usize),
-        message: e.to_string(),
-        hint: None,
-    };
-    csv::Reader::from_reader(text.as_bytes()).deserialize().collect::<csv::Result<_>>().map_err(wrong)
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    reader.deserialize().collect::<csv::Result<_>>().map_err(|e| unreadable(path, &e, None))
 }
 
 /// Each planner on the peaks whose longest batch is known.
