@@ -92,16 +92,16 @@ pub fn render(title: &str, runs: &[RunReport]) -> Result<String> {
     fill(TEMPLATE, view)
 }
 
-/// What every page looks like; it comes into a template where that says [`STYLE_HERE`].
-const STYLE_HERE: &str = "<!-- style -->";
-const STYLE: &str = include_str!("style.html");
+/// What every page begins with, and looks like; it comes into a template where that says [`HEAD_HERE`].
+const HEAD_HERE: &str = "<!-- head -->\n";
+const HEAD: &str = include_str!("head.html");
 
 /// A template with its values, each of them escaped unless the template says otherwise.
 pub(super) fn fill(template: &str, view: impl Serialize) -> Result<String> {
     let wrong = |e: minijinja::Error| Error::Serialise { what: "page", reason: e.to_string() };
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.render_str(&template.replacen(STYLE_HERE, STYLE, 1), minijinja::value::Serde(view)).map_err(wrong)
+    environment.render_str(&template.replacen(HEAD_HERE, HEAD, 1), minijinja::value::Serde(view)).map_err(wrong)
 }
 
 fn summary(runs: &[RunReport]) -> String {
