@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 
 use assert_cmd::Command;
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
+use common::fixture;
 
 fn headroom(folder: &Path, args: &[&str]) -> (i32, String, String) {
     let output = Command::cargo_bin("headroom").unwrap().current_dir(folder).args(args).output().unwrap();
@@ -28,7 +27,7 @@ fn place() -> tempfile::TempDir {
         ("hf_folder/train.jsonl", "train.jsonl"),
         ("gguf/chat.gguf", "chat.gguf"),
     ] {
-        std::fs::copy(fixtures().join(from), at.path().join(to)).unwrap();
+        std::fs::copy(fixture(from), at.path().join(to)).unwrap();
     }
     for (file, model) in [("mlx.toml", "./mlx"), ("gguf.toml", "chat.gguf")] {
         let text = format!(

@@ -1,6 +1,8 @@
 //! All of `tests/reference.rs` and `tests/formats.rs` again, computed by candle's operations alone in the place of the
 //! fused CPU kernels: this is what runs on Metal, proved where there is none.
 
+#![allow(clippy::duplicate_mod)] // each of the two has tests/common, as it must where it stands alone
+
 #[path = "reference.rs"]
 mod reference;
 

@@ -3,19 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use common::fixture;
 use headroom::spec::run::RunConfig;
 use headroom::trainer::candle::adapter;
 use headroom::trainer::candle::adapter_file::{AdapterFile, Layout};
 use headroom::trainer::candle::model::{Decoder, MicroBatch};
 use headroom::trainer::source::ModelSource;
 use serde_json::Value;
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
 
 fn json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
@@ -58,9 +57,9 @@ fn adapters_of_mlx_lm_give_its_logits() {
         ("phi3", "reference/phi3"),
         ("gpt2_hub", "exchange/gpt2_hub"),
     ] {
-        let folder = fixtures().join("exchange/mlx_lm").join(name);
+        let folder = fixture("exchange/mlx_lm").join(name);
         assert_eq!(AdapterFile::read(&folder).unwrap().layout, Layout::MlxLm);
-        let decoder = adapted(&fixtures().join(model), &folder);
+        let decoder = adapted(&fixture(model), &folder);
         let expected = json(&folder.join("expected.json"));
         let tokens: Vec<u32> = serde_json::from_value(expected["tokens"].clone()).unwrap();
         let error = worst(&logits(&decoder, &tokens), &expected["logits"]);
@@ -71,7 +70,7 @@ fn adapters_of_mlx_lm_give_its_logits() {
 #[test]
 fn an_adapter_of_peft_is_used_without_a_run_file() {
     for name in ["qwen3", "gpt2"] {
-        let folder = fixtures().join("reference").join(name);
+        let folder = fixture("reference").join(name);
         let reference = json(&folder.join("reference.json"));
         let tokens: Vec<u32> = serde_json::from_value(reference["logits_tokens"].clone()).unwrap();
         let error = worst(&logits(&adapted(&folder, &folder.join("adapter")), &tokens), &reference["adapter_logits"]);
@@ -85,7 +84,7 @@ fn changed(
     tensors: impl Fn(&mut std::collections::HashMap<String, Tensor>),
     config: impl Fn(&mut Value),
 ) -> tempfile::TempDir {
-    let (from, to) = (fixtures().join("exchange/mlx_lm").join(name), tempfile::tempdir().unwrap());
+    let (from, to) = (fixture("exchange/mlx_lm").join(name), tempfile::tempdir().unwrap());
     let mut all = candle_core::safetensors::load(from.join("adapters.safetensors"), &Device::Cpu).unwrap();
     tensors(&mut all);
     candle_core::safetensors::save(&all, to.path().join("adapters.safetensors")).unwrap();
@@ -97,7 +96,7 @@ fn changed(
 
 #[test]
 fn every_mismatch_of_an_adapter_is_listed_at_once() {
-    let model = fixtures().join("reference/qwen2");
+    let model = fixture("reference/qwen2");
     let source = ModelSource::Folder(model);
     let spoiled = changed(
         "qwen2",
@@ -109,7 +108,7 @@ fn every_mismatch_of_an_adapter_is_listed_at_once() {
         },
         |config| config["fine_tune_type"] = "full".into(),
     );
-    let mut lora = AdapterFile::read(&fixtures().join("exchange/mlx_lm/qwen2")).unwrap().lora();
+    let mut lora = AdapterFile::read(&fixture("exchange/mlx_lm/qwen2")).unwrap().lora();
     (lora.rank, lora.alpha) = (4, 9.0);
     let run = run(lora);
     let mut decoder = Decoder::load(&source.weights().unwrap(), &source.spec().unwrap(), &run, &Device::Cpu).unwrap();

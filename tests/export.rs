@@ -3,36 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 
 use assert_cmd::Command;
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{Device, Tensor};
+use common::{FAMILIES, fixture};
 use headroom::spec::run::{Lora, RunConfig};
 use headroom::trainer::candle::adapter_file::AdapterFile;
 use headroom::trainer::candle::model::{Decoder, MicroBatch};
 use headroom::trainer::source::ModelSource;
-
-const FAMILIES: [&str; 14] = [
-    "llama",
-    "llama3_rope",
-    "llama_linear_rope",
-    "llama_yarn",
-    "llama_biased",
-    "mistral",
-    "qwen2",
-    "qwen2_untied",
-    "qwen3",
-    "starcoder2",
-    "gpt2",
-    "gemma2",
-    "gemma3",
-    "phi3",
-];
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
 
 /// Runs `headroom export` in `folder`: exit code, stdout, stderr.
 fn export(folder: &Path, args: &[&str]) -> (i32, String, String) {

@@ -4,10 +4,13 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
+mod common;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use common::fixture;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::recipe::Recipe;
 use headroom::spec::run::{RunConfig, Weights};
@@ -24,10 +27,6 @@ use headroom::trainer::text::Text;
 use serde_json::Value;
 
 const VOCAB: u32 = 101;
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
 
 struct Model {
     run: RunConfig,
@@ -229,7 +228,7 @@ const MLX: [&str; 11] =
 #[test]
 fn mlx_checkpoints_give_the_logits_of_mlx_lm() {
     for case in MLX {
-        let folder = fixtures().join("mlx").join(case);
+        let folder = fixture("mlx").join(case);
         // Both compute in f32 from the same codes, scales and biases, and differ in the order of their sums.
         let (worst, largest) = against(&folder, &folder.join("logits.json"), "stored");
         println!("{case}: {worst:e} of {largest}");
@@ -242,8 +241,7 @@ fn mlx_checkpoints_give_the_logits_of_mlx_lm() {
         );
         hold(&format!("{case} of MLX"), open(&folder, "stored"), open(&folder, "f32"));
     }
-    let spec =
-        |case: &str| ModelSource::find(fixtures().join("mlx").join(case).to_str().unwrap()).unwrap().spec().unwrap();
+    let spec = |case: &str| ModelSource::find(fixture("mlx").join(case).to_str().unwrap()).unwrap().spec().unwrap();
     let format = |name: &str| spec("qwen2_mixed").format(Weights::Stored, name, 32);
     assert!(matches!(format("model.layers.1.self_attn.v_proj.weight"), Format::Affine { bits: 8, .. }));
     assert!(matches!(format("model.layers.1.self_attn.k_proj.weight"), Format::Affine { bits: 4, .. }));
@@ -269,7 +267,7 @@ const GGUF: [&str; 12] = [
 fn gguf_files_give_the_logits_of_transformers() {
     let mut seen = std::collections::HashSet::new();
     for case in GGUF {
-        let file = fixtures().join("gguf").join(format!("{case}.gguf"));
+        let file = fixture("gguf").join(format!("{case}.gguf"));
         let (worst, largest) = against(&file, &file.with_extension("json"), "stored");
         println!("{case}: {worst:e} of {largest}");
         assert!(worst < 1e-5 * largest.max(1.0), "{case}: logits differ by {worst} (they reach {largest})");
@@ -286,8 +284,8 @@ fn a_gguf_file_brings_its_tokenizer_and_template() {
         let source = ModelSource::find(path.to_str().unwrap()).unwrap();
         Text::open(&source, &source.spec().unwrap(), "m").unwrap()
     };
-    let (gguf, folder) = (text(fixtures().join("gguf/chat.gguf")), text(fixtures().join("hf_folder")));
-    let rows = std::fs::read_to_string(fixtures().join("hf_folder/train.jsonl")).unwrap();
+    let (gguf, folder) = (text(fixture("gguf/chat.gguf")), text(fixture("hf_folder")));
+    let rows = std::fs::read_to_string(fixture("hf_folder/train.jsonl")).unwrap();
     let mut chats = 0;
     for line in rows.lines() {
         assert_eq!(gguf.plain(line).unwrap(), folder.plain(line).unwrap());
@@ -300,7 +298,7 @@ fn a_gguf_file_brings_its_tokenizer_and_template() {
     assert!(chats > 0);
     assert_eq!(gguf.eos_ids.last(), folder.eos_ids.last());
     // The others have none, and say what to do.
-    let source = ModelSource::find(fixtures().join("gguf/llama.gguf").to_str().unwrap()).unwrap();
+    let source = ModelSource::find(fixture("gguf/llama.gguf").to_str().unwrap()).unwrap();
     let error = Text::open(&source, &source.spec().unwrap(), "m").err().unwrap().to_string();
     assert!(error.contains("put the model's tokenizer.json beside"), "{error}");
 }
@@ -308,7 +306,7 @@ fn a_gguf_file_brings_its_tokenizer_and_template() {
 #[test]
 fn a_folder_may_hold_a_gguf_file() {
     let folder = tempfile::tempdir().unwrap();
-    let from = |name: &str| fixtures().join("gguf").join(name);
+    let from = |name: &str| fixture("gguf").join(name);
     let to = |name: &str| folder.path().join(name);
     std::fs::copy(from("qwen2.gguf"), to("model-q4.gguf")).unwrap();
     let find = || ModelSource::find(folder.path().to_str().unwrap());
@@ -327,7 +325,7 @@ fn a_folder_may_hold_a_gguf_file() {
 fn damaged_checkpoints_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.gguf");
-    let whole = std::fs::read(fixtures().join("gguf/llama.gguf")).unwrap();
+    let whole = std::fs::read(fixture("gguf/llama.gguf")).unwrap();
     let refuse = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
         ModelSource::find(path.to_str().unwrap()).unwrap().spec().unwrap_err().to_string()
@@ -343,13 +341,13 @@ fn damaged_checkpoints_are_refused() {
     // MLX: the codes of one matrix cut short of what config.json's shape needs, and scales that are gone.
     let config = |text: &str| {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::copy(fixtures().join("mlx/qwen2/model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+        std::fs::copy(fixture("mlx/qwen2/model.safetensors"), folder.path().join("model.safetensors")).unwrap();
         std::fs::write(folder.path().join("config.json"), text).unwrap();
         let source = ModelSource::find(folder.path().to_str().unwrap()).unwrap();
         let spec = source.spec()?;
         source.weights()?.check(&spec)
     };
-    let text = std::fs::read_to_string(fixtures().join("mlx/qwen2/config.json")).unwrap();
+    let text = std::fs::read_to_string(fixture("mlx/qwen2/config.json")).unwrap();
     config(&text).unwrap();
     let wider = text.replace("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 4");
     let error = config(&wider).unwrap_err().to_string();

@@ -3,10 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
+mod common;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use common::{FAMILIES, fixture};
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{Recipe, RunConfig};
 use headroom::trainer::batches::{self, Batches, pack};
@@ -18,23 +21,6 @@ use headroom::trainer::candle::{adapter, learning_rate};
 use headroom::trainer::rows::Example;
 use headroom::trainer::source::ModelSource;
 use serde_json::Value;
-
-const FAMILIES: [&str; 14] = [
-    "llama",
-    "llama3_rope",
-    "llama_linear_rope",
-    "llama_yarn",
-    "llama_biased",
-    "mistral",
-    "qwen2",
-    "qwen2_untied",
-    "qwen3",
-    "starcoder2",
-    "gpt2",
-    "gemma2",
-    "gemma3",
-    "phi3",
-];
 
 /// Other adapters and another optimizer on some of these: name, model, and what `run.toml` says of them.
 const VARIANTS: [(&str, &str, &str); 6] = [
@@ -85,7 +71,7 @@ fn opened(family: &str, learning: Option<&'static str>, execution: &str) -> Fixt
     if env!("CARGO_CRATE_NAME") == "composed" {
         headroom::trainer::candle::ops::compose_everything();
     }
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference");
+    let fixtures = fixture("reference");
     let plain = (family, family, "lora = { rank = 4, alpha = 6 }");
     let (name, family, made_with) = VARIANTS.into_iter().find(|(name, ..)| *name == family).unwrap_or(plain);
     let learning = learning.unwrap_or(made_with);
@@ -154,7 +140,7 @@ fn logits_equal_transformers() {
 #[test]
 fn the_old_spelling_of_config_json_is_the_same_model() {
     for family in FAMILIES {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference").join(family);
+        let folder = fixture("reference").join(family);
         let read = |file| ModelSpec::from_config(&std::fs::read_to_string(folder.join(file)).unwrap()).unwrap();
         assert_eq!(read("config.json"), read("old_config.json"), "{family}");
     }

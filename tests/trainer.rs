@@ -3,17 +3,16 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
-use std::path::{Path, PathBuf};
+mod common;
 
+use std::path::Path;
+
+use common::fixture;
 use headroom::error::{Error, Result};
 use headroom::spec::run::RunConfig;
 use headroom::trainer::candle::CandleTrainer;
 use headroom::trainer::candle::adapter_file::Layout;
 use headroom::trainer::{Flow, Job, Outcome, TrainEvent, Trainer};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
 
 fn config(more: &str) -> RunConfig {
     let folder = fixture("hf_folder");

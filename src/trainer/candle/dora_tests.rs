@@ -6,7 +6,7 @@ use super::*;
 use crate::spec::run::Weights;
 use crate::trainer::candle::frozen::Stored;
 use crate::trainer::candle::linear::{DropoutKey, LoraSettings};
-use crate::trainer::candle::testing::{self, values, worst};
+use crate::trainer::candle::testing::{self, dot, moved, values, worst};
 
 const ROWS: usize = 6;
 const IN: usize = 5;
@@ -85,15 +85,7 @@ fn gradients_equal_finite_differences_with_the_norm_held() {
         let mut grad = None;
         let dx = linear.backward(&x, &g, at(0), (true, &mut grad)).unwrap().unwrap();
         let grad = grad.unwrap();
-        let value = |linear: &Linear, x: &Tensor| -> f64 {
-            let y = linear.forward(x, at(0)).unwrap();
-            values(&y).iter().zip(values(&g)).map(|(y, g)| f64::from(*y) * f64::from(g)).sum()
-        };
-        let moved = |t: &Tensor, i: usize, by: f32| {
-            let mut data = values(t);
-            data[i] += by;
-            Tensor::from_vec(data, t.shape(), &Device::Cpu).unwrap()
-        };
+        let value = |linear: &Linear, x: &Tensor| dot(&linear.forward(x, at(0)).unwrap(), &g);
         let check = |what: &str, gradient: &Tensor, f: &dyn Fn(usize, f32) -> f64| {
             for (i, expected) in values(gradient).iter().enumerate() {
                 let slope = (f(i, 0.05) - f(i, -0.05)) / 0.1;

@@ -1,7 +1,7 @@
 //! A projection with bias, adapter and dropout: gradients against finite differences, and chunks against the whole.
 
 use super::*;
-use crate::trainer::candle::testing::{self, values};
+use crate::trainer::candle::testing::{self, dot, moved, values};
 
 fn random(shape: (usize, usize), seed: u64) -> Tensor {
     testing::random(shape, 1.0, seed)
@@ -34,15 +34,7 @@ fn gradients_equal_finite_differences() {
         let mut grad = None;
         let dx = linear.backward(&x, &g, at(0), (true, &mut grad)).unwrap().unwrap();
         let grad = grad.unwrap();
-        let value = |linear: &Linear, x: &Tensor| -> f64 {
-            let y = linear.forward(x, at(0)).unwrap();
-            values(&y).iter().zip(values(&g)).map(|(y, g)| f64::from(*y) * f64::from(g)).sum()
-        };
-        let moved = |t: &Tensor, i: usize, by: f32| {
-            let mut data = values(t);
-            data[i] += by;
-            Tensor::from_vec(data, t.shape(), &Device::Cpu).unwrap()
-        };
+        let value = |linear: &Linear, x: &Tensor| dot(&linear.forward(x, at(0)).unwrap(), &g);
         let check = |gradient: &Tensor, f: &dyn Fn(usize, f32) -> f64| {
             for (i, expected) in values(gradient).iter().enumerate() {
                 let slope = (f(i, 0.05) - f(i, -0.05)) / 0.1;

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::*;
-use crate::trainer::candle::testing::{self, values, worst};
+use crate::trainer::candle::testing::{self, dot, moved, values, worst};
 
 fn random(rows: usize, width: usize, seed: u64) -> Tensor {
     testing::random((rows, width), 2.0, seed)
@@ -16,25 +16,12 @@ fn close(a: &Tensor, b: &Tensor, tolerance: f32, what: &str) {
 
 /// Compares `gradient` with the central difference of `sum(f(x) * g)`, element by element.
 fn check_gradient(x: &Tensor, g: &Tensor, gradient: &Tensor, f: impl Fn(&Tensor) -> Tensor, what: &str) {
-    let (base, grad, g) = (values(x), values(gradient), values(g));
     let h = 1e-2f32;
-    let value = |v: Vec<f32>| -> f64 {
-        let y = f(&Tensor::from_vec(v, x.shape(), &Device::Cpu).unwrap());
-        values(&y).iter().zip(&g).map(|(y, g)| f64::from(*y) * f64::from(*g)).sum()
-    };
-    for i in 0..base.len() {
-        let moved = |by: f32| {
-            let mut v = base.clone();
-            v[i] += by;
-            value(v)
-        };
+    for (i, grad) in values(gradient).into_iter().enumerate() {
+        let value = |by: f32| dot(&f(&moved(x, i, by)), g);
         // The four-point stencil: its error is of fourth order, so a step well above f32's noise will do.
-        let slope = (8.0 * (moved(h) - moved(-h)) - (moved(2.0 * h) - moved(-2.0 * h))) / (12.0 * f64::from(h));
-        assert!(
-            (slope - f64::from(grad[i])).abs() < 2e-3 * (1.0 + slope.abs()),
-            "{what}[{i}]: {slope} and {}",
-            grad[i]
-        );
+        let slope = (8.0 * (value(h) - value(-h)) - (value(2.0 * h) - value(-2.0 * h))) / (12.0 * f64::from(h));
+        assert!((slope - f64::from(grad)).abs() < 2e-3 * (1.0 + slope.abs()), "{what}[{i}]: {slope} and {grad}");
     }
 }
 

@@ -15,6 +15,18 @@ pub fn values(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
 }
 
+/// Sum of the products of two tensors' numbers.
+pub fn dot(a: &Tensor, b: &Tensor) -> f64 {
+    values(a).iter().zip(values(b)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum()
+}
+
+/// A tensor whose number `i` is larger by `by`.
+pub fn moved(t: &Tensor, i: usize, by: f32) -> Tensor {
+    let mut data = values(t);
+    data[i] += by;
+    Tensor::from_vec(data, t.shape(), &Device::Cpu).unwrap()
+}
+
 /// Largest difference between two tensors of one shape.
 pub fn worst(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
