@@ -7,6 +7,7 @@ pub mod guides;
 pub mod neighbours;
 pub mod rules;
 pub mod score;
+pub mod spread;
 pub mod table;
 
 pub use table::Accuracy;

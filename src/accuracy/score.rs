@@ -10,9 +10,10 @@ use crate::error::Result;
 use crate::measure::Measurement;
 use crate::plan::{Verdict, assess};
 use crate::predict::calibration::Calibration;
-use crate::predict::{Prediction, Request, predict};
+use crate::predict::{Request, predict};
 use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
+use crate::spec::run::Engine;
 use crate::stats::{median, quantile};
 use crate::units::{Bytes, Estimate};
 
@@ -170,37 +171,45 @@ pub struct Scored {
     pub left_out: Vec<Rule>,
 }
 
+/// What is believed of a machine before anything is measured on it.
+pub type Prior<'a> = &'a dyn Fn(&Machine) -> Calibration;
+
 /// Holds a row against what is predicted of it.
 pub fn score(row: &FieldRun) -> Result<Scored> {
+    score_with(row, &|machine| Calibration::prior(machine, Engine::MlxLm))
+}
+
+/// The same with another prior: the rows are all of mlx-lm.
+pub fn score_with(row: &FieldRun, prior: Prior<'_>) -> Result<Scored> {
     let mut scored = Scored::default();
     let case = match Case::of(row) {
         Ok(case) => case,
         Err(rule) => return Ok(Scored { left_out: vec![rule], ..scored }),
     };
     match case.peak(row) {
-        Ok(peak) => score_peak(&case, peak, &mut scored)?,
+        Ok(peak) => score_peak(&case, peak, &mut scored, prior)?,
         Err(rule) => scored.left_out.push(rule),
     }
     match case.speed(row) {
-        Ok(speed) => scored.figures.push(figure(&case, Quantity::Speed, speed, &case.lengths())?),
+        Ok(speed) => scored.figures.push(figure(&case, Quantity::Speed, speed, &case.lengths(), prior)?),
         Err(rule) => scored.left_out.push(rule),
     }
     match case.machines.first() {
-        Some(machine) => scored.judged = Some(judge(&case, machine, &row.outcome)?),
+        Some(machine) => scored.judged = Some(judge(&case, machine, &row.outcome, prior)?),
         None => scored.left_out.push(Rule::NoMemory),
     }
     Ok(scored)
 }
 
-fn score_peak(case: &Case, peak: Bytes, scored: &mut Scored) -> Result<()> {
+fn score_peak(case: &Case, peak: Bytes, scored: &mut Scored, prior: Prior<'_>) -> Result<()> {
     if case.known.longest() {
         let tokens_per_row = mlx_padded(case.longest().max(), case.run.recipe.max_seq_length);
         scored.case = Some(Known { id: case.id.clone(), tokens_per_row, run: case.run.clone() });
-        scored.figures.push(figure(case, Quantity::PeakMemory, peak.as_f64(), &case.lengths())?);
+        scored.figures.push(figure(case, Quantity::PeakMemory, peak.as_f64(), &case.lengths(), prior)?);
         return Ok(());
     }
     let at =
-        |lengths: &TokenLengths| Ok::<f64, crate::error::Error>(estimate(case, Quantity::PeakMemory, lengths)?.point);
+        |lengths: &TokenLengths| -> Result<f64> { Ok(estimate(case, Quantity::PeakMemory, lengths, prior)?.point) };
     scored.brackets.push(Bracket {
         id: case.id.clone(),
         chip: case.chip.clone(),
@@ -211,25 +220,26 @@ fn score_peak(case: &Case, peak: Bytes, scored: &mut Scored) -> Result<()> {
     Ok(())
 }
 
-fn figure(case: &Case, quantity: Quantity, measured: f64, lengths: &TokenLengths) -> Result<Figure> {
+fn figure(case: &Case, quantity: Quantity, measured: f64, lengths: &TokenLengths, prior: Prior<'_>) -> Result<Figure> {
     Ok(Figure {
         id: case.id.clone(),
         engine: case.run.engine.name().into(),
         chip: case.chip.clone(),
         quantity,
-        predicted: estimate(case, quantity, lengths)?,
+        predicted: estimate(case, quantity, lengths, prior)?,
         measured,
     })
 }
 
 /// Over every Mac that it may have been: the middle of the points, and an interval that holds all of theirs.
-fn estimate(case: &Case, quantity: Quantity, lengths: &TokenLengths) -> Result<Estimate<f64>> {
+fn estimate(case: &Case, quantity: Quantity, lengths: &TokenLengths, prior: Prior<'_>) -> Result<Estimate<f64>> {
     // Memory is the same on every Mac; where none is stated any will do.
     let any = [Machine::plainest(Bytes::from_gib(128.0))?];
     let machines = if case.machines.is_empty() { &any[..] } else { &case.machines };
     let mut all = Vec::new();
     for machine in machines {
-        let prediction = prediction(case, machine, lengths)?;
+        let (spec, run, calibration) = (&case.spec, &case.run, &prior(machine));
+        let prediction = predict(&Request { spec, machine, run, lengths: Some(lengths), calibration }, LEVEL)?;
         all.push(match quantity {
             Quantity::PeakMemory => prediction.peak_memory.map(Bytes::as_f64),
             Quantity::Footprint => prediction.footprint.map(Bytes::as_f64),
@@ -242,14 +252,8 @@ fn estimate(case: &Case, quantity: Quantity, lengths: &TokenLengths) -> Result<E
     Ok(Estimate { point: mean.exp(), low, high, level: LEVEL })
 }
 
-fn prediction(case: &Case, machine: &Machine, lengths: &TokenLengths) -> Result<Prediction> {
-    let calibration = &Calibration::prior(machine, case.run.engine);
-    let (spec, run) = (&case.spec, &case.run);
-    predict(&Request { spec, machine, run, lengths: Some(lengths), calibration }, LEVEL)
-}
-
-fn judge(case: &Case, machine: &Machine, outcome: &str) -> Result<Judged> {
-    let calibration = &Calibration::prior(machine, case.run.engine);
+fn judge(case: &Case, machine: &Machine, outcome: &str, prior: Prior<'_>) -> Result<Judged> {
+    let calibration = &prior(machine);
     let (spec, run) = (&case.spec, &case.run);
     let at = |lengths: &TokenLengths| {
         assess(&Request { spec, machine, run, lengths: Some(lengths), calibration }, CONFIDENCE, None)
@@ -289,7 +293,6 @@ pub fn of_measurement(m: &Measurement, number: usize) -> Vec<Figure> {
 mod tests {
     use super::*;
     use crate::predict::coverage::{Coverage, Point};
-    use crate::spec::run::Engine;
 
     #[test]
     fn what_is_said_to_be_checked_is_what_the_rows_check() {
