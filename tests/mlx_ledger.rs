@@ -1,7 +1,8 @@
 //! mlx-lm's ledger on a CPU against real training steps of real mlx-lm (`results/mlx-lm-cpu`, with its script).
 //!
-//! The counts of src/cost/mlx_cpu.rs were read off traces and looked at beside the rows marked `develop`; nobody looked
-//! at the others one by one.
+//! The counts of src/cost/mlx_cpu.csv were read off traces of other models and looked at beside the rows marked
+//! `develop`. Nobody looked at the others one by one; of those marked `blind` nothing was known before the counts were
+//! final (the README beside the rows says more).
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -68,11 +69,10 @@ fn errors(split: &str) -> (usize, [f64; 3]) {
 
 #[test]
 fn rows_kept_aside_are_predicted() {
-    for split in ["develop", "held_out"] {
+    for split in ["develop", "held_out", "blind"] {
         let (n, [median, p95, worst]) = errors(split);
         println!("{split}: {n} rows, error median {median:.3}, p95 {p95:.3}, worst {worst:.3}");
+        assert!(n >= 25, "{n}");
+        assert!(median <= 0.01 && p95 <= 0.05 && worst <= 0.08, "{split}: median {median}, p95 {p95}, worst {worst}");
     }
-    let (n, [median, p95, worst]) = errors("held_out");
-    assert!(n >= 40, "{n}");
-    assert!(median <= 0.01 && p95 <= 0.06 && worst <= 0.12, "median {median}, p95 {p95}, worst {worst}");
 }

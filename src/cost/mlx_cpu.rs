@@ -9,13 +9,20 @@
 //!   `scaled_dot_product_attention` have no kernel with a backward pass on a CPU and fall back to single operations;
 //! - rotated q and k, v, and what each A gives.
 //!
-//! What else is alive at a tall moment is counted off the same traces, as numbers of arrays by kind. It is more than the
-//! block at work: mlx allocates results up to ten tasks ahead of the thread that computes (`MAX_ACTIVE_TASKS`) and a
-//! checkpointed block does not wait for the gradient that it is run again for, so the last block's backward overlaps the
-//! loss. None of the counts depends on a shape. `tests/mlx_ledger.rs` holds the result to measured steps of llama, qwen2
-//! and qwen3 models; other families are taken to be alike.
+//! What else is alive at a tall moment is counted off the same traces, in `mlx_cpu.csv`; `results/mlx-lm-cpu/trace.py`
+//! makes that file. It is more than the block at work: mlx allocates results ahead of the thread that computes, by ten
+//! tasks of ten dispatches (`MAX_ACTIVE_TASKS`, `DISPATCHES_PER_TASK`; some fifty operations, half a block), and keeps
+//! what they read until they are done. So the last block's backward overlaps the loss, a checkpointed block is run again
+//! before the gradient it is run again for is there, and gradients wait with the new states that Adam makes of them:
+//! those of up to six blocks at once, however many blocks there are. Where a group of ten ends depends on all that was
+//! dispatched before, which moves single peaks by some percent either way; the prediction is the mean over the traced
+//! depths. None of the counts depends on a shape. `tests/mlx_ledger.rs` holds the result to measured steps of llama,
+//! qwen2 and qwen3 models; other families are taken to be alike.
 //!
 //! On Metal, norms and attention have kernels of their own and the order differs: that is [`super::mlx`].
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use super::ledger::{Item, MemoryLedger, Phase};
 use super::mlx;
@@ -28,88 +35,51 @@ use crate::spec::tensors::{Projection, Role};
 
 const F32: i64 = 4;
 
-/// Numbers of arrays that are alive at a moment, beyond what all blocks keep: of the hidden state's size, the MLP's,
-/// of q, of k and v, each in the activations' format and in f32; of the scores, the logits (activations' format) and
-/// of x A (f32). Fewer than none where the moment comes after the last block let go of some.
-struct Alive {
+/// Kinds of arrays, in the order of the columns of the counts: hidden, MLP, q, k or v, scores, logits, x A.
+const KINDS: usize = 7;
+const SCORES: usize = 4;
+const LOGITS: usize = 5;
+
+/// What is alive at a tall moment of a traced step, beyond what all blocks keep.
+#[derive(Debug)]
+struct Moment {
+    of: Variant,
+    /// Blocks of the traced model.
+    depth: u32,
     phase: &'static str,
-    hidden: [i64; 2],
-    mlp: [i64; 2],
-    q: [i64; 2],
-    kv: [i64; 2],
-    scores: i64,
-    logits: i64,
-    low_rank: i64,
-    /// Gradients are there: half of them, since the block at work is one in the middle.
-    gradients: bool,
+    /// Bytes per element of each kind. Fewer than none where the last blocks let go of some already.
+    alive: [f64; KINDS],
+    /// Gradients and new states of adapters, in units of one block's adapters.
+    adapters: f64,
 }
 
-const NONE: Alive = Alive {
-    phase: "",
-    hidden: [0; 2],
-    mlp: [0; 2],
-    q: [0; 2],
-    kv: [0; 2],
-    scores: 0,
-    logits: 0,
-    low_rank: 0,
-    gradients: false,
-};
+/// What the graph depends on, beside shapes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Variant {
+    base: &'static str,
+    in_mlp: bool,
+    checkpoint: bool,
+    head_norms: bool,
+}
 
-/// Adapters in the MLP too; every trained block's activations kept.
-const KEPT: [Alive; 3] = [
-    Alive { phase: "loss", logits: 4, mlp: [3, 3], hidden: [4, 7], q: [0, 1], low_rank: 4, ..NONE },
-    Alive { phase: "last block", logits: 2, mlp: [3, 3], hidden: [4, 7], q: [4, 0], scores: 2, ..NONE },
-    Alive { phase: "backward", logits: 1, mlp: [-2, 0], hidden: [4, 4], q: [11, 0], kv: [8, 0], scores: 2, ..NONE },
-];
+static MOMENTS: LazyLock<Vec<Moment>> = LazyLock::new(|| {
+    // A line that cannot be read would be missed by the test below.
+    include_str!("mlx_cpu.csv").lines().skip(1).filter_map(moment).collect()
+});
 
-/// Adapters in attention alone; every trained block's activations kept.
-const KEPT_ATTENTION: [Alive; 1] =
-    [Alive { phase: "loss", logits: 4, mlp: [3, 0], hidden: [3, 4], q: [9, 0], kv: [2, 0], scores: 2, ..NONE }];
-
-/// Adapters in the MLP too; every trained block's input kept.
-const AGAIN: [Alive; 4] = [
-    Alive { phase: "loss", logits: 4, mlp: [7, 5], hidden: [3, 7], q: [2, 0], scores: 1, ..NONE },
-    Alive { phase: "last block", mlp: [6, 6], hidden: [4, 7], q: [12, 0], kv: [7, 0], scores: 3, low_rank: 15, ..NONE },
-    Alive {
-        phase: "backward, MLP",
-        gradients: true,
-        mlp: [8, 9],
-        hidden: [4, 13],
-        q: [5, 0],
-        kv: [6, 0],
-        scores: 1,
-        low_rank: 24,
-        ..NONE
-    },
-    Alive {
-        phase: "backward, attention",
-        gradients: true,
-        mlp: [2, 2],
-        hidden: [3, 3],
-        q: [13, 3],
-        kv: [11, 2],
-        scores: 4,
-        low_rank: 14,
-        ..NONE
-    },
-];
-
-/// Adapters in attention alone; every trained block's input kept.
-const AGAIN_ATTENTION: [Alive; 2] = [
-    Alive { phase: "loss", logits: 4, mlp: [5, 0], hidden: [7, 7], q: [6, 0], kv: [3, 0], scores: 1, ..NONE },
-    Alive {
-        phase: "backward, attention",
-        gradients: true,
-        hidden: [3, 0],
-        q: [18, 0],
-        kv: [13, 0],
-        scores: 4,
-        logits: 1,
-        low_rank: 12,
-        ..NONE
-    },
-];
+fn moment(line: &'static str) -> Option<Moment> {
+    let mut fields = line.split(',');
+    let of = Variant {
+        base: fields.next()?,
+        in_mlp: fields.next()? == "all",
+        checkpoint: fields.next()? == "1",
+        head_norms: fields.next()? == "1",
+    };
+    let (depth, phase) = (fields.next()?.parse().ok()?, fields.next()?);
+    let counts: Vec<f64> = fields.map_while(|n| n.parse().ok()).collect();
+    let (adapters, alive) = counts.split_last()?;
+    Some(Moment { of, depth, phase, alive: alive.try_into().ok()?, adapters: *adapters })
+}
 
 /// Sizes of a micro-batch's arrays, in numbers.
 struct Sizes {
@@ -155,23 +125,46 @@ impl Sizes {
         self.format * activation + F32 * in_f32
     }
 
-    fn phase(&self, moment: &Alive, kept: &Item, adapters: u64) -> Phase {
-        let both = |n: [i64; 2], size: i64| (n[0] * self.format + n[1] * F32) * size;
-        let rest = both(moment.hidden, self.hidden)
-            + both(moment.mlp, self.mlp)
-            + both(moment.q, self.q)
-            + both(moment.kv, self.kv)
-            + F32 * moment.low_rank * self.low_rank;
+    fn kinds(&self) -> [f64; KINDS] {
+        [self.hidden, self.mlp, self.q, self.kv, self.scores, self.logits, self.low_rank].map(|n| n as f64)
+    }
+
+    /// The tallest moment of a phase: by kind, then the adapters', bytes; in the mean over the traced depths that are
+    /// like this model's.
+    fn tallest(&self, of: Variant, phase: &str, blocks: f64, adapters: f64) -> Vec<f64> {
+        let sizes = self.kinds();
+        let bytes = |m: &Moment| -> Vec<f64> {
+            let arrays = m.alive.iter().zip(sizes).map(|(count, size)| count * size);
+            // A gradient and three new states (the adapter's and Adam's) of each block at most.
+            arrays.chain([m.adapters.min(4.0 * blocks) * adapters / blocks]).collect()
+        };
+        // Moments of the third block from the end want a model that has one. Without checkpoints they are low anyway:
+        // so many blocks have let go of what they kept.
+        let alike = |depth: u32| !of.checkpoint || (depth < 4) == (blocks < 4.0);
+        let mut highest: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+        for m in MOMENTS.iter().filter(|m| m.of == of && m.phase == phase && alike(m.depth)) {
+            let (bytes, best) = (bytes(m), highest.entry(m.depth).or_default());
+            if best.is_empty() || bytes.iter().sum::<f64>() > best.iter().sum() {
+                *best = bytes;
+            }
+        }
+        let depths = highest.len().max(1) as f64;
+        (0..=KINDS).map(|i| highest.values().map(|b| b[i]).sum::<f64>() / depths).collect()
+    }
+
+    fn phase(&self, name: &str, alive: &[f64], kept: &Item) -> Phase {
+        let scores_and_logits = [alive[SCORES], alive[LOGITS]].map(|bytes| bytes.max(0.0) as u64);
+        let rest = alive[..KINDS].iter().sum::<f64>() - scores_and_logits.iter().sum::<u64>() as f64;
         // Less than nothing more: what was kept and is gone already.
-        let gone = (-rest).clamp(0, kept.bytes.0 as i64) as u64;
+        let gone = (-rest).clamp(0.0, kept.bytes.as_f64()) as u64;
         let items = vec![
             Item::new(&kept.name, kept.bytes.0 - gone),
-            Item::new("logits", (moment.logits * self.format * self.logits) as u64),
-            Item::new("attention scores", (moment.scores * self.format * self.scores) as u64),
-            Item::new("one block at work", rest.max(0) as u64),
-            Item::new("gradients", if moment.gradients { F32 as u64 * adapters / 2 } else { 0 }),
+            Item::new("logits", scores_and_logits[1]),
+            Item::new("attention scores", scores_and_logits[0]),
+            Item::new("one block at work", rest.max(0.0) as u64),
+            Item::new("gradients", alive[KINDS].max(0.0) as u64),
         ];
-        Phase::new(moment.phase, items)
+        Phase::new(name, items)
     }
 }
 
@@ -181,18 +174,49 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Resul
     let (targets, blocks) = adapted(spec, &run.recipe.lora)?;
     let blocks = blocks as i64;
     let in_mlp = targets.iter().any(|p| matches!(p.role, Role::Gate | Role::Up | Role::GateUp | Role::Down));
-    let moments: &[Alive] = match (run.execution.grad_checkpoint, in_mlp) {
-        (true, true) => &AGAIN,
-        (true, false) => &AGAIN_ATTENTION,
-        (false, true) => &KEPT,
-        (false, false) => &KEPT_ATTENTION,
-    };
     let kept = match run.execution.grad_checkpoint {
         true => Item::new("block inputs", (blocks * sizes.format * sizes.hidden) as u64),
         false => Item::new("activations kept", (blocks * sizes.kept(spec, &targets)) as u64),
     };
     let adapters = trainable(spec, &run.recipe.lora)?;
-    let phases = moments.iter().map(|moment| sizes.phase(moment, &kept, adapters)).collect();
+    let of = Variant {
+        // Under a quantised base mlx has products of its own.
+        base: match spec.usual_format(run.execution.weights).bits() {
+            bits if bits > 16.0 => "f32",
+            bits if bits >= 16.0 => "bf16",
+            _ => "4bit",
+        },
+        in_mlp,
+        checkpoint: run.execution.grad_checkpoint,
+        head_norms: spec.attention.qk_norm,
+    };
+    let phase = |name| {
+        let alive = sizes.tallest(of, name, blocks as f64, adapters as f64 * F32 as f64);
+        sizes.phase(name, &alive, &kept)
+    };
+    let phases = ["loss", "backward"].map(phase).into();
     // Weights, adapters and Adam's states are the same everywhere.
     Ok(MemoryLedger { phases, ..mlx::ledger(spec, run, tokens_per_row)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_variant_was_traced_and_every_line_is_read() {
+        assert_eq!(MOMENTS.len(), include_str!("mlx_cpu.csv").lines().count() - 1);
+        for base in ["f32", "bf16", "4bit"] {
+            for flags in 0..8 {
+                let [in_mlp, checkpoint, head_norms] = [1, 2, 4].map(|bit| flags & bit > 0);
+                let of = Variant { base, in_mlp, checkpoint, head_norms };
+                for phase in ["loss", "backward"] {
+                    let mut depths: Vec<u32> =
+                        MOMENTS.iter().filter(|m| m.of == of && m.phase == phase).map(|m| m.depth).collect();
+                    depths.dedup();
+                    assert_eq!(depths, [2, 4, 6], "{of:?} {phase}");
+                }
+            }
+        }
+    }
 }
