@@ -3,9 +3,9 @@
 //! A calibration may take one run of a configuration for a trial, from a turn that is drawn; the other turns are the
 //! truth.
 //!
-//! The machine was a shared one: the same configuration differs by 14 % from turn to turn (standard deviation), a good
-//! part of it slow drift. So times are geometric means over turns, and the best of a recipe is picked by some turns and
-//! timed by others: picked and timed by the same ones, it would be as good as its luck.
+//! The machine was a shared one: the same configuration differs by 12 % from turn to turn (standard deviation), and all
+//! of them drift together, which is taken out. Times are geometric means over turns, and the best of a recipe is picked
+//! by some turns and timed by others: picked and timed by the same ones, it would be as good as its luck.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
@@ -30,7 +30,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Time that a calibration may take.
-const BUDGET_S: f64 = 180.0;
+const BUDGET_S: f64 = 120.0;
 
 /// A configuration, and what it showed in each turn.
 struct Case {
@@ -90,8 +90,25 @@ impl Host {
                 }
             }
         }
-        assert!(host.cases.iter().all(|case| case.turns.len() >= 4));
+        host.take_out_the_drift();
         host
+    }
+
+    /// Divides the times of each turn by what they have in common: the machine was slower by a seventh in the first turns
+    /// than in the last, all configurations alike, which says nothing of a prediction.
+    fn take_out_the_drift(&mut self) {
+        let turns = self.cases[0].turns.len();
+        assert!(turns >= 4 && self.cases.iter().all(|case| case.turns.len() == turns));
+        let log = |case: &Case, turn: usize| case.turns[turn].measured.step_time_s.unwrap().ln();
+        let means: Vec<f64> = (0..turns)
+            .map(|turn| self.cases.iter().map(|case| log(case, turn)).sum::<f64>() / self.cases.len() as f64)
+            .collect();
+        let all = means.iter().sum::<f64>() / turns as f64;
+        for case in &mut self.cases {
+            for (m, mean) in case.turns.iter_mut().zip(&means) {
+                m.measured.step_time_s = m.measured.step_time_s.map(|t| t / (mean - all).exp());
+            }
+        }
     }
 
     fn request<'a>(&'a self, run: &'a RunConfig, calibration: &'a Calibration) -> Request<'a> {
@@ -199,7 +216,8 @@ fn a_few_minutes_of_trials_predict_the_rest_of_the_grid() {
             share[1]
         );
         assert!(host.cases.len() >= 60 && longest <= BUDGET_S);
-        assert!(median(&speed) <= 0.07 && quantile(&speed, 0.95) <= 0.18);
+        // Wanted are 5 and 12 %; reached are 5.2 and 12.2, of a truth that is itself known to 3 %.
+        assert!(median(&speed) <= 0.06 && quantile(&speed, 0.95) <= 0.14);
         assert!(quantile(&footprint, 0.95) <= 0.05);
     }
 }

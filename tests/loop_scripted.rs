@@ -12,6 +12,7 @@ use headroom::measure::Measurement;
 use headroom::measure::probe::this_machine;
 use headroom::report::compare::PredictionFile;
 use headroom::spec::run::{Engine, RunConfig};
+use headroom::store;
 use headroom::trainer::scripted::{Mishap, Script, ScriptedTrainer};
 use headroom::trainer::source::ModelSource;
 use headroom::trainer::{Outcome, Step};
@@ -160,8 +161,22 @@ fn a_torn_table_is_mended_and_a_foreign_one_refused() {
     let table = fs::read_dir(place.path("results")).unwrap().next().unwrap().unwrap().path().join("measurements.csv");
     let whole = fs::read_to_string(&table).unwrap();
     fs::write(&table, &whole[..whole.len() - 20]).unwrap();
-    // The torn one is measured again.
-    assert!(place.ask(&["calibrate", "my.toml"]).contains("1 trials measured"));
+    // The torn one is gone, and the others are known.
+    let rows = place.measurements().len();
+    assert_eq!(rows, whole.lines().count() - 2);
+    assert!(place.ask(&["calibrate", "my.toml"]).contains(&format!("{rows} known from before")));
+    let mended = fs::read_to_string(&table).unwrap();
+    let (columns, mut cells) = store::read_csv(&table).unwrap();
+    cells[0][columns.iter().position(|c| c == "measured.step_time_s").unwrap()] = "-0.5".into();
+    store::write_csv(&table, &columns, &cells).unwrap();
+    let nonsense = fs::read_to_string(&table).unwrap();
+    let (code, says) = place.refused(&["calibrate", "my.toml"]);
+    assert!(code == 2 && says.contains("line 2") && says.contains("step_time_s` is -0.5"), "{says}");
+    assert_eq!(fs::read_to_string(&table).unwrap(), nonsense);
+    // What was measured elsewhere, or under another system, says nothing of here.
+    let foreign = mended.replace("Linux", "Another system");
+    fs::write(&table, &foreign).unwrap();
+    assert!(place.ask(&["calibrate", "my.toml"]).contains("0 known from before"));
     fs::write(&table, "schema,dance\n9,1\n").unwrap();
     let (code, says) = place.refused(&["calibrate", "my.toml"]);
     assert!(code == 2 && says.contains("measurements.csv") && says.contains("dance"), "{says}");

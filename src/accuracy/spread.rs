@@ -77,7 +77,7 @@ pub fn prior_with(machine: &Machine, speed: Spread, peak: Spread) -> Calibration
     let mut prior = Calibration::prior(machine, Engine::MlxLm);
     prior.noise.time = speed.within;
     prior.noise.peak = peak.within;
-    // In the order of the coefficients: the share of the arithmetic rate is the first, the allocator's factor the last.
+    // In the order of the coefficients: the share of the arithmetic rate is the first, the allocator's factor the fifth.
     let heat = if machine.fanless { FANLESS_SD } else { 0.0 };
     prior.covariance[0][0] = speed.between.powi(2) + heat.powi(2);
     prior.covariance[4][4] = peak.between.powi(2);

@@ -19,7 +19,7 @@ const HOURS_BUILTIN: f64 = 1.5 / 60.0;
 const EPOCHS_BUILTIN: [f64; 3] = [1.0, 0.3, 0.1];
 /// Time for the trials; for the model that ships they take seconds.
 const CALIBRATING: Seconds = Seconds(180.0);
-const CALIBRATING_BUILTIN: Seconds = Seconds(40.0);
+const CALIBRATING_BUILTIN: Seconds = Seconds(20.0);
 
 /// The verb.
 pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {

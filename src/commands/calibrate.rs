@@ -29,6 +29,8 @@ const MAX_STEPS: usize = 100;
 /// A trial whose steps are not alike goes on for this many times the least it takes. Two trials of different runs say
 /// more than one that is twice as long.
 const LONGER: f64 = 1.5;
+/// A trial that gives no sign of life for this many times its time hangs.
+const SLOWEST: f64 = 10.0;
 /// Trials that show nothing one after the other, after which no more are made.
 const FAILURES: usize = 3;
 /// A median step time known to this is known well enough.
@@ -97,7 +99,7 @@ impl Ended {
             Self::Settled => "No further trial could change that by anything that matters.",
             Self::Time => "The time was over; with more of it (--budget) more would be known.",
             Self::Nothing => "There is no further short run that surely fits.",
-            Self::Failing => "Three trials after the other showed nothing: see `doctor`.",
+            Self::Failing => "Three trials one after the other showed nothing: see `doctor`.",
             Self::Interrupted => "Interrupted; what was measured is kept.",
         }
     }
@@ -170,6 +172,9 @@ fn make_trials(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> Re
     let decision = Decision { options: &options, limit: bench.limit, confidence: common::CONFIDENCE };
     let known = |trial: &Candidate| bench.times_measured(&trial.run) > 0;
     let (old, mut new): (Vec<Candidate>, Vec<Candidate>) = around.trials(what.run)?.into_iter().partition(known);
+    for remark in probe::state().remarks(bench.machine.memory) {
+        output.note(&format!("  note: {remark}; a quiet machine is measured better"));
+    }
     let mut result = Calibrated::default();
     let mut again = if what.again {
         old
@@ -189,9 +194,11 @@ fn make_trials(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> Re
         };
         bar.set_position(started.elapsed().as_secs());
         bar.set_message(name(&trial.run));
-        let share = Seconds(left.min(LONGER * trial.seconds(&bench.calibration).0));
+        let share = LONGER * trial.seconds(&bench.calibration).0;
         let plan = bench.assess(&subject.padded(), &trial.run, CONFIDENCE)?;
-        let measurement = measure(bench, &trial.run, (share, &plan), what.script)?;
+        // Before anything is measured a step may take several times as long as expected.
+        let time = (Seconds(left.min(share)), Seconds(left.min(SLOWEST * share)));
+        let measurement = measure(bench, &trial.run, (time, &plan), what.script)?;
         let text = format!("  {}: {}", name(&measurement.config), seen(&measurement));
         failures = if measurement.has_speed() { 0 } else { failures + 1 };
         // Written down before it is shown, and learned from before the next one is chosen.
@@ -287,11 +294,11 @@ impl Calibrated {
     }
 }
 
-/// One trial in a process of its own, for at most `share` of the time.
+/// One trial in a process of its own, for `time` after which it ends, and `silence` after which it hangs.
 pub fn measure(
     bench: &Bench,
     trial: &RunConfig,
-    (share, plan): (Seconds, &Assessment),
+    ((time, silence), plan): ((Seconds, Seconds), &Assessment),
     script: Option<&Path>,
 ) -> Result<Measurement> {
     let mut config = trial.clone();
@@ -299,8 +306,8 @@ pub fn measure(
     let job = Job { config, out: None, stop_after: None, resume: false, save_every: 0, pad_to_max: true };
     let limits = Limits {
         memory: bench.limit,
-        time: share,
-        silence: share,
+        time,
+        silence,
         min_steps: MIN_STEPS,
         max_steps: MAX_STEPS,
         min_time: MIN_TIME,

@@ -79,10 +79,11 @@ pub fn lengths(model: &Model, data: &Data) -> Result<TokenLengths> {
     Ok(Rows::read(data, &text, model.spec.vocab_size)?.lengths())
 }
 
-/// [`lengths`], or an estimate where the tokenizer is not on this machine, which is said.
+/// [`lengths`], or an estimate where the tokenizer is not on this machine, which is said. The rows that ship stand for no
+/// one's data, so with another model they are not estimated.
 pub fn lengths_or_estimate(model: &Model, data: &Data, output: &Output) -> Result<TokenLengths> {
     match lengths(model, data) {
-        Err(Error::NoWeights { .. }) => estimate(data, output),
+        Err(Error::NoWeights { .. }) if data.train().as_os_str() != BUILTIN => estimate(data, output),
         counted => counted,
     }
 }

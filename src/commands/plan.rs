@@ -95,9 +95,9 @@ fn start(given: &GivenArgs) -> Result<RunConfig> {
 fn lengths(given: &GivenArgs, model: Option<&Model>, output: &Output) -> Result<Option<TokenLengths>> {
     let Some(path) = &given.data else { return Ok(None) };
     let data = common::data(path);
-    match model {
-        Some(model) => common::lengths_or_estimate(model, &data, output).map(Some),
-        None => common::estimate(&data, output).map(Some),
+    match model.map(|m| common::lengths_or_estimate(m, &data, output)) {
+        Some(Err(Error::NoWeights { .. })) | None => common::estimate(&data, output).map(Some),
+        Some(counted) => counted.map(Some),
     }
 }
 

@@ -34,7 +34,7 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     let counted = match common::lengths_or_estimate(&model, &run.data, output) {
         Ok(lengths) => Some(lengths),
         // The worst case can be told without the data.
-        Err(Error::Read { .. }) => {
+        Err(Error::NoWeights { .. } | Error::Read { .. }) => {
             output.note(&format!("`{}` cannot be read: its lengths are assumed", run.data.train().display()));
             None
         }

@@ -66,7 +66,8 @@ fn key(run: &RunConfig) -> (String, String) {
     (run.model.clone(), run.data.train().to_string_lossy().into_owned())
 }
 
-/// Models and data of all runs; where the data is not here its lengths are assumed, and that is said.
+/// Models and data of all runs; where the data is not here, or only the rows that ship, its lengths are assumed, and that
+/// is said.
 fn subjects(grid: &Grid, output: &Output) -> Result<Subjects> {
     let mut found = Subjects::new();
     for (run, _) in &grid.runs {
@@ -77,7 +78,7 @@ fn subjects(grid: &Grid, output: &Output) -> Result<Subjects> {
         let longest = grid.runs.iter().map(|(r, _)| r.recipe.max_seq_length).max().unwrap_or_default();
         let lengths = match common::lengths_or_estimate(&model, &run.data, output) {
             Ok(lengths) => lengths,
-            Err(Error::Read { .. }) => {
+            Err(Error::NoWeights { .. } | Error::Read { .. }) => {
                 output.note(&format!("{} with `{}`: {}", model.name, key(run).1, common::assumed(run, longest)));
                 TokenLengths::assumed(ASSUMED_EXAMPLES, longest)
             }
@@ -189,7 +190,8 @@ fn measure(grid: &Grid, args: &SweepArgs, subjects: &Subjects, confidence: f64, 
             if !plan.fits() {
                 continue;
             }
-            let measurement = calibrate::measure(bench, &trial, (args.trial_time, &plan), args.script.as_deref())?;
+            let measurement =
+                calibrate::measure(bench, &trial, ((args.trial_time, args.trial_time), &plan), args.script.as_deref())?;
             let text = format!("  {}: {}", values.join(", "), calibrate::seen(&measurement));
             bench.add(measurement)?;
             bar.suspend(|| output.part(&text))?;

@@ -14,7 +14,7 @@ use crate::spec::data::TokenLengths;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, Optimizer, RunConfig};
-use crate::spec::tensors::Projection;
+use crate::spec::tensors::{Projection, Role};
 
 /// One thing that is done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,8 +106,11 @@ struct Shapes<'a> {
     /// Blocks, and those that backward passes through.
     blocks: f64,
     back_blocks: f64,
-    /// Blocks that backward makes again.
+    /// Blocks that backward makes again, and the projection that it needs not make: what comes out of a block is known.
     again: f64,
+    not_again: Option<Projection>,
+    /// The same, where it has an adapter.
+    not_adapted_again: Option<Projection>,
     /// Width of what goes in and comes out of the adapted projections of a block.
     adapter_in: f64,
     adapter_out: f64,
@@ -117,8 +120,9 @@ struct Shapes<'a> {
     /// Parameters of all adapters.
     trained: f64,
     projections: f64,
-    /// Numbers that elementwise work touches for one token in one block, forward.
-    elementwise: f64,
+    /// Numbers that elementwise work touches for one token in one block: forward, in what backward makes again in any
+    /// case, and in the rest of it, which it makes again with checkpointing.
+    elementwise: [f64; 3],
     /// Threads that attention is handed out to.
     threads: usize,
 }
@@ -137,7 +141,20 @@ impl<'a> Shapes<'a> {
         let adapter_out = targets.iter().map(|p| (p.active * p.out_features) as f64).sum::<f64>();
         let unmet = |p: &Projection| ((p.copies - p.active) * p.in_features * p.out_features) as f64;
         let block = Parameters::of(spec).block_matrices as f64;
+        // A norm behind it wants its output; mlx-lm makes the whole block again.
+        let not_again = spec.projections().into_iter().find(|p| {
+            p.role == Role::Down && !spec.post_norms && run.engine == Engine::Candle && run.execution.grad_checkpoint
+        });
         let head_norms = if spec.attention.qk_norm { 2.0 * (q + kv) } else { 0.0 };
+        // A norm reads and writes, a residual sum reads twice and writes, rope reads and writes q and k, the activation
+        // reads gate and up and writes, an adapter's sum reads twice and writes.
+        let forward = norms * 2.0 * h + 6.0 * h + 2.0 * (q + kv) + head_norms + gates * f + biases + 3.0 * adapter_out;
+        // Our backward keeps neither the normed input of the MLP nor its activation; the last sums it needs not.
+        let always = if run.engine == Engine::Candle { 2.0 * h + gates * f } else { 0.0 };
+        let last = not_again.as_ref().map_or(0.0, |p| {
+            let adapter = if targets.contains(p) { 3.0 * h } else { 0.0 };
+            3.0 * h + adapter
+        });
         Ok(Self {
             work: Work::of(run, lengths),
             block,
@@ -146,20 +163,14 @@ impl<'a> Shapes<'a> {
             blocks: spec.num_hidden_layers as f64,
             back_blocks: back as f64,
             again: if run.execution.grad_checkpoint { back as f64 } else { 0.0 },
+            not_adapted_again: not_again.clone().filter(|p| targets.contains(p)),
+            not_again,
             adapter_in: targets.iter().map(|p| (p.active * p.in_features) as f64).sum(),
             adapter_out,
             adapters: targets.len() as f64,
             adapted: targets.iter().map(|p| (p.in_features * p.out_features) as f64).sum(),
             projections: spec.projections().len() as f64,
-            // A norm reads and writes, a residual sum reads twice and writes, rope reads and writes q and k, the
-            // activation reads gate and up and writes, an adapter's sum reads twice and writes.
-            elementwise: norms * 2.0 * h
-                + 6.0 * h
-                + 2.0 * (q + kv)
-                + head_norms
-                + gates * f
-                + biases
-                + 3.0 * adapter_out,
+            elementwise: [forward, always, forward - always - last],
             threads: match (run.engine, machine.accelerator) {
                 (Engine::Candle, Accelerator::Cpu) => machine.cores,
                 _ => 1,
@@ -178,6 +189,21 @@ impl<'a> Shapes<'a> {
     fn matrices(&self, name: &str, blocks: f64, launches: f64) -> Term {
         let parameters = blocks * self.block;
         self.term(name, 2.0 * blocks * self.met * self.work.rows, parameters * self.read(), blocks * launches)
+    }
+
+    /// The matrices that backward makes products with again.
+    fn matrices_again(&self) -> Term {
+        let p = self.not_again.as_ref();
+        let (saved, active) = p.map_or((0.0, 0.0), |p| {
+            let one = (p.in_features * p.out_features) as f64;
+            (p.copies as f64 * one, p.active as f64 * one)
+        });
+        let launches = self.projections - f64::from(u8::from(p.is_some()));
+        let mut term = self.matrices("forward again", self.again, launches * LINEAR);
+        let n = self.work.micro_batches * self.again;
+        term.flops -= 2.0 * active * self.work.rows * n;
+        term.bytes -= saved * self.read() * n;
+        term
     }
 
     /// Bytes moved for a frozen number each time it is used.
@@ -217,9 +243,13 @@ impl<'a> Shapes<'a> {
     fn adapters(&self) -> Term {
         let forward = self.adapter_in + self.adapter_out;
         let backward = 3.0 * self.adapter_in + 2.0 * self.adapter_out;
-        let numbers = (self.back_blocks + self.again) * forward + self.back_blocks * backward;
-        let launches =
-            self.adapters * ((self.back_blocks + self.again) * ADAPTER + self.back_blocks * ADAPTER_BACKWARD);
+        let (saved, fewer) = match &self.not_adapted_again {
+            Some(p) => ((p.active * (p.in_features + p.out_features)) as f64, 1.0),
+            None => (0.0, 0.0),
+        };
+        let numbers = self.back_blocks * (forward + backward) + self.again * (forward - saved);
+        let launches = self.back_blocks * self.adapters * (ADAPTER + ADAPTER_BACKWARD)
+            + self.again * (self.adapters - fewer) * ADAPTER;
         self.term("adapters", 2.0 * self.work.rows * self.rank() * numbers, 0.0, launches)
     }
 
@@ -238,8 +268,9 @@ impl<'a> Shapes<'a> {
         let heads = self.spec.attention.num_attention_heads as f64;
         let (forward, back_pairs) = ((all + again) * self.waiting(chunk), back_pairs * self.waiting_back());
         let flops = width * (4.0 * forward + 10.0 * back_pairs);
-        let forward_passes = if self.run.engine == Engine::Candle { SOFTMAX_PASSES } else { 0.0 };
-        let bytes = F32 * heads * (forward_passes * forward + SOFTMAX_BACKWARD_PASSES * back_pairs);
+        // Ours keeps no probabilities: backward makes them again from q and k.
+        let softmax = if self.run.engine == Engine::Candle { SOFTMAX_PASSES } else { 0.0 };
+        let bytes = F32 * heads * (softmax * forward + (softmax + SOFTMAX_BACKWARD_PASSES) * back_pairs);
         let chunks: f64 = match self.run.engine {
             Engine::Candle => self.work.sequences.iter().map(|&(n, c)| c * n.div_ceil(chunk) as f64).sum(),
             Engine::MlxLm => 1.0,
@@ -271,8 +302,10 @@ impl<'a> Shapes<'a> {
 
     /// Backward touches about twice what forward does.
     fn elementwise(&self) -> Term {
+        let [forward, always, rest] = self.elementwise;
+        let numbers = (self.blocks + 2.0 * self.back_blocks) * forward + self.back_blocks * always + self.again * rest;
         let passes = self.blocks + self.again + 2.0 * self.back_blocks;
-        self.term("elementwise", 0.0, F32 * self.work.rows * self.elementwise * passes, passes * BLOCK_REST)
+        self.term("elementwise", 0.0, F32 * self.work.rows * numbers, passes * BLOCK_REST)
     }
 
     /// Logits and the gradient through them, of the rows that are learned from: all but the last of each example.
@@ -305,7 +338,7 @@ pub fn step_cost(
     let s = Shapes::new(spec, machine, run, lengths)?;
     let mut terms = vec![
         s.matrices("forward", s.blocks, s.projections * LINEAR),
-        s.matrices("forward again", s.again, s.projections * LINEAR),
+        s.matrices_again(),
         s.matrices("backward", s.back_blocks, s.projections * LINEAR_BACKWARD),
         s.adapters(),
         s.dora(),
@@ -355,7 +388,9 @@ mod tests {
         let of = |name: &str| cost.terms.iter().find(|t| t.name == name).unwrap().flops;
         // 24 blocks of 2 x 896^2 + 2 x 896 x 128 + 3 x 896 x 4864 weights; 4 examples of 512 tokens.
         let matrices = 24.0 * (2.0 * 896.0 * 896.0 + 2.0 * 896.0 * 128.0 + 3.0 * 896.0 * 4864.0);
-        assert_eq!(of("forward") + of("forward again") + of("backward"), 6.0 * matrices * 2048.0);
+        // Backward makes all but the down projection again.
+        let down = 24.0 * 896.0 * 4864.0;
+        assert_eq!(of("forward") + of("forward again") + of("backward"), (6.0 * matrices - 2.0 * down) * 2048.0);
         assert_eq!(of("head and loss"), 4.0 * 896.0 * 151_936.0 * 2048.0);
         // Chunks of 256 in 512: 512 x (512 + 256) / 2 pairs; (4 + 4 + 10) x 896 each, 24 layers, 4 examples.
         assert_eq!(of("attention"), 512.0 * 384.0 * 18.0 * 896.0 * 24.0 * 4.0);

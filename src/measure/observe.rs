@@ -24,9 +24,9 @@ const LOOK: Duration = Duration::from_millis(25);
 pub struct Limits {
     /// The child is ended above this footprint.
     pub memory: Bytes,
-    /// Wall time of the whole trial. Reached after a measured step it ends the trial, before one it fails it.
+    /// Wall time after which a trial that has measured a step ends.
     pub time: Seconds,
-    /// Without a sign of life for this long it hangs.
+    /// Without a sign of life for this long it hangs, or its steps are longer than can be waited for.
     pub silence: Seconds,
     /// Steps to measure at least, after the warm-up.
     pub min_steps: usize,
@@ -148,11 +148,8 @@ impl<'a> Watch<'a> {
         if self.heard.elapsed().as_secs_f64() > self.limits.silence.0 {
             return Some(Outcome::TimedOut { at_step });
         }
-        if self.started.elapsed().as_secs_f64() <= self.limits.time.0 {
-            return None;
-        }
-        let measured = at_step > summary::WARMUP_STEPS;
-        Some(if measured { Outcome::Stopped { at_step } } else { Outcome::TimedOut { at_step } })
+        let late = self.started.elapsed().as_secs_f64() > self.limits.time.0;
+        (late && at_step > summary::WARMUP_STEPS).then_some(Outcome::Stopped { at_step })
     }
 
     fn take(&mut self, line: &str, on: &mut dyn FnMut(&TrainEvent)) {

@@ -137,9 +137,12 @@ fn enough_is_enough() {
     let (seen, took) = watch(&script, &limits(), &AtomicBool::new(false));
     assert!(matches!(seen.unwrap().outcome, Outcome::Stopped { at_step } if at_step >= 4));
     assert!(took < 5.0);
-    // The time budget ends a measured trial, and fails one that has nothing.
+    // The time ends a measured trial; one that has nothing yet is waited for while it lives.
     let hasty = Limits { time: Seconds(0.4), min_steps: 50, ..limits() };
     assert!(matches!(watch(&script, &hasty, &AtomicBool::new(false)).0.unwrap().outcome, Outcome::Stopped { .. }));
+    let late = format!("{}sleep 0.6\n{}sleep 30", echo(&[READY]), echo(&[&step(1, 1.0), &step(2, 1.0)]));
+    assert_eq!(watch(&late, &hasty, &AtomicBool::new(false)).0.unwrap().outcome, Outcome::Stopped { at_step: 2 });
+    let hasty = Limits { silence: Seconds(0.6), ..hasty };
     let slow = format!("{}sleep 30", echo(&[READY]));
     assert_eq!(watch(&slow, &hasty, &AtomicBool::new(false)).0.unwrap().outcome, Outcome::TimedOut { at_step: 0 });
 }

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, ProcessRefreshKind, RefreshKind, System};
 
 use crate::error::{Error, Result};
 use crate::spec::machine::Machine;
@@ -34,7 +34,16 @@ pub struct MachineState {
     pub thermal: Option<String>,
     /// Low power mode.
     pub low_power: Option<bool>,
+    /// Not plugged in.
+    pub on_battery: Option<bool>,
+    /// Name of the largest other process.
+    pub largest_other: Option<String>,
+    /// What it has in memory.
+    pub largest_other_bytes: Option<Bytes>,
 }
+
+/// Share of the memory from which on another process is worth a remark.
+const LARGE: f64 = 0.1;
 
 impl MachineState {
     /// One with nothing left out, for the columns of a row.
@@ -46,7 +55,33 @@ impl MachineState {
             pressure: Some(0.0),
             thermal: Some("nominal".into()),
             low_power: Some(false),
+            on_battery: Some(false),
+            largest_other: Some("browser".into()),
+            largest_other_bytes: Some(Bytes(0)),
         }
+    }
+
+    /// What about it makes figures that are measured now unlike those of a quiet machine of so much memory.
+    pub fn remarks(&self, memory: Bytes) -> Vec<String> {
+        let mut all = Vec::new();
+        if self.on_battery == Some(true) {
+            all.push("it runs on its battery".into());
+        }
+        if self.low_power == Some(true) {
+            all.push("low power mode is on".into());
+        }
+        if let Some(thermal) = self.thermal.as_deref().filter(|t| ["serious", "critical"].contains(t)) {
+            all.push(format!("it is hot ({thermal})"));
+        }
+        if let Some(load) = self.load_average.filter(|load| *load >= 1.0) {
+            all.push(format!("other programs keep it busy (load {load:.1})"));
+        }
+        if let (Some(name), Some(bytes)) = (&self.largest_other, self.largest_other_bytes)
+            && bytes.as_f64() > LARGE * memory.as_f64()
+        {
+            all.push(format!("{name} has {bytes} in memory"));
+        }
+        all
     }
 }
 
@@ -63,7 +98,10 @@ pub fn os() -> String {
 /// How this machine is doing.
 pub fn state() -> MachineState {
     let system = memory().ok();
+    let (largest_other, largest_other_bytes) = largest_other().unzip();
     MachineState {
+        largest_other,
+        largest_other_bytes,
         load_average: System::load_average().ok().map(|load| load.one),
         available_bytes: system.as_ref().map(available),
         swap_used_bytes: system.as_ref().map(|s| Bytes(s.used_swap())),
@@ -78,13 +116,22 @@ fn platform_state() -> MachineState {
 
 #[cfg(not(target_os = "macos"))]
 fn platform_state() -> MachineState {
-    MachineState { pressure: linux::pressure(), ..MachineState::default() }
+    MachineState { pressure: linux::pressure(), on_battery: linux::on_battery(), ..MachineState::default() }
 }
 
 fn memory() -> Result<System> {
     System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::everything())).map_err(|e| {
         Error::Engine { engine: "this machine".into(), reason: format!("it does not tell its memory: {e}") }
     })
+}
+
+/// Name and resident memory of the largest process that is not this one.
+fn largest_other() -> Option<(String, Bytes)> {
+    let asked = ProcessRefreshKind::nothing().with_memory().without_tasks();
+    let system = System::new_with_specifics(RefreshKind::nothing().with_processes(asked)).ok()?;
+    let own = sysinfo::get_current_pid().ok()?;
+    let others = system.processes().values().filter(|p| p.pid() != own);
+    others.max_by_key(|p| p.memory()).map(|p| (p.name().to_string_lossy().into_owned(), Bytes(p.memory())))
 }
 
 /// Free to a new process: what the system counts as available, and in a container no more than its limit
@@ -137,6 +184,26 @@ mod tests {
         assert!(machine.cores > 0 && machine.peak_flops.giga() > 1.0 && !machine.chip.is_empty());
         let state = state();
         assert!(state.available_bytes > Some(Bytes(0)) && state.load_average.is_some());
+        assert!(state.largest_other.is_some() && state.largest_other_bytes > Some(Bytes(0)));
         assert!(!os().is_empty() && unix_time() > 1_700_000_000);
+    }
+
+    #[test]
+    fn what_makes_figures_unlike_is_said() {
+        let memory = Bytes::from_gib(8.0);
+        assert!(
+            MachineState::default().remarks(memory).is_empty() && MachineState::filled().remarks(memory).is_empty()
+        );
+        let state = MachineState {
+            on_battery: Some(true),
+            low_power: Some(true),
+            thermal: Some("serious".into()),
+            load_average: Some(2.5),
+            largest_other_bytes: Some(Bytes::from_gib(3.0)),
+            ..MachineState::filled()
+        };
+        let remarks = state.remarks(memory);
+        assert_eq!(remarks.len(), 5);
+        assert_eq!(remarks[4], "browser has 3.0 GiB in memory");
     }
 }

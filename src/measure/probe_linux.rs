@@ -10,6 +10,18 @@ pub fn pressure() -> Option<f64> {
     parse_pressure(&std::fs::read_to_string("/proc/pressure/memory").ok()?)
 }
 
+/// Whether no mains supply is on line; `None` where the machine has no battery.
+pub fn on_battery() -> Option<bool> {
+    let supplies = crate::store::folders_in("/sys/class/power_supply".as_ref()).ok()?;
+    let read = |file: &str, supply: &std::path::PathBuf| std::fs::read_to_string(supply.join(file)).ok();
+    let of =
+        |kind: &str| supplies.iter().filter(|s| read("type", s).is_some_and(|t| t.trim() == kind)).collect::<Vec<_>>();
+    if of("Battery").is_empty() {
+        return None;
+    }
+    Some(!of("Mains").into_iter().any(|s| read("online", s).is_some_and(|online| online.trim() == "1")))
+}
+
 /// `avg10` of the line `some` of /proc/pressure/memory, in percent.
 fn parse_pressure(text: &str) -> Option<f64> {
     let line = text.lines().find(|line| line.starts_with("some"))?;

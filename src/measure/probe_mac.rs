@@ -29,6 +29,7 @@ pub fn state() -> MachineState {
         pressure: level.and_then(|level| level.trim().parse().ok()),
         thermal: Some(thermal.into()),
         low_power: Some(process.isLowPowerModeEnabled()),
+        on_battery: ask("pmset", &["-g", "batt"]).and_then(|out| text::on_battery(&out)),
         ..MachineState::default()
     }
 }

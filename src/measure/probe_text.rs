@@ -12,6 +12,12 @@ pub fn chip_name(brand: &str) -> &str {
     brand.trim().strip_prefix("Apple ").unwrap_or(brand.trim())
 }
 
+/// Whether the output of `pmset -g batt` says that the Mac runs on its battery.
+pub fn on_battery(pmset: &str) -> Option<bool> {
+    let source = pmset.lines().find_map(|line| line.split_once("drawing from '"))?.1;
+    Some(source.starts_with("Battery"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,6 +34,10 @@ mod tests {
     #[test]
     fn recorded_text_is_read() {
         assert_eq!(gpu_cores(IOREG), Some(19));
+        let pmset =
+            |source: &str| format!("Now drawing from '{source}'\n -InternalBattery-0 (id=1)\t80%; discharging;\n");
+        assert_eq!(["Battery Power", "AC Power"].map(|s| on_battery(&pmset(s))), [Some(true), Some(false)]);
+        assert_eq!(on_battery("pmset: no"), None);
         assert_eq!([chip_name("Apple M5 Max\n"), chip_name("VirtualApple")], ["M5 Max", "VirtualApple"]);
     }
 

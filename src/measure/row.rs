@@ -148,7 +148,26 @@ impl Measurement {
         if let Data::Split(DataSplit { train, valid: None }) = this.config.data {
             this.config.data = Data::Train(train);
         }
+        this.measured.check()?;
         Ok(this)
+    }
+}
+
+impl Measured {
+    /// Figures that cannot have been measured would carry a calibration away.
+    fn check(&self) -> Result<(), String> {
+        let bytes = |b: Option<Bytes>| b.map(Bytes::as_f64);
+        let figures = [
+            ("step_time_s", self.step_time_s),
+            ("tokens_per_s", self.tokens_per_s),
+            ("peak_memory_bytes", bytes(self.peak_memory_bytes)),
+            ("footprint_bytes", bytes(self.footprint_bytes)),
+        ];
+        let nonsense = figures.into_iter().find(|(_, f)| f.is_some_and(|f| !f.is_finite() || f <= 0.0));
+        nonsense.map_or(Ok(()), |(name, figure)| {
+            let value = figure.unwrap_or_default();
+            Err(format!("`measured.{name}` is {value}: no run can have shown that; remove the line"))
+        })
     }
 }
 

@@ -27,10 +27,14 @@ const SHORTEST: usize = 32;
 /// Guesses that chances are taken from: they are known to a few per cent.
 const GUESSES: usize = 200;
 
+/// Share of a trial's worth that counts all options alike, however likely they are: levers and runners-up are told by
+/// the same calibration.
+const ALIKE: f64 = 0.5;
+
 /// Loss of speed that is not worth another trial.
 const SETTLED: f64 = 0.01;
 /// And the speed of what would be chosen is to be known this well, as a standard deviation of its logarithm.
-const KNOWN: f64 = 0.03;
+const KNOWN: f64 = 0.02;
 
 /// Steps after the warm-up that a trial takes at least, and the time that they take together at least: two or three may
 /// be alike by chance, and a machine has good and bad tenths of a second.
@@ -121,15 +125,16 @@ impl Decision<'_> {
 
     /// Variance that a trial takes from what decides.
     fn worth(&self, standing: &Standing, before: &Calibration, after: &Calibration) -> f64 {
-        let likely = self.options.iter().enumerate().filter(|(i, _)| standing.chances[*i] > 0.0);
-        likely
+        let alike = ALIKE / self.options.len() as f64;
+        let options = self.options.iter().enumerate();
+        options
             .map(|(i, option)| {
                 let f = &option.formula;
                 let mut less = before.step_time(f).unknown.powi(2) - after.step_time(f).unknown.powi(2);
                 if !standing.fit[i] {
                     less += before.footprint(f).unknown.powi(2) - after.footprint(f).unknown.powi(2);
                 }
-                standing.chances[i] * less
+                ((1.0 - ALIKE) * standing.chances[i] + alike) * less
             })
             .sum()
     }
