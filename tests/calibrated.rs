@@ -79,7 +79,7 @@ impl Host {
         let rows = read_measurements(&folder.join("measurements.csv")).unwrap();
         let prior = Calibration::prior(&machine, rows[0].config.engine);
         let spec = ModelSource::find("builtin").unwrap().spec().unwrap();
-        let padded = TokenLengths::new(vec![u32::MAX]);
+        let padded = TokenLengths::filled();
         let mut host = Self { spec, machine, prior, cases: Vec::new(), padded };
         for m in rows.into_iter().filter(|m| m.pad_to_max && m.has_speed()) {
             match host.cases.iter_mut().find(|case| case.candidate.run == m.config) {

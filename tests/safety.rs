@@ -146,7 +146,7 @@ fn case(number: u64, machine: &Machine, calibration: &Calibration) -> Option<Vec
     let budget = Bytes::from_f64(rng.random_range(least..most).exp());
     let assessed = |steps: usize| {
         let run = run(&mut rng.clone(), at.path(), STEP * steps);
-        let lengths = TokenLengths::new(vec![u32::MAX]);
+        let lengths = TokenLengths::filled();
         let request = Request { spec: &spec, machine, run: &run, lengths: Some(&lengths), calibration };
         let assessment = assess(&request, CONFIDENCE, Some(budget)).unwrap();
         (run, assessment)

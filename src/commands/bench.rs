@@ -93,6 +93,9 @@ pub struct Bench {
     /// Footprint that is not to be exceeded.
     pub limit: Bytes,
     path: PathBuf,
+    /// Of the measurements that can be used: made once, as a formula takes longer than a fit.
+    observations: Vec<Observation>,
+    specs: HashMap<String, Option<ModelSpec>>,
 }
 
 impl Bench {
@@ -127,10 +130,13 @@ impl Bench {
             prior,
             limit,
             path,
+            observations: Vec::new(),
+            specs: HashMap::new(),
         };
-        bench.measurements = read_measurements(&bench.path)?;
-        let place = &bench.place;
-        bench.measurements.retain(|m| m.config.engine == engine && m.was_made_at(place));
+        let mut measurements = read_measurements(&bench.path)?;
+        measurements.retain(|m| m.config.engine == engine && m.was_made_at(&bench.place));
+        measurements.iter().for_each(|m| bench.learn(m));
+        bench.measurements = measurements;
         bench.refit()?;
         Ok(bench)
     }
@@ -143,6 +149,7 @@ impl Bench {
             store::save_json(&machine, &self.machine)?;
         }
         store::append_csv(&self.path, &row::header(), &measurement.to_row()?)?;
+        self.learn(&measurement);
         self.measurements.push(measurement);
         self.refit()
     }
@@ -157,35 +164,26 @@ impl Bench {
         &self.path
     }
 
-    /// Always from the prior and all raw runs.
+    /// What one measurement says beside what it should have been.
     ///
     /// Only padded runs count: how high memory went in others depends on which long rows happened to meet, and a
     /// prediction speaks of the worst that can.
-    fn refit(&mut self) -> Result<()> {
-        let mut specs = HashMap::new();
-        let mut observations = Vec::new();
-        self.unusable = 0;
-        for m in self.measurements.iter().filter(|m| m.has_speed() && m.pad_to_max) {
-            let name = &m.config.model;
-            let spec = specs.entry(name.clone()).or_insert_with(|| common::model(name).ok().map(|model| model.spec));
-            match spec.as_ref().and_then(|spec| self.observation(m, spec)) {
-                Some(observation) => observations.push(observation),
-                None => self.unusable += 1,
-            }
+    fn learn(&mut self, m: &Measurement) {
+        if !(m.has_speed() && m.pad_to_max) {
+            return;
         }
-        self.calibration = Calibration::fit(&self.prior, &observations)?;
-        Ok(())
+        let name = &m.config.model;
+        let spec = self.specs.entry(name.clone()).or_insert_with(|| common::model(name).ok().map(|model| model.spec));
+        match spec.as_ref().and_then(|spec| observation(m, spec, (&self.machine, &self.prior))) {
+            Some(observation) => self.observations.push(observation),
+            None => self.unusable += 1,
+        }
     }
 
-    fn observation(&self, m: &Measurement, spec: &ModelSpec) -> Option<Observation> {
-        let measured = Measured {
-            step_time: Seconds(m.measured.step_time_s?),
-            peak_memory: m.measured.peak_memory_bytes?,
-            footprint: m.measured.footprint_bytes?,
-        };
-        let (machine, calibration, lengths) = (&self.machine, &self.prior, longer_than_any_cut());
-        let request = Request { spec, machine, run: &m.config, lengths: Some(&lengths), calibration };
-        Observation::new(&request, measured).ok()
+    /// Always from the prior and all raw runs.
+    fn refit(&mut self) -> Result<()> {
+        self.calibration = Calibration::fit(&self.prior, &self.observations)?;
+        Ok(())
     }
 
     /// What `run` takes, held against the limit.
@@ -199,9 +197,15 @@ impl Bench {
     }
 }
 
-/// Rows that are all padded to the greatest length.
-fn longer_than_any_cut() -> TokenLengths {
-    TokenLengths::new(vec![u32::MAX])
+fn observation(m: &Measurement, spec: &ModelSpec, (machine, prior): (&Machine, &Calibration)) -> Option<Observation> {
+    let measured = Measured {
+        step_time: Seconds(m.measured.step_time_s?),
+        peak_memory: m.measured.peak_memory_bytes?,
+        footprint: m.measured.footprint_bytes?,
+    };
+    let lengths = TokenLengths::filled();
+    let request = Request { spec, machine, run: &m.config, lengths: Some(&lengths), calibration: prior };
+    Observation::new(&request, measured).ok()
 }
 
 /// A prediction as a row of measurements keeps it.
@@ -232,7 +236,7 @@ impl Subject {
 
     /// The same with every row padded to the greatest length, as trials do it.
     pub fn padded(&self) -> Self {
-        Self { spec: self.spec.clone(), lengths: longer_than_any_cut() }
+        Self { spec: self.spec.clone(), lengths: TokenLengths::filled() }
     }
 }
 

@@ -109,8 +109,7 @@ fn predictions(
         let assessment = assess(&request, confidence, args.limits.budget)?;
         let seen = middle(measured.iter().filter(|m| m.answers(run, true, &m.engine_version)));
         let filled = |calibration| {
-            let padded = subject.padded();
-            let p = predict(&Request { lengths: Some(&padded.lengths), calibration, ..request }, LEVEL)?;
+            let p = predict(&Request { lengths: Some(&TokenLengths::filled()), calibration, ..request }, LEVEL)?;
             Ok::<_, Error>((p.tokens_per_s.point, p.footprint.point))
         };
         let check = |measured| {

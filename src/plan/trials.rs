@@ -186,7 +186,7 @@ impl Subject<'_> {
     /// Short runs around these options: their micro-batches, and those of shorter rows and twice the rank, each padded to
     /// its length and with one micro-batch a step, as accumulating more would only repeat it.
     pub fn trials(&self, run: &RunConfig) -> Result<Vec<Candidate>> {
-        let padded = TokenLengths::new(vec![u32::MAX]);
+        let padded = TokenLengths::filled();
         let (length, lora) = (run.recipe.max_seq_length, &run.recipe.lora);
         let lengths = [8, 4, 2, 1].map(|part| (length / part).max(SHORTEST.min(length)));
         let mut trials: Vec<RunConfig> = Vec::new();

@@ -19,6 +19,11 @@ impl TokenLengths {
         Self { lengths: Vec::new(), completion: 1.0 }.with_lengths(lengths)
     }
 
+    /// Rows that are all filled up to the greatest length, whatever that is.
+    pub fn filled() -> Self {
+        Self::new(vec![u32::MAX])
+    }
+
     /// The same, with only this share of the tokens outside of prompts.
     pub fn with_completion(self, completion: f64) -> Self {
         Self { completion, ..self }
