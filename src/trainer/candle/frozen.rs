@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use super::affine::Affine;
-use super::blocks;
+use super::{blocks, kernels};
 use crate::spec::storage::{Block, Format, INT8_GROUP};
 
 /// An f32 panel of a frozen weight is at most about this large: large enough for the product to run at full speed,
@@ -114,7 +114,7 @@ impl Stored {
     /// `count` rows from `first`, in f32.
     pub fn panel(&self, first: usize, count: usize) -> Result<Tensor> {
         match self {
-            Self::Dense(t) => t.narrow(0, first, count)?.to_dtype(DType::F32),
+            Self::Dense(t) => widened(&t.narrow(0, first, count)?),
             Self::Int8 { codes, scales } => decode(&codes.narrow(0, first, count)?, &scales.narrow(0, first, count)?),
             Self::Blocks(q) => blocks::panel(q, first, count),
             Self::Affine(affine) => affine.panel(first, count),
@@ -124,7 +124,7 @@ impl Stored {
     /// The rows of these indices, in f32.
     pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Dense(t) => t.index_select(ids, 0)?.to_dtype(DType::F32),
+            Self::Dense(t) => widened(&t.index_select(ids, 0)?),
             Self::Int8 { codes, scales } => decode(&codes.index_select(ids, 0)?, &scales.index_select(ids, 0)?),
             Self::Blocks(q) => blocks::rows(q, ids),
             Self::Affine(affine) => affine.rows(ids),
@@ -182,6 +182,21 @@ fn quantise(matrix: &Stored, block: Block, device: &Device) -> Result<Stored> {
 pub fn from_bytes(bytes: Vec<u8>, dtype: GgmlDType, dims: (usize, usize), device: &Device) -> Result<Arc<QTensor>> {
     let storage = QStorage::from_data(bytes.into(), device, dtype)?;
     Ok(Arc::new(QTensor::new(storage, dims)?))
+}
+
+/// Contiguous numbers in f32.
+fn widened(t: &Tensor) -> Result<Tensor> {
+    if !super::ops::fused(t) {
+        return t.to_dtype(DType::F32);
+    }
+    let (storage, layout) = t.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("expected contiguous numbers") };
+    let wide = match &*storage {
+        Storage::Cpu(CpuStorage::F16(x)) => kernels::widened(&x[start..end], |x| x.to_f32()),
+        Storage::Cpu(CpuStorage::BF16(x)) => kernels::widened(&x[start..end], |x| x.to_f32()),
+        _ => return t.to_dtype(DType::F32),
+    };
+    Tensor::from_vec(wide, t.shape(), t.device())
 }
 
 /// Codes and scales of the same rows to f32.
@@ -256,6 +271,26 @@ mod tests {
             assert_eq!(worst(&stored.panel(1, 3).unwrap(), &all.narrow(0, 1, 3).unwrap()), 0.0, "{format:?}");
             let ids = Tensor::new(&[4u32, 0, 4], &Device::Cpu).unwrap();
             assert_eq!(worst(&stored.rows(&ids).unwrap(), &all.index_select(&ids, 0).unwrap()), 0.0, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn halves_widen_as_candle_widens_them() {
+        let (f16, bf16) = ([0x0001u16, 0x7bff, 0x7c00, 0xfc00, 0x8000], [0x0001u16, 0x7f7f, 0x7f80, 0xff80, 0x8000]);
+        let of = |edges: [u16; 5], dtype| {
+            let bits = edges.iter().flat_map(|b| b.to_le_bytes()).collect::<Vec<_>>();
+            let edges = Tensor::from_raw_buffer(&bits, dtype, &[5], &Device::Cpu).unwrap();
+            // More numbers than one task takes, and not a whole number of tasks.
+            Tensor::cat(&[matrix(1, 40_001).flatten_all().unwrap().to_dtype(dtype).unwrap(), edges], 0).unwrap()
+        };
+        for t in [of(f16, DType::F16), of(bf16, DType::BF16)] {
+            let (ours, theirs) = (widened(&t).unwrap(), t.to_dtype(DType::F32).unwrap());
+            assert_eq!(testing::values(&ours), testing::values(&theirs));
+            let part = t.narrow(0, 39_999, 4).unwrap();
+            assert_eq!(
+                testing::values(&widened(&part).unwrap()),
+                testing::values(&theirs.narrow(0, 39_999, 4).unwrap())
+            );
         }
     }
 

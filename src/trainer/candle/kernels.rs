@@ -46,6 +46,16 @@ fn map2_rows(x: &[f32], g: &[f32], width: usize, f: impl Fn(&[f32], &[f32], &mut
     })
 }
 
+/// Numbers of another format in f32, by all threads; candle takes one for it.
+pub fn widened<H: Copy + Sync>(x: &[H], f: impl Fn(H) -> f32 + Sync) -> Vec<f32> {
+    let step = rows_per_task(1);
+    filled(x.len(), |out| {
+        out.par_chunks_mut(step).zip(x.par_chunks(step)).for_each(|(o, x)| {
+            wide(|| o.iter_mut().zip(x).for_each(|(o, x)| _ = o.write(f(*x))));
+        });
+    })
+}
+
 /// `y = x / rms(x) * w`
 pub fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     let width = w.len();
