@@ -3,7 +3,7 @@
 //! A calibration may take one run of a configuration for a trial, from a turn that is drawn; the other turns are the
 //! truth.
 //!
-//! The machine was a shared one: the same configuration differs by 12 % from turn to turn (standard deviation), and all
+//! The machine was a shared one: the same configuration differs by 10 % from turn to turn (standard deviation), and all
 //! of them drift together, which is taken out. Times are geometric means over turns, and the best of a recipe is picked
 //! by some turns and timed by others: picked and timed by the same ones, it would be as good as its luck.
 
@@ -30,7 +30,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Time that a calibration may take.
-const BUDGET_S: f64 = 120.0;
+const BUDGET_S: f64 = 60.0;
 
 /// A configuration, and what it showed in each turn.
 struct Case {
@@ -94,8 +94,8 @@ impl Host {
         host
     }
 
-    /// Divides the times of each turn by what they have in common: the machine was slower by a seventh in the first turns
-    /// than in the last, all configurations alike, which says nothing of a prediction.
+    /// Divides the times of each turn by what they have in common: in some turns the machine was slower by a twentieth than in
+    /// others, all configurations alike, which says nothing of a prediction.
     fn take_out_the_drift(&mut self) {
         let turns = self.cases[0].turns.len();
         assert!(turns >= 4 && self.cases.iter().all(|case| case.turns.len() == turns));
@@ -129,6 +129,19 @@ impl Host {
         recipes.sort_unstable();
         recipes.dedup();
         recipes
+    }
+
+    /// What is known once everything was seen.
+    fn informed(&self) -> Calibration {
+        let seen = |case: &Case| {
+            let measured = Measured {
+                step_time: Seconds(case.time(0..case.turns.len())),
+                peak_memory: case.turns[0].measured.peak_memory_bytes.unwrap(),
+                footprint: case.footprint(),
+            };
+            Observation { formula: case.candidate.formula.clone(), measured }
+        };
+        Calibration::fit(&self.prior, &self.cases.iter().map(seen).collect::<Vec<_>>()).unwrap()
     }
 
     /// The executions of each recipe.
@@ -181,7 +194,7 @@ fn percent(values: &[f64]) -> String {
 }
 
 /// Calibrations that are tried, each with other turns for its trials.
-const SEEDS: u64 = 10;
+const SEEDS: u64 = 6;
 
 #[test]
 fn a_few_minutes_of_trials_predict_the_rest_of_the_grid() {
@@ -202,6 +215,12 @@ fn a_few_minutes_of_trials_predict_the_rest_of_the_grid() {
                 inside[1] += usize::from((p.footprint.low..=p.footprint.high).contains(&bytes));
             }
         }
+        let cold = |case: &Case| {
+            (host.predict(case, &host.prior).footprint.point.as_f64() / case.footprint().as_f64() - 1.0).abs()
+        };
+        let cold: Vec<f64> = host.cases.iter().map(cold).collect();
+        println!("{}: footprint before any trial: error {}", host.machine.name, percent(&cold));
+        assert!(quantile(&cold, 0.95) <= 0.07);
         let share = inside.map(|n| format!("{:.0} %", 100.0 * n as f64 / speed.len() as f64));
         println!(
             "{}: {} trials of {} in at most {longest:.0} s of {:.0} s; speed error {}, footprint {}; inside 90 %: speed \
@@ -216,8 +235,7 @@ fn a_few_minutes_of_trials_predict_the_rest_of_the_grid() {
             share[1]
         );
         assert!(host.cases.len() >= 60 && longest <= BUDGET_S);
-        // Wanted are 5 and 12 %; reached are 5.2 and 12.2, of a truth that is itself known to 3 %.
-        assert!(median(&speed) <= 0.06 && quantile(&speed, 0.95) <= 0.14);
+        assert!(median(&speed) <= 0.05 && quantile(&speed, 0.95) <= 0.12);
         assert!(quantile(&footprint, 0.95) <= 0.05);
     }
 }
@@ -229,11 +247,13 @@ fn the_execution_that_is_chosen_is_nearly_the_best() {
         let mut limits = Vec::new();
         for (recipe, cases) in options.iter().enumerate() {
             let footprints: Vec<f64> = cases.iter().map(|c| c.footprint().as_f64()).collect();
-            limits.extend([0.3, 0.6, 1.0].map(|share| (recipe, Bytes::from_f64(1.1 * quantile(&footprints, share)))));
+            let shares = (2..=10).map(|tenth| quantile(&footprints, f64::from(tenth) / 10.0));
+            limits.extend(shares.map(|bytes| (recipe, Bytes::from_f64(1.05 * bytes))));
         }
         let turns = host.cases[0].turns.len();
         let half = |odd: usize| (0..turns).filter(move |i| i % 2 == odd);
-        let (mut regrets, mut over, mut longest) = (Vec::new(), 0, 0f64);
+        let (mut regrets, mut careful, mut over, mut longest) = (Vec::new(), Vec::new(), 0, 0f64);
+        let informed = host.informed();
         for seed in 0..SEEDS {
             let (_, cost, calibration) = host.calibrated(&limits, host.exhaustive() / 20.0, seed);
             longest = longest.max(cost);
@@ -243,23 +263,31 @@ fn the_execution_that_is_chosen_is_nearly_the_best() {
                 let cases = options[recipe].iter();
                 let chosen = *cases.clone().filter(fits).min_by(|a, b| time(a).total_cmp(&time(b))).unwrap();
                 over += usize::from(chosen.footprint() > limit);
-                let regret = |pick: usize, clock: usize| {
-                    let feasible = cases.clone().filter(|c| c.footprint() <= limit);
-                    let best = feasible.min_by(|a, b| a.time(half(pick)).total_cmp(&b.time(half(pick)))).unwrap();
-                    chosen.time(half(clock)) / best.time(half(clock)) - 1.0
+                let regret = |feasible: &dyn Fn(&Case) -> bool| {
+                    let of = |pick: usize, clock: usize| {
+                        let feasible = cases.clone().filter(|c| feasible(c));
+                        let best = feasible.min_by(|a, b| a.time(half(pick)).total_cmp(&b.time(half(pick)))).unwrap();
+                        chosen.time(half(clock)) / best.time(half(clock)) - 1.0
+                    };
+                    (of(0, 1) + of(1, 0)) / 2.0
                 };
-                regrets.push((regret(0, 1) + regret(1, 0)) / 2.0);
+                regrets.push(regret(&|c| c.footprint() <= limit));
+                careful.push(regret(&|c| fits_within(limit, &informed, &c.candidate.formula, CONFIDENCE)));
             }
         }
         println!(
-            "{}: {} choices after trials of at most {longest:.0} s of {:.0} s, regret {} mean {:.1} %, over the budget {over}",
+            "{}: {} choices after trials of at most {longest:.0} s of {:.0} s, over the budget {over}",
             host.machine.name,
             regrets.len(),
             host.exhaustive(),
-            percent(&regrets),
-            100.0 * regrets.iter().sum::<f64>() / regrets.len() as f64,
         );
+        for (what, regrets) in [("best that fitted", &regrets), ("best that is known to fit", &careful)] {
+            let mean = 100.0 * regrets.iter().sum::<f64>() / regrets.len() as f64;
+            let near = regrets.iter().filter(|r| **r <= 0.03).count();
+            println!("  against the {what}: {} mean {mean:.1} %, within 3 % {near}", percent(regrets));
+        }
         assert!(over == 0 && regrets.len() >= 12 && longest <= host.exhaustive() / 20.0);
-        assert!(median(&regrets) <= 0.03);
+        // What fits by less than the confidence asks for is lost on purpose.
+        assert!(median(&regrets) <= 0.03 && careful.iter().sum::<f64>() / careful.len() as f64 <= 0.03);
     }
 }

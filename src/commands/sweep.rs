@@ -4,6 +4,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::Ordering;
 
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::bench::{self, Bench, Subject};
@@ -171,9 +174,14 @@ fn measure(grid: &Grid, args: &SweepArgs, subjects: &Subjects, confidence: f64, 
         cli::Bench { results: args.machine.results.clone(), limit: args.limits.budget, script: args.script.clone() };
     let mut benches: HashMap<&'static str, Bench> = HashMap::new();
     let bar = output.bar((grid.runs.len() * args.repeats) as u64);
-    // In turns, so that a bad minute of the machine is not all that is seen of a configuration.
+    // In turns, so that a bad minute of the machine is not all that is seen of a configuration; and each in another order,
+    // so that it does not fall on the same neighbours.
     for round in 1..=args.repeats {
-        for (run, values) in &grid.runs {
+        let mut order: Vec<_> = grid.runs.iter().collect();
+        if args.repeats > 1 {
+            order.shuffle(&mut ChaCha8Rng::seed_from_u64(round as u64));
+        }
+        for (run, values) in order {
             bar.inc(1);
             bar.set_message(values.join(", "));
             let bench = match benches.entry(run.engine.name()) {

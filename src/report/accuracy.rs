@@ -35,8 +35,12 @@ fn signed(share: f64) -> String {
 pub fn text(all: &Accuracy, width: usize) -> String {
     let mut out = format!("{}\n", paint("Predictions beside what happened", BOLD));
     let level = 100.0 * LEVEL;
-    let rows = format!("{} published runs, {} measurements of our own", all.published, all.measured);
-    let _ = writeln!(out, "{}", paint(&format!("{rows}; nothing is calibrated"), DIM));
+    let rows = format!(
+        "{} published runs, predicted without calibration; {} measurements of our own,\neach beside what was predicted before \
+         it was made, from those made before it",
+        all.published, all.measured
+    );
+    rows.lines().for_each(|line| _ = writeln!(out, "{}", paint(line, DIM)));
     out += &figures(all, width, level);
     out += &brackets(all);
     out += &goals(&all.goals());
