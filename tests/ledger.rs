@@ -9,11 +9,12 @@ use std::path::Path;
 
 use candle_core::Device;
 use headroom::cost::candle::{Micro, SLABS, ledger};
+use headroom::cost::ledger::Phase;
 use headroom::spec::machine::Accelerator;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{RunConfig, Weights};
 use headroom::trainer::batches::pack;
-use headroom::trainer::candle::model::Decoder;
+use headroom::trainer::candle::model::{Decoder, MicroBatch};
 use headroom::trainer::candle::optimizer::{self, Optimizer};
 use headroom::trainer::candle::{self, adapter};
 use headroom::trainer::memory;
@@ -106,8 +107,8 @@ fn folder(spec: &ModelSpec, config: &str, run: &RunConfig, rng: &mut ChaCha8Rng,
     }
 }
 
-/// (predicted, counted) peak of one optimizer step.
-fn measure(case: u64) -> (f64, f64, String) {
+/// (predicted, counted) peak of one optimizer step, and of a look at validation rows of other lengths.
+fn measure(case: u64) -> ([(f64, f64); 2], String) {
     let mut rng = ChaCha8Rng::seed_from_u64(case);
     let family = FAMILIES[case as usize % FAMILIES.len()];
     let config = config(family, &mut rng);
@@ -122,8 +123,9 @@ fn measure(case: u64) -> (f64, f64, String) {
     // Packed: the same rows, each of several examples.
     let parts = if run.recipe.packing { rng.random_range(1..5) } else { 1 };
     let lengths: Vec<usize> = lengths.iter().flat_map(|n| vec![(n / parts).max(2); parts]).collect();
-    let examples: Vec<Example> =
-        lengths.iter().map(|n| Example { tokens: (0..*n as u32).map(|t| t % 500).collect(), prompt: 0 }).collect();
+    let example = |n: &usize| Example { tokens: (0..*n as u32).map(|t| t % 500).collect(), prompt: 0 };
+    let examples: Vec<Example> = lengths.iter().map(example).collect();
+    let unseen: Vec<Example> = (0..micro).map(|_| example(&rng.random_range(2..=run.recipe.max_seq_length))).collect();
 
     let before = memory::live();
     let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, &Device::Cpu).unwrap();
@@ -133,6 +135,7 @@ fn measure(case: u64) -> (f64, f64, String) {
     }
     let mut optimizer = Optimizer::new(&decoder, &run.recipe).unwrap();
     let batch = pack(&examples.iter().collect::<Vec<_>>(), &run, false);
+    let validation = pack(&unseen.iter().collect::<Vec<_>>(), &run, false);
     let step = |decoder: &mut Decoder, optimizer: &mut Optimizer| {
         let mut grads = decoder.no_grads();
         for _ in 0..run.accumulation() {
@@ -153,22 +156,29 @@ fn measure(case: u64) -> (f64, f64, String) {
     let mut optimizer = Optimizer::new(&decoder, &run.recipe).unwrap();
     memory::reset_peak();
     step(&mut decoder, &mut optimizer);
-    let counted = memory::peak().saturating_sub(before).saturating_sub(packing);
-    let rows = batch.examples.iter().map(std::ops::Range::len).collect();
+    let counted = || memory::peak().saturating_sub(before).saturating_sub(packing).as_f64();
+    let stepped = counted();
+    memory::reset_peak();
+    decoder.loss(&validation).unwrap();
+    let validated = counted();
     let threads = rayon::current_num_threads();
-    let micro = Micro { examples: rows, targets: batch.targets.len(), accelerator: Accelerator::Cpu, threads };
-    let predicted = ledger(&spec, &run, &micro).unwrap();
+    let micro = |batch: &MicroBatch| {
+        let rows = batch.examples.iter().map(std::ops::Range::len).collect();
+        Micro { examples: rows, targets: batch.targets.len(), accelerator: Accelerator::Cpu, threads }
+    };
+    let predicted = ledger(&spec, &run, &micro(&batch), Some(&micro(&validation))).unwrap();
     let phase = predicted.tallest().map(|p| p.name.clone()).unwrap_or_default();
     // The product's buffers depend on the processor's cache and were taken off the count.
     let slabs: f64 = predicted.resident.iter().filter(|i| i.name == SLABS).map(|i| i.bytes.as_f64()).sum();
-    (
-        predicted.peak().as_f64() - slabs,
-        counted.as_f64(),
-        format!(
-            "case {case} {family} {phase} {:?} {:?} {:?} {:?}",
-            run.recipe.packing, run.recipe.optimizer, run.recipe.lora, run.execution
-        ),
-    )
+    let highest = |seen: bool| {
+        let of = predicted.phases.iter().filter(|p| (p.name == "validation") == seen);
+        (predicted.resident_total() + of.map(Phase::total).max().unwrap()).as_f64() - slabs
+    };
+    let what = format!(
+        "case {case} {family} {phase} {:?} {:?} {:?} {:?}",
+        run.recipe.packing, run.recipe.optimizer, run.recipe.lora, run.execution
+    );
+    ([(highest(false), stepped), (highest(true), validated)], what)
 }
 
 #[test]
@@ -176,16 +186,19 @@ fn predicted_peaks_equal_counted_peaks() {
     candle::compute_here();
     let cases = std::env::var("HEADROOM_LEDGER_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(18);
     let mut errors: Vec<(f64, String)> = (0..cases)
-        .map(|case| {
-            let (predicted, counted, what) = measure(case);
-            ((predicted - counted) / counted, format!("{what}: predicted {predicted}, counted {counted}"))
+        .flat_map(|case| {
+            let (both, what) = measure(case);
+            let of = |name, (predicted, counted)| {
+                ((predicted - counted) / counted, format!("{what}: {name} predicted {predicted}, counted {counted}"))
+            };
+            [of("step", both[0]), of("validation", both[1])]
         })
         .collect();
     errors.sort_by(|a, b| a.0.abs().total_cmp(&b.0.abs()));
     let p95 = &errors[errors.len() * 95 / 100];
     let worst = &errors[errors.len() - 1];
     println!(
-        "{} cases: p95 {:+.2} % ({}), worst {:+.2} % ({})",
+        "{} peaks: p95 {:+.2} % ({}), worst {:+.2} % ({})",
         errors.len(),
         100.0 * p95.0,
         p95.1,

@@ -1,6 +1,6 @@
 //! mlx-lm's ledger on a CPU against real training steps of real mlx-lm (`results/mlx-lm-cpu`, with its script).
 //!
-//! The counts of src/cost/mlx_cpu.csv were read off traces of other models and looked at beside the rows marked
+//! The counts of src/cost/mlx/cpu.csv were read off traces of other models and looked at beside the rows marked
 //! `develop`. Nobody looked at the others one by one; of those marked `blind` nothing was known before the counts were
 //! final (the README beside the rows says more).
 
@@ -8,7 +8,8 @@
 
 use std::collections::HashMap;
 
-use headroom::cost::mlx_cpu;
+use headroom::cost::{self, Heaviest};
+use headroom::spec::machine::{Accelerator, Machine};
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::RunConfig;
 
@@ -19,6 +20,10 @@ fn rows() -> Vec<Row> {
     let mut lines = text.lines().map(|l| l.split(','));
     let header: Vec<&str> = lines.next().unwrap().collect();
     lines.map(|values| header.iter().map(|h| h.to_string()).zip(values.map(str::to_owned)).collect()).collect()
+}
+
+fn cpu() -> Machine {
+    Machine { accelerator: Accelerator::Cpu, ..Machine::named("M1", None, None).unwrap() }
 }
 
 /// Predicted over measured peak.
@@ -44,18 +49,25 @@ fn ratio(row: &Row) -> f64 {
     let batch: usize = get("batch_size").parse().unwrap();
     let run = format!(
         "model = 'm'\ndata = 'd'\nengine = 'mlx-lm'\n[recipe]\nmax_seq_length = {}\neffective_batch_size = {}\n\
-         [recipe.lora]\nrank = {}\ntarget_modules = {targets}\nnum_layers = {}\n\
+         [recipe.lora]\nrank = {}\ntarget_modules = {targets}\nnum_layers = {}\ndropout = {}\n\
          [execution]\nbatch_size = {batch}\ngrad_checkpoint = {}\nweights = '{}'\n",
         get("max_seq_length"),
         batch * get("accumulation").parse::<usize>().unwrap(),
         get("rank"),
         get("num_layers"),
+        get("dropout"),
         truth("grad_checkpoint"),
         weights[get("weights")],
     );
     let spec = ModelSpec::from_config(&config).unwrap();
     let run = RunConfig::from_toml(&run, "run.toml".as_ref()).unwrap();
-    let predicted = mlx_cpu::ledger(&spec, &run, get("tokens").parse().unwrap()).unwrap().peak();
+    let count = |key: &str| get(key).parse::<usize>().unwrap();
+    let heaviest = Heaviest {
+        tokens_per_row: count("tokens"),
+        learned: 1.0,
+        validation_tokens: if truth("validation") == "true" { count("tokens") } else { 0 },
+    };
+    let predicted = cost::ledger(&spec, &run, &cpu(), heaviest).unwrap().peak();
     predicted.as_f64() / get("peak_bytes").parse::<f64>().unwrap()
 }
 
@@ -69,10 +81,12 @@ fn errors(split: &str) -> (usize, [f64; 3]) {
 
 #[test]
 fn rows_kept_aside_are_predicted() {
-    for split in ["develop", "held_out", "blind"] {
+    for split in ["develop", "held_out", "blind", "dropout"] {
         let (n, [median, p95, worst]) = errors(split);
         println!("{split}: {n} rows, error median {median:.3}, p95 {p95:.3}, worst {worst:.3}");
         assert!(n >= 25, "{n}");
-        assert!(median <= 0.01 && p95 <= 0.05 && worst <= 0.08, "{split}: median {median}, p95 {p95}, worst {worst}");
+        // What a block at work has with dropout is in no trace; it shows where blocks are made again.
+        let most = if split == "dropout" { 0.10 } else { 0.08 };
+        assert!(median <= 0.01 && p95 <= 0.05 && worst <= most, "{split}: median {median}, p95 {p95}, worst {worst}");
     }
 }

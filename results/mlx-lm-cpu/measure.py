@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Peak memory of real mlx-lm training steps on a CPU: `measure.py [ROWS]`; appends to steps.csv beside it.
+"""Peak memory of real mlx-lm training steps on a CPU: `measure.py [ROWS [FIRST]]`; appends to steps.csv beside it.
 
 Each row is one call of mlx-lm's own `train` (its batches, padding, checkpointing, compiled step, Adam) on a model with
 random weights, and `mx.get_peak_memory()` at its end, counted from after the model was built. The shapes are drawn
 from a seeded generator, so row n is the same whenever it is run; rows that are in the file are skipped. Of the first
 105, even rows were looked at while the model of src/cost was written (`develop`) and odd rows were kept aside
-(`held_out`). All later ones were measured after it was written (`blind`).
+(`held_out`). All later ones were measured after it was written (`blind`). From row 200 on there is dropout.
 
 Needs Python 3.10 or later and: mlx[cpu]==0.32.4 mlx-lm==0.32.2. The bundled BLAS is slow and that does not matter
 here; benches/peers/blas.c shows how to bring a fast one.
@@ -33,6 +33,7 @@ ALL = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_
        "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
 STEPS = 2
 FIRST_BLIND = 105
+FIRST_WITH_DROPOUT = 200
 GROUP = 64
 
 
@@ -55,7 +56,9 @@ def design(n):
     if d["model_type"] == "qwen2":
         d["head_dim"] = d["hidden_size"] // d["num_attention_heads"]
     split = "blind" if n >= FIRST_BLIND else "held_out" if n % 2 else "develop"
-    return {"row": n, "split": split} | d
+    if n >= FIRST_WITH_DROPOUT:
+        split = "dropout"
+    return {"row": n, "split": split} | d | {"dropout": 0.05 if n >= FIRST_WITH_DROPOUT else 0.0}
 
 
 def drawn(r):
@@ -96,7 +99,7 @@ def build(d):
         nn.quantize(model, group_size=GROUP, bits=int(d["weights"][0]))
     model.freeze()
     keys = {} if d["targets"] == "all" else {"keys": set(ATTENTION)}
-    linear_to_lora_layers(model, d["num_layers"], {"rank": d["rank"], "scale": 2.0, "dropout": 0.0} | keys)
+    linear_to_lora_layers(model, d["num_layers"], {"rank": d["rank"], "scale": 2.0, "dropout": d["dropout"]} | keys)
     mx.eval(model.parameters())
     return model
 
@@ -129,8 +132,9 @@ def measure(d):
 def main():
     mx.set_default_device(mx.cpu)
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     done = {int(r["row"]) for r in csv.DictReader(open(OUT))} if OUT.exists() else set()
-    for n in sorted(set(range(count)) - done):
+    for n in sorted(set(range(first, count)) - done):
         d = design(n)
         if d["weights"].endswith("bit") and d["num_attention_heads"] * d["head_dim"] % GROUP:
             print(f"\nrow {n}: mlx cannot quantise it", file=sys.stderr, flush=True)

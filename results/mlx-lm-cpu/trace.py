@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Counts what is alive in real mlx-lm training steps on a CPU, for src/cost/mlx_cpu.csv: `trace.py`.
+"""Counts what is alive in real mlx-lm training steps on a CPU, for src/cost/mlx/cpu.csv: `trace.py`.
 
 Each trace is two steps of mlx-lm's own `train` on a small model whose sizes are chosen so that every kind of array has
 one of its own; allocations.c writes down each allocation in the order that mlx made it. For every moment of the second
 step that gives the number of bytes alive per element of each kind, and gradients and new states of the adapters in
-units of one block's adapters. From it is taken what all blocks together keep (`kept` below and in src/cost/mlx_cpu.rs),
+units of one block's adapters. From it is taken what all blocks together keep (`kept` below and in src/cost/mlx/cpu.rs),
 so that nothing in the file depends on a shape; of the moments those stay that are the tallest for some shape, to within
 0.3 %. Two depths are traced, because mlx allocates ahead of the thread that computes in groups of ten tasks, and where
 a group ends depends on how many came before; and a third, of two blocks, where the moments of a third never come.
@@ -27,7 +27,7 @@ import numpy as np
 import measure
 
 HERE = Path(__file__).resolve().parent
-OUT = HERE.parents[1] / "src/cost/mlx_cpu.csv"
+OUT = HERE.parents[1] / "src/cost/mlx/cpu.csv"
 KINDS = ["hidden", "mlp", "q", "kv", "scores", "logits", "low_rank"]
 DEPTHS = [2, 4, 6]
 SHAPE = dict(hidden_size=320, intermediate_size=704, num_attention_heads=6, num_key_value_heads=2, head_dim=48,
@@ -68,7 +68,7 @@ def sizes(d):
 
 
 def kept(weights, targets, model_type):
-    """Bytes per element that a trained block keeps without checkpoints: `Sizes::kept` in src/cost/mlx_cpu.rs."""
+    """Bytes per element that a trained block keeps without checkpoints: `Sizes::kept` in src/cost/mlx/graph.rs."""
     at = 4 if weights == "f32" else 2
     norm = 4 if model_type == "qwen3" else 0
     if targets == "all":

@@ -27,6 +27,7 @@ pub struct FieldRun {
     pub lora_rank: Option<usize>,
     pub lora_layers: Option<usize>,
     pub lora_targets: String,
+    pub lora_dropout: Option<f64>,
     pub batch_size: Option<usize>,
     pub grad_accum: Option<usize>,
     pub max_seq_len: Option<usize>,

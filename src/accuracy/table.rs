@@ -1,6 +1,6 @@
 //! Everything together: the table of accuracy, and what was to be reached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -212,15 +212,24 @@ pub fn residuals(field: &[FieldRun], figures: &[Figure], quantity: Quantity) -> 
     field.iter().filter_map(residual).collect()
 }
 
-/// Each row's figures, with what is believed of mlx-lm as if its source had published nothing.
+/// Sources that are to be left when one is taken away: how far they lie apart cannot be told from one.
+const TELLING: usize = 2;
+
+/// Each row's figures, with what is believed of mlx-lm as if its source had published nothing. Of a quantity that too few
+/// others have published there are none.
 fn out_of_sample(field: &[FieldRun], figures: &[Figure]) -> Result<Vec<Figure>> {
     let of = |quantity| residuals(field, figures, quantity);
     let (peaks, speeds) = (of(Quantity::PeakMemory), of(Quantity::Speed));
     let mut all = Vec::new();
     for row in field.iter().filter(|row| figures.iter().any(|f| f.id == row.id)) {
-        let others = |of: &[Residual]| Spread::of(of.iter().filter(|r| r.source != source(row)));
-        let (Some(peak), Some(speed)) = (others(&peaks), others(&speeds)) else { continue };
-        all.extend(score::score_with(row, &|machine| prior_with(machine, speed, peak))?.figures);
+        let others = |of: &[Residual]| {
+            let rest = || of.iter().filter(|r| r.source != source(row));
+            (Spread::of(rest()), rest().map(|r| &r.source).collect::<BTreeSet<_>>().len() >= TELLING)
+        };
+        let ((Some(peak), peak_told), (Some(speed), speed_told)) = (others(&peaks), others(&speeds)) else { continue };
+        let mut scored = score::score_with(row, &|machine| prior_with(machine, speed, peak))?;
+        scored.figures.retain(|f| if f.quantity == Quantity::Speed { speed_told } else { peak_told });
+        all.extend(scored.figures);
     }
     Ok(all)
 }

@@ -93,7 +93,8 @@ pub fn estimate(data: &Data, output: &Output) -> Result<TokenLengths> {
     if data.train().as_os_str() == BUILTIN {
         return lengths(&model(BUILTIN)?, data);
     }
-    let lengths = estimated_lengths(data.train())?;
+    let validation = data.valid().map(estimated_lengths).transpose()?.unwrap_or_default();
+    let lengths = TokenLengths::new(estimated_lengths(data.train())?).with_validation(validation);
     output.note("the tokenizer is not on this machine: lengths are estimated from the size of the text");
     Ok(lengths)
 }
@@ -103,7 +104,7 @@ pub fn estimate(data: &Data, output: &Output) -> Result<TokenLengths> {
 const BYTES_PER_TOKEN: usize = 3;
 
 /// Lengths estimated from the size of the rows' text, by the bundled tokenizer's reader but without a tokenizer.
-fn estimated_lengths(data: &Path) -> Result<TokenLengths> {
+fn estimated_lengths(data: &Path) -> Result<Vec<u32>> {
     let text = crate::store::read_text(data)?;
     let mut lengths = Vec::new();
     for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
@@ -118,7 +119,7 @@ fn estimated_lengths(data: &Path) -> Result<TokenLengths> {
     if lengths.is_empty() {
         return Err(Error::Data { path: data.into(), reason: "it holds no rows".into() });
     }
-    Ok(TokenLengths::new(lengths))
+    Ok(lengths)
 }
 
 /// Bytes of all strings in a row; tokens that are given as such count as themselves.

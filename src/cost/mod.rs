@@ -3,7 +3,6 @@
 pub mod candle;
 pub mod ledger;
 pub mod mlx;
-pub mod mlx_cpu;
 pub mod params;
 pub mod pool;
 pub mod time;
@@ -16,13 +15,15 @@ use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, RunConfig};
 use ledger::MemoryLedger;
 
-/// The micro-batch that decides the memory of a run.
+/// The micro-batches that decide the memory of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heaviest {
     /// Tokens of a row.
     pub tokens_per_row: usize,
     /// Share of them that is learned from.
     pub learned: f64,
+    /// Tokens of a row in validation, 0 where there is none.
+    pub validation_tokens: usize,
 }
 
 /// What is in memory when, for the run's engine on a machine, in a step over its heaviest micro-batch.
@@ -30,12 +31,20 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, machine: &Machine, heaviest: He
     match run.engine {
         Engine::Candle => {
             spec.trained_here()?;
-            candle::ledger(spec, run, &candle::Micro::full(run.execution.batch_size, heaviest, machine))
+            let micro = |tokens| candle::Micro::full(run.execution.batch_size, tokens, heaviest.learned, machine);
+            let validation = (heaviest.validation_tokens > 0).then(|| micro(heaviest.validation_tokens));
+            candle::ledger(spec, run, &micro(heaviest.tokens_per_row), validation.as_ref())
         }
-        Engine::MlxLm => match machine.accelerator {
-            // Experts were not measured on a CPU.
-            Accelerator::Cpu if spec.experts.is_none() => mlx_cpu::ledger(spec, run, heaviest.tokens_per_row),
-            Accelerator::Cpu | Accelerator::Metal => mlx::ledger(spec, run, heaviest.tokens_per_row),
-        },
+        Engine::MlxLm => {
+            let mut ledger = match machine.accelerator {
+                // Experts were not measured on a CPU.
+                Accelerator::Cpu if spec.experts.is_none() => mlx::cpu::ledger(spec, run, heaviest.tokens_per_row)?,
+                Accelerator::Cpu | Accelerator::Metal => mlx::metal::ledger(spec, run, heaviest.tokens_per_row)?,
+            };
+            if heaviest.validation_tokens > 0 {
+                ledger.phases.push(mlx::validation(spec, run, heaviest.validation_tokens));
+            }
+            Ok(ledger)
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::cost::Heaviest;
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::params::{Parameters, bits, trainable};
 use crate::cost::time::{StepCost, step_cost};
-use crate::cost::work::{heaviest, mlx_longest, rows};
+use crate::cost::work::{heaviest, heaviest_validation, mlx_longest, rows};
 use crate::error::{Error, Result};
 use crate::spec::data::TokenLengths;
 use crate::spec::machine::{Accelerator, Machine};
@@ -114,7 +114,7 @@ impl Request<'_> {
     fn heaviest(&self, quantile: f64) -> Heaviest {
         let cap = self.run.recipe.max_seq_length;
         let Some(lengths) = self.lengths.filter(|l| !l.is_empty()) else {
-            return Heaviest { tokens_per_row: cap, learned: 1.0 };
+            return Heaviest { tokens_per_row: cap, learned: 1.0, validation_tokens: 0 };
         };
         let micro_batches = (self.run.steps(self.rows()) * self.run.accumulation()) as f64;
         let tokens_per_row = match self.run.engine {
@@ -125,12 +125,15 @@ impl Request<'_> {
             // Each is padded to the longest.
             Engine::MlxLm => mlx_longest(lengths, self.run, micro_batches, quantile),
         };
-        Heaviest { tokens_per_row, learned: if self.run.recipe.mask_prompt { lengths.completion() } else { 1.0 } }
+        let learned = if self.run.recipe.mask_prompt { lengths.completion() } else { 1.0 };
+        Heaviest { tokens_per_row, learned, validation_tokens: heaviest_validation(lengths, self.run) }
     }
 
     /// The micro-batch that decides the memory of a usual run, for our own engine.
     pub fn worst_micro(&self) -> cost::candle::Micro {
-        cost::candle::Micro::full(self.run.execution.batch_size, self.heaviest(USUAL), self.machine)
+        let heaviest = self.heaviest(USUAL);
+        let batch_size = self.run.execution.batch_size;
+        cost::candle::Micro::full(batch_size, heaviest.tokens_per_row, heaviest.learned, self.machine)
     }
 
     /// What the formulas say of it.

@@ -11,12 +11,15 @@ pub struct TokenLengths {
     lengths: Vec<u32>,
     /// Share of the tokens that are not prompt.
     completion: f64,
+    /// Of the validation examples, in their order.
+    #[serde(default)]
+    validation: Vec<u32>,
 }
 
 impl TokenLengths {
     /// From lengths in any order.
     pub fn new(lengths: Vec<u32>) -> Self {
-        Self { lengths: Vec::new(), completion: 1.0 }.with_lengths(lengths)
+        Self { lengths: Vec::new(), completion: 1.0, validation: Vec::new() }.with_lengths(lengths)
     }
 
     /// Rows that are all filled up to the greatest length, whatever that is.
@@ -27,6 +30,16 @@ impl TokenLengths {
     /// The same, with only this share of the tokens outside of prompts.
     pub fn with_completion(self, completion: f64) -> Self {
         Self { completion, ..self }
+    }
+
+    /// The same, with validation examples of these lengths, in the order in which they are asked.
+    pub fn with_validation(self, validation: Vec<u32>) -> Self {
+        Self { validation, ..self }
+    }
+
+    /// Lengths of the validation examples, in their order; none where there is no validation.
+    pub fn validation(&self) -> &[u32] {
+        &self.validation
     }
 
     /// Share of the tokens that are not prompt.
@@ -73,7 +86,7 @@ impl TokenLengths {
     pub fn packed(&self, cap: usize) -> Self {
         let lengths: Vec<usize> = self.lengths.iter().map(|&n| n as usize).collect();
         let fill = |row: Vec<usize>| row.into_iter().map(|i| lengths[i].min(cap) as u32).sum();
-        Self { lengths: Vec::new(), ..*self }.with_lengths(pack(&lengths, cap).into_iter().map(fill).collect())
+        self.clone().with_lengths(pack(&lengths, cap).into_iter().map(fill).collect())
     }
 
     fn with_lengths(self, mut lengths: Vec<u32>) -> Self {

@@ -55,12 +55,13 @@ impl Rows {
         Ok(Self { train: read(data.train())?, valid: data.valid().map(read).transpose()?.unwrap_or_default() })
     }
 
-    /// Lengths of the training examples.
+    /// Lengths of the examples.
     pub fn lengths(&self) -> TokenLengths {
         let all: usize = self.train.iter().map(|e| e.tokens.len()).sum();
         let completion: usize = self.train.iter().map(|e| e.tokens.len() - e.prompt.min(e.tokens.len())).sum();
         let lengths = TokenLengths::new(self.train.iter().map(|e| e.tokens.len() as u32).collect());
-        lengths.with_completion(completion as f64 / all.max(1) as f64)
+        let validation = self.valid.iter().map(|e| e.tokens.len() as u32).collect();
+        lengths.with_completion(completion as f64 / all.max(1) as f64).with_validation(validation)
     }
 }
 

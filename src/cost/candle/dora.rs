@@ -1,7 +1,8 @@
 //! A projection with DoRA (`Linear::forward_dora`, `Linear::backward_dora`).
 
+use super::linear::name_of;
 use super::product::Product;
-use super::{Engine, F32, GRADIENTS, LORA, name_of};
+use super::{Engine, F32, GRADIENTS, LORA};
 use crate::cost::timeline::Live;
 use crate::spec::tensors::Projection;
 

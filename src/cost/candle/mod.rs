@@ -6,12 +6,11 @@
 
 mod attention;
 mod dora;
+mod linear;
 mod mlp;
 mod product;
 
 use self::attention::AttentionTape;
-use self::product::Product;
-use crate::cost::Heaviest;
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::params::Parameters;
 use crate::cost::timeline::{Live, Timeline};
@@ -25,8 +24,6 @@ use crate::units::Bytes;
 
 /// Bytes of an f32.
 const F32: u64 = 4;
-/// Panels of a weight that is not f32 are made in f32 at most this large at a time (`frozen::PANEL_BYTES`).
-const PANEL_BYTES: u64 = 32 << 20;
 
 const INPUTS: &str = "block inputs";
 const STATE: &str = "hidden state";
@@ -63,11 +60,11 @@ pub struct Micro {
 }
 
 impl Micro {
-    /// `batch_size` examples of like length.
-    pub fn full(batch_size: usize, heaviest: Heaviest, machine: &Machine) -> Self {
-        let rows = heaviest.tokens_per_row.saturating_sub(1).max(1);
+    /// `batch_size` examples of like length, of whose tokens this share is learned from.
+    pub fn full(batch_size: usize, tokens_per_row: usize, learned: f64, machine: &Machine) -> Self {
+        let rows = tokens_per_row.saturating_sub(1).max(1);
         let (accelerator, threads) = (machine.accelerator, machine.cores);
-        let targets = (heaviest.learned * (rows * batch_size) as f64).ceil() as usize;
+        let targets = (learned * (rows * batch_size) as f64).ceil() as usize;
         Self { examples: vec![rows; batch_size], targets, accelerator, threads }
     }
 
@@ -76,31 +73,31 @@ impl Micro {
     }
 }
 
-/// The ledger of an optimizer step over micro-batches of this size.
-pub fn ledger(spec: &ModelSpec, run: &RunConfig, micro: &Micro) -> Result<MemoryLedger> {
-    Ok(played(spec, run, micro, Timeline::default())?.ledger())
+/// The ledger of an optimizer step over micro-batches of one size, and of a look at the validation rows, if there are
+/// any.
+pub fn ledger(spec: &ModelSpec, run: &RunConfig, micro: &Micro, validation: Option<&Micro>) -> Result<MemoryLedger> {
+    let mut engine = Engine::new(spec, run, micro, Timeline::default())?;
+    engine.step();
+    if let Some(micro) = validation {
+        engine = Engine { micro, training: false, ..engine };
+        engine.validate();
+    }
+    Ok(engine.t.ledger())
 }
 
 /// What candle's Metal allocator would hold for the same step, beside what is resident. Unproven on a Mac.
 pub fn pool(spec: &ModelSpec, run: &RunConfig, micro: &Micro) -> Result<Bytes> {
-    Ok(played(spec, run, micro, Timeline::pooled())?.pool())
-}
-
-fn played(spec: &ModelSpec, run: &RunConfig, micro: &Micro, t: Timeline) -> Result<Timeline> {
-    let targets = spec.targets(&run.recipe.lora.target_modules)?;
-    let first = run.recipe.lora.first_layer(spec.num_hidden_layers);
-    let all = spec.projections();
-    let linears = all.iter().map(|p| (p.clone(), targets.contains(p))).collect();
-    let mut engine = Engine { spec, run, micro, linears, first, t };
-    engine.resident();
+    let mut engine = Engine::new(spec, run, micro, Timeline::pooled())?;
     engine.step();
-    Ok(engine.t)
+    Ok(engine.t.pool())
 }
 
 struct Engine<'a> {
     spec: &'a ModelSpec,
     run: &'a RunConfig,
     micro: &'a Micro,
+    /// Dropout is for training alone.
+    training: bool,
     linears: Vec<(Projection, bool)>,
     first: usize,
     t: Timeline,
@@ -112,6 +109,18 @@ struct Tape {
     attention: AttentionTape,
     mid: Live,
     mlp: Option<[Option<Live>; 2]>,
+}
+
+impl<'a> Engine<'a> {
+    /// With what stays for the whole run.
+    fn new(spec: &'a ModelSpec, run: &'a RunConfig, micro: &'a Micro, t: Timeline) -> Result<Self> {
+        let targets = spec.targets(&run.recipe.lora.target_modules)?;
+        let first = run.recipe.lora.first_layer(spec.num_hidden_layers);
+        let linears = spec.projections().into_iter().map(|p| (p.clone(), targets.contains(&p))).collect();
+        let mut engine = Self { spec, run, micro, training: true, linears, first, t };
+        engine.resident();
+        Ok(engine)
+    }
 }
 
 impl Engine<'_> {
@@ -212,6 +221,20 @@ impl Engine<'_> {
         gradients.into_iter().for_each(|g| self.t.free(g));
     }
 
+    // --- a look at the validation rows (Decoder::loss) ---
+
+    fn validate(&mut self) {
+        self.t.phase("validation");
+        let mut x = self.embed(self.micro.rows());
+        for _ in 0..self.spec.num_hidden_layers {
+            let y = self.forward();
+            self.t.free(std::mem::replace(&mut x, y));
+        }
+        let c = self.loss_rows();
+        let (rows, logits) = self.logits_of(c);
+        [x, rows, logits].into_iter().for_each(|l| self.t.free(l));
+    }
+
     fn embed(&mut self, n: u64) -> Live {
         // The looked-up rows in their own format, then in f32, then scaled or moved.
         let (spec, hidden) = (self.spec, self.spec.hidden_size);
@@ -244,118 +267,6 @@ impl Engine<'_> {
                 self.frozen(self.rank(), stored, !self.spec.conv1d());
             }
         }
-    }
-
-    // --- a projection (Frozen, Linear) ---
-
-    /// What a product packs for itself while it runs.
-    fn product(&mut self, product: &Product) {
-        if self.micro.accelerator == Accelerator::Cpu {
-            self.t.brief(PRODUCT, product.packed());
-        }
-    }
-
-    /// A product with a frozen `[out, in]` matrix, transposed or not, a panel at a time where it is not f32.
-    fn frozen(&mut self, rows: u64, (format, rows_stored, width): (Format, u64, u64), transposed: bool) {
-        let panel = self.panel_of(format, rows_stored, width);
-        let stored = if panel.is_some() { rows_stored.min(panel_rows(width)) } else { rows_stored };
-        let product = if transposed {
-            Product::with_transposed(rows, width, stored)
-        } else {
-            Product::plain(rows, stored, width)
-        };
-        self.product(&product);
-        panel.into_iter().for_each(|l| self.t.free(l));
-    }
-
-    /// Format, rows and columns of a projection's matrix as it is stored.
-    fn stored(&self, p: &Projection) -> (Format, u64, u64) {
-        let (rows, width) =
-            if self.spec.conv1d() { (p.in_features, p.out_features) } else { (p.out_features, p.in_features) };
-        let format = self.spec.usual_format(self.run.execution.weights).for_columns(width);
-        (format, rows as u64, width as u64)
-    }
-
-    /// The f32 panel of a weight that is stored in another format.
-    fn panel_of(&mut self, format: Format, rows: u64, width: u64) -> Option<Live> {
-        (format != Format::F32).then(|| self.t.alloc(PANEL, rows.min(panel_rows(width)) * width * F32))
-    }
-
-    /// `x W'` of `rows` rows into memory of its own.
-    fn output(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
-        let y = self.t.alloc(name, rows * p.out_features as u64 * F32);
-        let stored = self.stored(p);
-        self.frozen(rows, stored, !self.spec.conv1d());
-        y
-    }
-
-    /// `g W`, likewise.
-    fn through(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
-        let dx = self.t.alloc(name, rows * p.in_features as u64 * F32);
-        let stored = self.stored(p);
-        self.frozen(rows, stored, self.spec.conv1d());
-        dx
-    }
-
-    fn linear(&mut self, role: Role, rows: u64, name: &'static str) -> Live {
-        let Some((p, adapted)) = self.find(role) else { return self.t.alloc(name, 0) };
-        if adapted && self.run.recipe.lora.use_dora {
-            return self.linear_dora(&p, rows, name);
-        }
-        let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
-        let y = self.output(&p, rows, name);
-        if adapted {
-            let input = self.dropped(rows, &p);
-            let hidden = self.t.alloc(LORA, rows * rank * F32);
-            self.product(&Product::with_transposed(rows, from, rank));
-            self.product(&Product::with_transposed(rows, rank, to));
-            input.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
-        }
-        y
-    }
-
-    /// The adapter's input after dropout, for which a mask was there; without dropout it is the input itself.
-    fn dropped(&mut self, rows: u64, p: &Projection) -> Option<Live> {
-        let wide = rows * p.in_features as u64 * F32;
-        (self.run.recipe.lora.dropout > 0.0).then(|| {
-            self.t.brief(LORA, 2 * wide);
-            self.t.alloc(LORA, wide)
-        })
-    }
-
-    fn linear_back(
-        &mut self,
-        role: Role,
-        rows: u64,
-        need_dx: bool,
-        grads: &mut Option<&mut Vec<Live>>,
-    ) -> Option<Live> {
-        let (p, adapted) = self.find(role)?;
-        if adapted && self.run.recipe.lora.use_dora {
-            return self.linear_dora_back(&p, rows, need_dx, grads);
-        }
-        let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
-        let dx = need_dx.then(|| self.through(&p, rows, name_of(role)));
-        if adapted {
-            let input = self.dropped(rows, &p);
-            let hidden = self.t.alloc(LORA, 2 * rows * rank * F32);
-            self.product(&Product::with_transposed(rows, from, rank));
-            self.product(&Product::plain(rows, to, rank));
-            if let Some(grads) = grads.as_deref_mut() {
-                grads.push(self.t.alloc(GRADIENTS, p.lora_params(&self.run.recipe.lora) * F32));
-            }
-            self.product(&Product::of_transposed(rank, rows, from));
-            self.product(&Product::of_transposed(to, rows, rank));
-            if need_dx {
-                self.product(&Product::plain(rows, rank, from));
-            }
-            if input.is_some() && need_dx {
-                // The mask again, what comes through the adapter, and their product.
-                self.t.brief(LORA, 3 * rows * p.in_features as u64 * F32);
-            }
-            input.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
-        }
-        dx
     }
 
     // --- the block ---
@@ -398,34 +309,37 @@ impl Engine<'_> {
 
     // --- the head ---
 
-    fn head_backward(&mut self, x: Live) -> Live {
-        let g = self.t.alloc(STATE, self.micro.rows() * self.h());
-        let c = self.micro.targets.min(self.run.execution.loss_chunk) as u64;
-        let (vocab, hidden) = (self.spec.vocab_size as u64, self.spec.hidden_size as u64);
-        let name = if self.spec.tie_word_embeddings { self.spec.embedding_name() } else { "lm_head.weight" };
-        let format = self.spec.format(self.run.execution.weights, name, self.spec.hidden_size);
+    /// Rows of the loss that are worked on at a time, at most.
+    fn loss_rows(&self) -> u64 {
+        self.micro.targets.min(self.run.execution.loss_chunk) as u64
+    }
+
+    /// Format, rows and columns of the head's matrix.
+    fn head(&self) -> (Format, u64, u64) {
+        let (spec, hidden) = (self.spec, self.spec.hidden_size);
+        let name = if spec.tie_word_embeddings { spec.embedding_name() } else { "lm_head.weight" };
+        (spec.format(self.run.execution.weights, name, hidden), spec.vocab_size as u64, hidden as u64)
+    }
+
+    /// The chosen rows, and their logits.
+    fn logits_of(&mut self, c: u64) -> (Live, Live) {
         let rows = self.t.alloc(STATE, c * self.h());
         let normed = self.t.alloc(STATE, c * self.h());
-        let logits = self.t.alloc(LOGITS, c * vocab * F32);
-        self.frozen(c, (format, vocab, hidden), true);
+        let logits = self.t.alloc(LOGITS, c * self.spec.vocab_size as u64 * F32);
+        self.frozen(c, self.head(), true);
         self.t.free(normed);
+        (rows, logits)
+    }
+
+    fn head_backward(&mut self, x: Live) -> Live {
+        let g = self.t.alloc(STATE, self.micro.rows() * self.h());
+        let c = self.loss_rows();
+        let (rows, logits) = self.logits_of(c);
         let d_normed = self.t.alloc(STATE, c * self.h());
-        self.frozen(c, (format, vocab, hidden), false);
+        self.frozen(c, self.head(), false);
         self.t.free(logits);
         self.t.brief(STATE, c * self.h());
         [rows, d_normed, x].into_iter().for_each(|l| self.t.free(l));
         g
-    }
-}
-
-/// Rows of an f32 panel of a weight that is not f32 (`frozen::panel_rows`).
-fn panel_rows(width: u64) -> u64 {
-    (PANEL_BYTES / (F32 * width)).max(1)
-}
-
-fn name_of(role: Role) -> &'static str {
-    match role {
-        Role::Gate | Role::Up | Role::GateUp | Role::Down => MLP,
-        _ => ATTENTION,
     }
 }

@@ -210,7 +210,7 @@ impl Session {
             // A stop by the caller is no reason to validate: the run that goes on from here would have looked once more
             // than the one that never stopped. What is due comes before the checkpoint, which remembers what was best.
             if done == self.total_steps || due(self.run.recipe.eval_steps.unwrap_or(job.save_every)) {
-                self.validate(out, on)?;
+                pooled(|| self.validate(out, on))?;
             }
             flow = on(&TrainEvent::Step(step));
             if done == last || flow == Flow::Stop || due(job.save_every) || self.stopping.is_over(patience) {

@@ -177,7 +177,8 @@ impl Decoder {
         }
         let mut sum = 0.0;
         for targets in batch.targets.chunks(self.loss_chunk) {
-            sum += self.loss_of(&x, targets, 1.0)?.0;
+            let (_, logits, tokens) = self.logits_of(&x, targets)?;
+            sum += ops::cross_entropy(logits, &tokens, self.softcap, 1.0)?.0;
         }
         Ok(sum)
     }
@@ -244,11 +245,17 @@ impl Decoder {
         Ok((loss, g))
     }
 
-    /// Loss of some targets and its gradient with respect to their rows of `x`.
-    fn loss_of(&self, x: &Tensor, targets: &[(u32, u32)], scale: f64) -> Result<(f64, Tensor)> {
+    /// The rows of `x` that these targets belong to, their logits, and the tokens that should come.
+    fn logits_of(&self, x: &Tensor, targets: &[(u32, u32)]) -> Result<(Tensor, Tensor, Vec<u32>)> {
         let (index, tokens): (Vec<u32>, Vec<u32>) = targets.iter().copied().unzip();
         let rows = x.index_select(&Tensor::from_slice(&index, index.len(), &self.device)?, 0)?;
         let logits = self.head().forward(&self.final_norm.forward(&rows)?)?;
+        Ok((rows, logits, tokens))
+    }
+
+    /// Loss of some targets and its gradient with respect to their rows of `x`.
+    fn loss_of(&self, x: &Tensor, targets: &[(u32, u32)], scale: f64) -> Result<(f64, Tensor)> {
+        let (rows, logits, tokens) = self.logits_of(x, targets)?;
         let (loss, d_logits) = ops::cross_entropy(logits, &tokens, self.softcap, scale)?;
         let d_normed = self.head().backward(&d_logits)?;
         drop(d_logits);
