@@ -6,9 +6,9 @@
 //! - gate, up, sigmoid and SiLU, because the activation is composed of single operations;
 //! - the input of every adapted projection in f32, because A is in f32 and is multiplied by a converted copy; projections
 //!   of the same input share it. With dropout each has a copy and a mask of its own;
-//! - the attention probabilities: in training, attention is composed of single operations on Metal too (mlx 0.30 and
-//!   later, `ScaledDotProductAttention::use_fallback`: "faster for training on Metal"), which makes what is kept without
-//!   checkpoints quadratic in the length;
+//! - the attention probabilities: in training, attention is composed of single operations on Metal too (mlx 0.32.2,
+//!   `ScaledDotProductAttention::use_fallback`: "faster for training on Metal"; a published run with 0.31.2 shows it, FR163),
+//!   which makes what is kept without checkpoints quadratic in the length;
 //! - the inputs of the norms: as they are on Metal, where `mx.fast.rms_norm` has a kernel with a backward pass; in f32 on
 //!   a CPU, where it has none;
 //! - rotated q and k, v, and what each A gives.
