@@ -42,7 +42,7 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, machine: &Machine, heaviest: He
                 Accelerator::Cpu | Accelerator::Metal => mlx::metal::ledger(spec, run, heaviest.tokens_per_row)?,
             };
             if heaviest.validation_tokens > 0 {
-                ledger.phases.push(mlx::validation(spec, run, heaviest.validation_tokens));
+                ledger.phases.push(mlx::validation(spec, run, machine.accelerator, heaviest.validation_tokens));
             }
             Ok(ledger)
         }
