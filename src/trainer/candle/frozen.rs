@@ -184,7 +184,7 @@ pub fn from_bytes(bytes: Vec<u8>, dtype: GgmlDType, dims: (usize, usize), device
     Ok(Arc::new(QTensor::new(storage, dims)?))
 }
 
-/// Contiguous numbers in f32.
+/// Contiguous numbers in f32, by all threads; candle takes one for it.
 fn widened(t: &Tensor) -> Result<Tensor> {
     if !super::ops::fused(t) {
         return t.to_dtype(DType::F32);
@@ -192,8 +192,8 @@ fn widened(t: &Tensor) -> Result<Tensor> {
     let (storage, layout) = t.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else { bail!("expected contiguous numbers") };
     let wide = match &*storage {
-        Storage::Cpu(CpuStorage::F16(x)) => kernels::widened(&x[start..end], |x| x.to_f32()),
-        Storage::Cpu(CpuStorage::BF16(x)) => kernels::widened(&x[start..end], |x| x.to_f32()),
+        Storage::Cpu(CpuStorage::F16(x)) => kernels::map_each(&x[start..end], |x| x.to_f32()),
+        Storage::Cpu(CpuStorage::BF16(x)) => kernels::map_each(&x[start..end], |x| x.to_f32()),
         _ => return t.to_dtype(DType::F32),
     };
     Tensor::from_vec(wide, t.shape(), t.device())

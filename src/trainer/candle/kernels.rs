@@ -21,6 +21,9 @@ fn filled(n: usize, fill: impl FnOnce(&mut [Blank])) -> Vec<f32> {
     data
 }
 
+/// Elements a thread takes at a time.
+const SPAN: usize = 8192;
+
 /// Rows a thread takes at a time; enough work to be worth handing over.
 fn rows_per_task(width: usize) -> usize {
     (16_384 / width.max(1)).max(1)
@@ -46,12 +49,11 @@ fn map2_rows(x: &[f32], g: &[f32], width: usize, f: impl Fn(&[f32], &[f32], &mut
     })
 }
 
-/// Numbers of another format in f32, by all threads; candle takes one for it.
-pub fn widened<H: Copy + Sync>(x: &[H], f: impl Fn(H) -> f32 + Sync) -> Vec<f32> {
-    let step = rows_per_task(1);
+/// `f` of each number, which may be in another format, threaded.
+pub fn map_each<X: Copy + Sync>(x: &[X], f: impl Fn(X) -> f32 + Sync) -> Vec<f32> {
     filled(x.len(), |out| {
-        out.par_chunks_mut(step).zip(x.par_chunks(step)).for_each(|(o, x)| {
-            wide(|| o.iter_mut().zip(x).for_each(|(o, x)| _ = o.write(f(*x))));
+        out.par_chunks_mut(SPAN).zip(x.par_chunks(SPAN)).for_each(|(o, x)| {
+            wide(|| o.iter_mut().zip(x).for_each(|(o, &x)| _ = o.write(f(x))));
         });
     })
 }
@@ -158,17 +160,9 @@ macro_rules! for_activation {
     };
 }
 
-/// Elements a thread takes at a time.
-const SPAN: usize = 8192;
-
 /// `act(x)`
 pub fn act(act: Activation, x: &[f32]) -> Vec<f32> {
-    filled(x.len(), |out| {
-        let parts = out.par_chunks_mut(SPAN).zip(x.par_chunks(SPAN));
-        for_activation!(act, f => parts.for_each(|(o, x)| {
-            wide(|| o.iter_mut().zip(x).for_each(|(o, &x)| _ = o.write(f(x).0)));
-        }));
-    })
+    for_activation!(act, f => map_each(x, |x| f(x).0))
 }
 
 /// `act'(x) g` in the place of `g`.
