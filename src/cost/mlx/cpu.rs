@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use super::graph::Sizes;
-use super::{F32, metal};
+use super::{F32, largest_buffer, resident};
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
 use crate::cost::params::{adapted, trainable};
 use crate::error::Result;
@@ -119,12 +119,8 @@ impl Sizes {
 pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Result<MemoryLedger> {
     let sizes = Sizes::new(spec, run, tokens_per_row);
     let (targets, blocks) = adapted(spec, &run.recipe.lora)?;
-    let blocks = blocks as u64;
     let in_mlp = targets.iter().any(|p| matches!(p.role, Role::Gate | Role::Up | Role::GateUp | Role::Down));
-    let kept = match run.execution.grad_checkpoint {
-        true => Item::new("block inputs", blocks * sizes.format * sizes.hidden),
-        false => Item::new("activations kept", blocks * sizes.kept(spec, &run.recipe.lora, &targets, F32)),
-    };
+    let kept = sizes.saved(run, blocks, sizes.kept(spec, &run.recipe.lora, &targets, F32));
     let adapters = trainable(spec, &run.recipe.lora)?;
     let of = Variant {
         // Under a quantised base mlx has products of its own.
@@ -142,8 +138,7 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Resul
         sizes.phase(name, &alive, &kept)
     };
     let phases = ["loss", "backward"].map(phase).into();
-    // Weights, adapters and Adam's states are the same everywhere.
-    Ok(MemoryLedger { phases, ..metal::ledger(spec, run, tokens_per_row)? })
+    Ok(MemoryLedger { resident: resident(spec, run)?, phases, largest_buffer: largest_buffer(spec, run, &sizes) })
 }
 
 #[cfg(test)]

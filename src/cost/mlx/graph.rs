@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 
 use super::F32;
+use crate::cost::ledger::Item;
 use crate::cost::work::mlx_padded;
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Lora, RunConfig};
@@ -76,6 +77,14 @@ impl Sizes {
             + norm_format * (norms + head_norms)
             + self.inputs(lora, adapted)
             + F32 * low_rank
+    }
+
+    /// What so many blocks leave for backward, where each keeps `kept` bytes without checkpoints.
+    pub(super) fn saved(&self, run: &RunConfig, blocks: usize, kept: u64) -> Item {
+        match run.execution.grad_checkpoint {
+            true => Item::new("block inputs", blocks as u64 * self.format * self.hidden),
+            false => Item::new("activations kept", blocks as u64 * kept),
+        }
     }
 
     /// Bytes of what the adapters' first matrices are multiplied by.

@@ -5,7 +5,7 @@
 //! Llama-3.2-3B in bf16, with dropout) lie within about a tenth.
 
 use super::graph::Sizes;
-use super::{F32, resident, stored};
+use super::{F32, largest_buffer, resident};
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
 use crate::cost::params::{adapted, trainable};
 use crate::error::Result;
@@ -24,13 +24,9 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Resul
     let sizes = Sizes::new(spec, run, tokens_per_row);
     let lora = &run.recipe.lora;
     let (targets, blocks) = adapted(spec, lora)?;
-    let (blocks, adapters) = (blocks as u64, F32 * trainable(spec, lora)?);
+    let adapters = F32 * trainable(spec, lora)?;
     let block = sizes.kept(spec, lora, &targets, sizes.format);
-    let (saved, again) = match run.execution.grad_checkpoint {
-        true => (Item::new("block inputs", blocks * sizes.format * sizes.hidden), block),
-        false => (Item::new("activations kept", blocks * block), 0),
-    };
-    let scores = sizes.format * sizes.scores;
+    let saved = sizes.saved(run, blocks, block);
     Ok(MemoryLedger {
         resident: resident(spec, run)?,
         phases: vec![
@@ -39,22 +35,15 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Resul
                 "backward",
                 vec![
                     saved,
-                    Item::new("one block again", again),
-                    Item::new("attention scores", SCORES * scores),
+                    Item::new("one block again", if run.execution.grad_checkpoint { block } else { 0 }),
+                    Item::new("attention scores", SCORES * sizes.format * sizes.scores),
                     Item::new("gradients", adapters),
                 ],
             ),
             // A checkpoint copies the adapters while it is written.
             Phase::new("save", vec![Item::new("adapters, copied", adapters)]),
         ],
-        largest_buffer: [
-            Item::new("logits", F32 * sizes.logits),
-            Item::new("attention scores", scores),
-            Item::new("embedding", stored(spec, run, (spec.vocab_size * spec.hidden_size) as u64)),
-        ]
-        .into_iter()
-        .max_by_key(|b| b.bytes)
-        .unwrap_or_else(|| Item::new("none", 0)),
+        largest_buffer: largest_buffer(spec, run, &sizes),
     })
 }
 

@@ -31,6 +31,18 @@ pub fn validation(spec: &ModelSpec, run: &RunConfig, accelerator: Accelerator, t
     Phase::new("validation", vec![Item::new(name, bytes)])
 }
 
+/// The largest single buffer of a step.
+fn largest_buffer(spec: &ModelSpec, run: &RunConfig, sizes: &graph::Sizes) -> Item {
+    [
+        Item::new("logits", F32 * sizes.logits),
+        Item::new("attention scores", sizes.format * sizes.scores),
+        Item::new("embedding", stored(spec, run, (spec.vocab_size * spec.hidden_size) as u64)),
+    ]
+    .into_iter()
+    .max_by_key(|b| b.bytes)
+    .unwrap_or_else(|| Item::new("none", 0))
+}
+
 /// Bytes that so many numbers of the base take in its format, scales included.
 fn stored(spec: &ModelSpec, run: &RunConfig, numbers: u64) -> u64 {
     (numbers as f64 * bits(spec, run.execution.weights) / 8.0).round() as u64
