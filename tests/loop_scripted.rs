@@ -19,7 +19,7 @@ use headroom::trainer::{Outcome, Step};
 use headroom::units::Bytes;
 
 fn full(tokens_per_row: usize) -> cost::Heaviest {
-    cost::Heaviest { tokens_per_row, learned: 1.0, validation_tokens: 0 }
+    cost::Heaviest { tokens_per_row, learned: 1.0, validation_tokens: None }
 }
 
 /// What is run: the model that ships, on short rows.

@@ -65,7 +65,7 @@ fn ratio(row: &Row) -> f64 {
     let heaviest = Heaviest {
         tokens_per_row: count("tokens"),
         learned: 1.0,
-        validation_tokens: if truth("validation") == "true" { count("tokens") } else { 0 },
+        validation_tokens: (truth("validation") == "true").then(|| count("tokens")),
     };
     let predicted = cost::ledger(&spec, &run, &cpu(), heaviest).unwrap().peak();
     predicted.as_f64() / get("peak_bytes").parse::<f64>().unwrap()

@@ -112,8 +112,6 @@ pub struct Case {
 
 /// mlx-lm's own defaults, which a row that is silent about them is taken to have used.
 const DEFAULT_CAP: usize = 2048;
-/// See [`DEFAULT_CAP`].
-const DEFAULT_DROPOUT: f64 = 0.0;
 /// Before this, the adapters sat on q and v alone (mlx-lm 0.28.2).
 const ALL_LINEAR_SINCE: &str = "2025-09-30";
 /// Before this, the step was not compiled, or the logits were made in 32 bits (mlx-lm 0.22.3 and the change of
@@ -170,7 +168,7 @@ impl Case {
         let blocks = entry.spec.num_hidden_layers;
         let lora = Lora {
             rank,
-            dropout: row.lora_dropout.unwrap_or(DEFAULT_DROPOUT),
+            dropout: row.lora_dropout.unwrap_or_default(),
             target_modules: targets(row),
             num_layers: if layers >= blocks { -1 } else { layers as i64 },
             ..Lora::default()

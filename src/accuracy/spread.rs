@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use super::field::FieldRun;
-use crate::predict::calibration::Calibration;
+use crate::predict::calibration::{ALLOCATION, Calibration, TIME};
 use crate::predict::coefficients::FANLESS_SD;
 use crate::spec::machine::Machine;
 use crate::spec::run::Engine;
@@ -77,10 +77,10 @@ pub fn prior_with(machine: &Machine, speed: Spread, peak: Spread) -> Calibration
     let mut prior = Calibration::prior(machine, Engine::MlxLm);
     prior.noise.time = speed.within;
     prior.noise.peak = peak.within;
-    // In the order of the coefficients: the share of the arithmetic rate is the first, the allocator's factor the fifth.
+    let [compute, ..] = TIME;
     let heat = if machine.fanless { FANLESS_SD } else { 0.0 };
-    prior.covariance[0][0] = speed.between.powi(2) + heat.powi(2);
-    prior.covariance[4][4] = peak.between.powi(2);
+    prior.covariance[compute][compute] = speed.between.powi(2) + heat.powi(2);
+    prior.covariance[ALLOCATION][ALLOCATION] = peak.between.powi(2);
     prior
 }
 

@@ -22,8 +22,8 @@ pub struct Heaviest {
     pub tokens_per_row: usize,
     /// Share of them that is learned from.
     pub learned: f64,
-    /// Tokens of a row in validation, 0 where there is none.
-    pub validation_tokens: usize,
+    /// Tokens of a row in validation, where there is one.
+    pub validation_tokens: Option<usize>,
 }
 
 /// What is in memory when, for the run's engine on a machine, in a step over its heaviest micro-batch.
@@ -32,7 +32,7 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, machine: &Machine, heaviest: He
         Engine::Candle => {
             spec.trained_here()?;
             let micro = |tokens| candle::Micro::full(run.execution.batch_size, tokens, heaviest.learned, machine);
-            let validation = (heaviest.validation_tokens > 0).then(|| micro(heaviest.validation_tokens));
+            let validation = heaviest.validation_tokens.map(micro);
             candle::ledger(spec, run, &micro(heaviest.tokens_per_row), validation.as_ref())
         }
         Engine::MlxLm => {
@@ -41,8 +41,8 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, machine: &Machine, heaviest: He
                 Accelerator::Cpu if spec.experts.is_none() => mlx::cpu::ledger(spec, run, heaviest.tokens_per_row)?,
                 Accelerator::Cpu | Accelerator::Metal => mlx::metal::ledger(spec, run, heaviest.tokens_per_row)?,
             };
-            if heaviest.validation_tokens > 0 {
-                ledger.phases.push(mlx::validation(spec, run, machine.accelerator, heaviest.validation_tokens));
+            if let Some(tokens) = heaviest.validation_tokens {
+                ledger.phases.push(mlx::validation(spec, run, machine.accelerator, tokens));
             }
             Ok(ledger)
         }

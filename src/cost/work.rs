@@ -104,20 +104,20 @@ pub fn mlx_longest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64, 
     kept.get((met * batch).min(kept.len()).saturating_sub(1)).map_or(0, |&n| n as usize).min(cap)
 }
 
-/// Tokens of a row of the validation batch that has the most of them; 0 where there is no validation. Our own engine
-/// takes examples as they come and lays them end to end, mlx-lm sorts and pads them as it does in training.
-pub fn heaviest_validation(lengths: &TokenLengths, run: &RunConfig) -> usize {
+/// Tokens of a row of the validation batch that has the most of them, where there is one. Our own engine takes
+/// examples as they come and lays them end to end, mlx-lm sorts and pads them as it does in training.
+pub fn heaviest_validation(lengths: &TokenLengths, run: &RunConfig) -> Option<usize> {
     let (cap, batch) = (run.recipe.max_seq_length, run.execution.batch_size);
     let cut = |n: &u32| (*n as usize).min(cap);
     match run.engine {
         Engine::Candle => {
             let sums = lengths.validation().chunks(batch).map(|batch| batch.iter().map(cut).sum::<usize>());
-            sums.max().unwrap_or(0).div_ceil(batch)
+            sums.max().map(|most| most.div_ceil(batch))
         }
         Engine::MlxLm => {
             let mut sorted = lengths.validation().to_vec();
             sorted.sort_unstable();
-            mlx_kept(&sorted, batch).last().map_or(0, cut)
+            mlx_kept(&sorted, batch).last().map(cut)
         }
     }
 }

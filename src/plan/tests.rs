@@ -170,7 +170,7 @@ fn stopwatch() {
                 spec,
                 &found.best.run,
                 &case.machine,
-                crate::cost::Heaviest { tokens_per_row: 2048, learned: 1.0, validation_tokens: 0 },
+                crate::cost::Heaviest { tokens_per_row: 2048, learned: 1.0, validation_tokens: None },
             )
             .unwrap(),
         );

@@ -35,9 +35,9 @@ const MIRRORED: f64 = 0.1;
 const ROUNDS: usize = 25;
 
 /// Coefficients, in the order of [`Coefficients`]' fields.
-const TIME: [usize; 3] = [0, 1, 2];
+pub(crate) const TIME: [usize; 3] = [0, 1, 2];
 const FIXED: usize = 3;
-const ALLOCATION: usize = 4;
+pub(crate) const ALLOCATION: usize = 4;
 const FRAGMENTATION: usize = 5;
 
 /// One run that was measured, beside what it should have cost.

@@ -114,7 +114,7 @@ impl Request<'_> {
     fn heaviest(&self, quantile: f64) -> Heaviest {
         let cap = self.run.recipe.max_seq_length;
         let Some(lengths) = self.lengths.filter(|l| !l.is_empty()) else {
-            return Heaviest { tokens_per_row: cap, learned: 1.0, validation_tokens: 0 };
+            return Heaviest { tokens_per_row: cap, learned: 1.0, validation_tokens: None };
         };
         let micro_batches = (self.run.steps(self.rows()) * self.run.accumulation()) as f64;
         let tokens_per_row = match self.run.engine {
