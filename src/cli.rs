@@ -11,7 +11,9 @@ use crate::units::{Bytes, Seconds};
 /// What is the best LoRA run this Mac can finish, and will it really fit?
 #[derive(Debug, Parser)]
 #[command(name = "headroom", version, about, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 answered, 1 answered \"no\", 2 could not answer.")]
+#[command(
+    after_help = "Exit codes: 0 answered, 1 answered \"no\", 2 could not answer, 130 interrupted (143 by SIGTERM, 129 by SIGHUP)."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -111,6 +113,9 @@ pub struct PlanArgs {
     /// Write the run here, for `headroom launch`
     #[arg(long, value_name = "RUN.toml")]
     pub out: Option<PathBuf>,
+    /// Replace the plan that is there
+    #[arg(long, requires = "out")]
+    pub force: bool,
 }
 
 /// Settings that are kept and not searched.
@@ -253,6 +258,10 @@ pub struct LaunchArgs {
     /// Go on from the newest checkpoint
     #[arg(long)]
     pub resume: bool,
+    /// With --resume: go on although the model, the tokenizer or the data changed since the run began; the rest of the
+    /// run learns from what is there now
+    #[arg(long, requires = "resume")]
+    pub accept_changes: bool,
     /// Run even if it is not sure to fit
     #[arg(long)]
     pub force: bool,

@@ -118,15 +118,54 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A run was to be begun in a folder that holds other things.
+    #[error("`{}` is not empty (it holds `{holds}`), and a run needs a folder of its own", path.display())]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+        /// One of the things in it.
+        holds: String,
+    },
+    /// Another process works in a run folder.
+    #[error("`{}` is in use by another process{}", path.display(), pid.map(|p| format!(" ({p})")).unwrap_or_default())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// Number of the process, where it is known.
+        pid: Option<u32>,
+    },
+    /// A file that a run wrote is not as it was written.
+    #[error("`{}` is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// What can be done about it.
+        remedy: String,
+    },
+    /// What a run is made from is not what it was when the run began.
+    #[error("changed since the run in `{}` began: {}", path.display(), what.join(", "))]
+    Changed {
+        /// The run folder.
+        path: PathBuf,
+        /// Files of the model or the data.
+        what: Vec<String>,
+    },
     /// Something is where a result was to be written.
     #[error("`{}` exists already", path.display())]
     Exists {
         /// The file or folder.
         path: PathBuf,
     },
-    /// Ctrl-C.
-    #[error("interrupted; nothing was written")]
-    Interrupted,
+    /// A signal, such as Ctrl-C, was obeyed.
+    #[error("interrupted: {kept}")]
+    Interrupted {
+        /// What there is now.
+        kept: String,
+        /// The command that goes on from there.
+        resume: Option<String>,
+    },
     /// A form that cannot hold this model.
     #[error("`{model}` cannot be written as {format}: {reason}")]
     NoSuchExport {
@@ -233,6 +272,13 @@ impl Error {
             Self::NotFinite { .. } => Some("lower `learning_rate`, or set `max_grad_norm`; the last checkpoint is intact".into()),
             Self::Schema { .. } => Some("move it aside; a new one is begun, and nothing in the old one is lost".into()),
             Self::RunExists { .. } => Some("go on with it with `--resume`, or give another folder with `--out`".into()),
+            Self::NotEmpty { .. } => Some("give a folder that is empty or not there yet with `--out`".into()),
+            Self::InUse { .. } => Some("wait until it has ended, or give another folder with `--out`".into()),
+            Self::Damaged { remedy, .. } => Some(remedy.clone()),
+            Self::Changed { .. } => {
+                Some("put it back as it was, or let the rest of the run learn from what is there now with `--accept-changes`".into())
+            }
+            Self::Interrupted { resume, .. } => resume.as_ref().map(|resume| format!("go on with `{resume}`")),
             Self::Exists { .. } => Some("give another place with `--out`, or replace it with `--force`".into()),
             Self::NoSuchExport { .. } => {
                 Some("`--format fused` holds every model as transformers and mlx-lm load it, with its own config.json and tokenizer".into())

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use clap::Parser;
 use headroom::cli::Cli;
-use headroom::commands::{self, Answer};
+use headroom::commands::{self, Answer, interrupt};
 use headroom::error::Error;
 
 fn main() -> ExitCode {
@@ -18,7 +18,10 @@ fn main() -> ExitCode {
         Err(Error::Write { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             say(&error);
-            ExitCode::from(error.exit_code())
+            ExitCode::from(match error {
+                Error::Interrupted { .. } => interrupt::exit_code(),
+                _ => error.exit_code(),
+            })
         }
     }
 }

@@ -45,7 +45,15 @@ attention_chunk = 7
 "#;
 
 fn job(config: RunConfig, out: Option<&Path>) -> Job {
-    Job { config, out: out.map(Into::into), stop_after: None, resume: false, save_every: 2, pad_to_max: false }
+    Job {
+        config,
+        out: out.map(Into::into),
+        stop_after: None,
+        resume: false,
+        accept_changes: false,
+        save_every: 2,
+        pad_to_max: false,
+    }
 }
 
 fn run(job: &Job) -> Result<(Outcome, Vec<f64>)> {

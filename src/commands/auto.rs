@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use crate::cli::{AutoArgs, LaunchArgs, ReportArgs};
+use crate::cli::{AutoArgs, ReportArgs};
 use crate::commands::bench::{self, Bench, Subject};
 use crate::commands::calibrate::{self, Calibrating};
 use crate::commands::common::{self, CONFIDENCE, HOURS};
-use crate::commands::{Output, launch, report};
+use crate::commands::launch::{self, Place, Settings};
+use crate::commands::{Output, report};
 use crate::error::Result;
 use crate::plan::{Ask, Held, Model, Plan, plan};
 use crate::spec::run::{BUILTIN, Execution, Recipe, RunConfig};
-use crate::store;
+use crate::store::RunFolder;
 use crate::units::Seconds;
 
 /// Longest run of the model that ships, hours: a minute and a half.
@@ -20,6 +21,8 @@ const EPOCHS_BUILTIN: [f64; 3] = [1.0, 0.3, 0.1];
 /// Time for the trials; for the model that ships they take seconds.
 const CALIBRATING: Seconds = Seconds(180.0);
 const CALIBRATING_BUILTIN: Seconds = Seconds(20.0);
+/// Optimizer steps between checkpoints.
+const SAVE_EVERY: usize = 50;
 
 /// The verb.
 pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
@@ -36,6 +39,10 @@ pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
     bench::anchor(&mut start);
     let subject = Subject::of(&start)?;
     let mut bench = Bench::open(start.engine, &args.bench)?;
+    if let Some(out) = &args.out {
+        // Found out before the trials and not after them.
+        RunFolder::check(out)?;
+    }
     let hours = args.hours.unwrap_or(if builtin { HOURS_BUILTIN } else { HOURS });
 
     // For machines the answer is the report's alone.
@@ -54,7 +61,14 @@ pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
     let best = search(&bench, &subject, &start, (hours, epochs))?;
     output.part(&describe(&best))?;
     head("4. Launch")?;
-    let folder = launch::run(&launch_args(args, &best.best.run)?, &steps)?;
+    let settings = Settings {
+        force: false,
+        accept_changes: false,
+        save_every: SAVE_EVERY,
+        confidence: CONFIDENCE,
+        bench: &args.bench,
+    };
+    let folder = launch::start(best.best.run.clone(), &place(args, &best.best.run), &settings, &steps)?;
     head("5. Report")?;
     let report = ReportArgs {
         of: None,
@@ -109,25 +123,13 @@ fn describe(plan: &Plan) -> String {
     )
 }
 
-/// The planned run, in a file in the first folder under `runs/` that is free.
-fn launch_args(args: &AutoArgs, run: &RunConfig) -> Result<LaunchArgs> {
-    let out = match &args.out {
-        Some(out) => out.clone(),
+/// The folder that was named, or the first free one under `runs/` with the model's name.
+fn place(args: &AutoArgs, run: &RunConfig) -> Place {
+    match &args.out {
+        Some(out) => Place::New(out.clone()),
         None => {
             let name = Path::new(&run.model).file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let candidate = |n: usize| Path::new("runs").join(store::file_name(&format!("{name}-{n}")));
-            (1..).map(candidate).find(|path| !path.exists()).unwrap_or_default()
+            Place::Numbered("runs".into(), name)
         }
-    };
-    let file = out.with_extension("toml");
-    store::write(&file, run.to_toml()?.as_bytes())?;
-    Ok(LaunchArgs {
-        run: file,
-        out: Some(out),
-        resume: false,
-        force: false,
-        save_every: 50,
-        confidence: CONFIDENCE,
-        bench: args.bench.clone(),
-    })
+    }
 }

@@ -141,6 +141,11 @@ impl Bench {
         Ok(bench)
     }
 
+    /// Finds out whether measurements can be written down, before any is made.
+    pub fn check_writable(&self) -> Result<()> {
+        store::check_csv(&self.path, &row::header())
+    }
+
     /// Writes one down and learns from it.
     pub fn add(&mut self, measurement: Measurement) -> Result<()> {
         // What the machine was said to be when it was first measured: whoever reads the table elsewhere needs its rates.

@@ -303,7 +303,15 @@ pub fn measure(
 ) -> Result<Measurement> {
     let mut config = trial.clone();
     (config.recipe.steps, config.recipe.epochs) = (Some(MAX_STEPS + 1), None);
-    let job = Job { config, out: None, stop_after: None, resume: false, save_every: 0, pad_to_max: true };
+    let job = Job {
+        config,
+        out: None,
+        stop_after: None,
+        resume: false,
+        accept_changes: false,
+        save_every: 0,
+        pad_to_max: true,
+    };
     let limits = Limits {
         memory: bench.limit,
         time,

@@ -19,7 +19,10 @@ pub fn run(args: &ExportArgs, output: &Output) -> Result<Answer> {
         bar.set_length(total >> 20);
         bar.set_position(done >> 20);
         bar.set_message("MiB");
-        if interrupted.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+        if interrupted.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted { kept: "nothing was written".into(), resume: None });
+        }
+        Ok(())
     });
     bar.finish_and_clear();
     let exported = exported?;

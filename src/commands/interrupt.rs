@@ -1,20 +1,44 @@
-//! A Ctrl-C that is asked about, so that what was measured or learned is kept.
+//! Signals that ask for an end, heard and obeyed in order, so that what was measured or learned is kept.
 
-use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Once};
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 
-/// Set by the first Ctrl-C (or SIGTERM) from the first call of this on. The second ends the process at once.
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+
+/// Set by the first SIGINT (Ctrl-C), SIGTERM or SIGHUP from the first call of this on. The second ends the process at
+/// once.
 pub fn interrupted() -> &'static AtomicBool {
     static INSTALL: Once = Once::new();
     INSTALL.call_once(|| {
-        // Where a handler cannot be had, Ctrl-C ends the process as it always does.
-        let _ = ctrlc::set_handler(|| {
-            if INTERRUPTED.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-        });
+        for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal)) {
+            // In this order the first signal passes the shutdown and arms it. Where a handler cannot be had, the signal
+            // ends the process as it always does.
+            let _ = flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&INTERRUPTED));
+            let _ = flag::register_usize(signal, Arc::clone(&SIGNAL), signal as usize);
+            let _ = flag::register(signal, Arc::clone(&INTERRUPTED));
+        }
     });
     &INTERRUPTED
+}
+
+/// Whether whoever started this process wants it to outlive the signal, as `nohup` does with SIGHUP.
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: a zeroed `sigaction` is a valid value to be filled in; with a null pointer in the place of a new action the
+    // call only asks.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut now) == 0 && now.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// The exit code of a process that obeyed a signal: 128 and its number, as shells have it (130 for Ctrl-C).
+pub fn exit_code() -> u8 {
+    match SIGNAL.load(Ordering::Relaxed) {
+        0 => 128 + SIGINT as u8,
+        signal => 128 + signal as u8,
+    }
 }

@@ -1,5 +1,7 @@
 //! `headroom plan`: the best safe run for a Mac.
 
+use std::path::Path;
+
 use super::{Answer, Output, bench, common};
 use crate::cli::{GivenArgs, PlanArgs};
 use crate::error::{Error, Result};
@@ -15,8 +17,14 @@ const LONGEST: usize = 2048;
 /// Where the rows are said to be in a plan that was made without data.
 const DATA: &str = "train.jsonl";
 
+/// First line of a run file that was planned: what tells it from all other files.
+const HEADER: &str = "# Written by `headroom plan`.\n";
+
 /// Plans.
 pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
+    if let Some(path) = &args.out {
+        check_out(path, args.force)?;
+    }
     let machine = common::machine(&args.machine)?;
     let confidence = common::confidence(&args.limits)?;
     let hours = args.hours.unwrap_or(common::HOURS);
@@ -49,7 +57,8 @@ pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
     };
     let found = plan(&ask)?;
     if let Some(path) = &args.out {
-        crate::store::write(path, found.best.run.to_toml()?.as_bytes())?;
+        check_out(path, args.force)?;
+        crate::store::write(path, format!("{HEADER}{}", found.best.run.to_toml()?).as_bytes())?;
         output.note(&format!("wrote `{}`", path.display()));
     }
     output.answer(&found, |width| {
@@ -57,6 +66,24 @@ pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
         table::plan(&found, &machine, &Context { width, assumed, launch: launch(args) })
     })?;
     Ok(Answer::Yes)
+}
+
+/// Refuses to write over anything, and with `--force` over anything but an earlier plan.
+fn check_out(path: &Path, force: bool) -> Result<()> {
+    // A link that leads nowhere is something too.
+    if std::fs::symlink_metadata(path).is_err() {
+        return Ok(());
+    }
+    if !force {
+        return Err(Error::Exists { path: path.into() });
+    }
+    let planned = crate::store::read_text(path).is_ok_and(|text| text.starts_with(HEADER));
+    let got = format!("`{}`", path.display());
+    if planned {
+        Ok(())
+    } else {
+        Err(Error::invalid("--out", got, "a file that `headroom plan` wrote, to be replaced"))
+    }
 }
 
 /// The run to start from: the defaults, and what was given.
@@ -105,10 +132,10 @@ fn lengths(given: &GivenArgs, model: Option<&Model>, output: &Output) -> Result<
 fn launch(args: &PlanArgs) -> Vec<String> {
     let Some(path) = &args.out else {
         // What was typed, and where to write the run.
-        let typed = std::env::args().skip(1).map(|a| if a.contains(' ') { format!("\"{a}\"") } else { a });
+        let typed = std::env::args_os().skip(1).map(|word| crate::store::quoted(Path::new(&word)));
         let again = typed.collect::<Vec<_>>().join(" ");
         let data = if args.given.data.is_some() { String::new() } else { format!(" --data {DATA}") };
         return vec![format!("headroom {again}{data} --out run.toml"), "headroom launch run.toml".into()];
     };
-    vec![format!("headroom launch {}", path.display())]
+    vec![format!("headroom launch {}", crate::store::quoted(path))]
 }

@@ -6,7 +6,7 @@ use crate::cli::TrialArgs;
 use crate::commands::bench;
 use crate::error::{Error, Result};
 use crate::measure::observe::Line;
-use crate::trainer::{Flow, Job};
+use crate::trainer::{Flow, Job, TrainEvent};
 
 /// Runs it.
 pub fn run(args: &TrialArgs) -> Result<()> {
@@ -16,6 +16,9 @@ pub fn run(args: &TrialArgs) -> Result<()> {
     let job: Job = serde_json::from_str(&text).map_err(|e| failed(format!("stdin is not a job: {e}")))?;
     let mut trainer = bench::trainer(job.config.engine, args.script.as_deref())?;
     let outcome = trainer.train(&job, &mut |event| {
+        if *event == TrainEvent::Working {
+            return Flow::Continue;
+        }
         // Whoever started us has gone: there is nobody to train for.
         if say(&Line::Event(event.clone())).is_ok() { Flow::Continue } else { Flow::Stop }
     })?;

@@ -163,7 +163,7 @@ impl<'a> Watch<'a> {
                         self.steps.push(step);
                     }
                     TrainEvent::Ready { .. } => self.ready = Some(event),
-                    TrainEvent::Validation(_) | TrainEvent::Saved { .. } => {}
+                    _ => {}
                 }
             }
             Ok(Line::Outcome(outcome)) => self.told = Some(outcome),

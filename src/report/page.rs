@@ -358,6 +358,7 @@ mod tests {
             out: None,
             stop_after: None,
             resume: false,
+            accept_changes: false,
             save_every: 0,
             pad_to_max: false,
         };

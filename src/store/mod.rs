@@ -5,20 +5,25 @@
 //! moved there, and a line of a log counts only once its newline is there: a torn last line is left
 //! out when reading and cut off before the next append.
 
+pub mod checksums;
+mod quote;
 pub mod run_folder;
 pub mod stream;
+mod temporary;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::temporary::Temporary;
 use crate::error::{Error, Result};
 
-pub use run_folder::RunFolder;
+pub use quote::quoted;
+pub use run_folder::{RunFolder, RunLock};
 
 fn reading(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();
@@ -30,22 +35,80 @@ fn writing(path: &Path) -> impl FnOnce(io::Error) -> Error {
     |source| Error::Write { path, source }
 }
 
-/// A text file.
+/// No text that is read whole is longer: rows of data are the longest there are.
+const LONGEST_TEXT: u64 = 2 << 30;
+
+/// Opens a regular file. A pipe would keep us waiting for ever and a device would never end, so neither is opened.
+fn open_regular(path: &Path) -> Result<File> {
+    // Not to wait for a pipe's other end; for regular files it means nothing.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(reading(path))?;
+    let about = file.metadata().map_err(reading(path))?;
+    let refused = |kind, why: &str| Err(reading(path)(io::Error::new(kind, why.to_owned())));
+    if about.is_dir() {
+        return refused(io::ErrorKind::IsADirectory, "it is a folder");
+    }
+    if !about.is_file() {
+        return refused(io::ErrorKind::InvalidInput, "it is a pipe or a device, not a file");
+    }
+    Ok(file)
+}
+
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let mut file = open_regular(path)?;
+    let length = file.metadata().map_err(reading(path))?.len();
+    if length > LONGEST_TEXT {
+        let why = format!("it has {length} bytes, and text of more than {LONGEST_TEXT} is not read");
+        return Err(reading(path)(io::Error::new(io::ErrorKind::FileTooLarge, why)));
+    }
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.read_to_end(&mut bytes).map_err(reading(path))?;
+    Ok(bytes)
+}
+
+/// A text file; pipes, devices and what is no UTF-8 are refused.
 pub fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(reading(path))
+    let invalid = |_| reading(path)(io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"));
+    String::from_utf8(read_bytes(path)?).map_err(invalid)
 }
 
 /// Makes a folder and those above it.
 pub fn make_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(writing(path))
+    make_folders(path).map(drop)
 }
 
-/// Removes a folder and all in it; it is no error if it is not there.
-pub fn remove_folder(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(writing(path)(e)),
-        _ => Ok(()),
+/// Makes a folder and those above it; returns those that were not there, the uppermost first.
+fn make_folders(path: &Path) -> Result<Vec<PathBuf>> {
+    let missing = |p: &&Path| !p.as_os_str().is_empty() && !p.exists();
+    let mut made: Vec<PathBuf> = path.ancestors().take_while(missing).map(Path::to_path_buf).collect();
+    fs::create_dir_all(path).map_err(writing(path))?;
+    if let Some(top) = made.last() {
+        // A new name lasts once the folder that holds it is on the disk; file systems that cannot do that are left alone.
+        let _ = File::open(parent(top)).and_then(|folder| folder.sync_all());
     }
+    made.reverse();
+    Ok(made)
+}
+
+/// Removes the files `names` of `folder`, and temporary files of ours that were left there.
+pub fn remove_files(folder: &Path, names: &[&str]) -> Result<()> {
+    for name in names {
+        let path = folder.join(name);
+        fs::remove_file(&path).or_else(absent).map_err(writing(&path))?;
+    }
+    temporary::remove_abandoned(folder);
+    Ok(())
+}
+
+/// Removes the files `names` of `folder`, and then the folder, if nothing else is in it.
+pub fn remove_own(folder: &Path, names: &[&str]) -> Result<()> {
+    remove_files(folder, names)?;
+    let occupied = |e: io::Error| if e.kind() == io::ErrorKind::DirectoryNotEmpty { Ok(()) } else { absent(e) };
+    fs::remove_dir(folder).or_else(occupied).map_err(writing(folder))
+}
+
+/// What is not there need not be removed.
+fn absent(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 /// The folders directly inside `path`, by name; none if it is not there.
@@ -73,28 +136,15 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A hidden name in the same folder, so that taking the place is one step of the file system.
-fn beside(path: &Path) -> PathBuf {
-    // Numbered, so that two threads of one process do not write to the same temporary file.
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    parent(path).join(format!(".{name}.{}-{count}.tmp", std::process::id()))
-}
-
 /// Puts a whole file in place, so that a reader sees the old bytes or the new ones and never a part.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let (folder, temporary) = (parent(path), beside(path));
-    make_folder(folder)?;
-    let result = File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&temporary, path))
-        // The new name is only safe once the folder that holds it is.
-        .and_then(|()| File::open(folder)?.sync_all());
-    if result.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    result.map_err(writing(path))
+    make_folder(parent(path))?;
+    let whole = || {
+        let mut temporary = Temporary::file(path)?;
+        temporary.handle().write_all(bytes)?;
+        temporary.place(path)
+    };
+    whole().map_err(writing(path))
 }
 
 /// A value from a JSON file.
@@ -120,9 +170,9 @@ fn from_json<T: DeserializeOwned>(text: &str, path: &Path, line: Option<usize>) 
 
 /// The complete lines of a file; none if it is not there. A last line without its newline is torn and left out.
 pub fn read_lines(path: &Path) -> Result<Vec<String>> {
-    let bytes = match fs::read(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        read => read.map_err(reading(path))?,
+    let bytes = match read_bytes(path) {
+        Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        read => read?,
     };
     // A tear can split a character, so the tail goes before the text is looked at.
     let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
@@ -195,16 +245,47 @@ pub fn read_json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
         .collect()
 }
 
-/// Adds a row to a table, which is made with `header` if it is not there.
+/// Adds a row to a table, which is begun with `header` if it is not there.
 ///
-/// A table with other columns is left as it is: [`Error::Schema`] says how they differ.
+/// A table with other columns is left as it is: [`Error::Schema`] says how they differ. Several processes may add to one
+/// table, or begin it, at the same time.
 pub fn append_csv(path: &Path, header: &[String], row: &[String]) -> Result<()> {
-    let first = read_lines(path)?.into_iter().next();
-    match first {
-        None => append_line(path, &csv_line(header)?)?,
-        Some(line) => check_header(path, &csv_fields(path, &line)?, header)?,
+    under_header(path, header, &csv_line(row)?)
+}
+
+/// Finds out whether rows with these columns can be added to a table, before there are any; a table that is not there is
+/// begun.
+pub fn check_csv(path: &Path, header: &[String]) -> Result<()> {
+    under_header(path, header, "")
+}
+
+/// Adds whole lines to a table that has these columns or is begun with them, all under one lock.
+fn under_header(path: &Path, header: &[String], lines: &str) -> Result<()> {
+    let head = csv_line(header)?;
+    let different = with_log(path, |file| {
+        let Some(first) = first_line(file)? else { return add(file, &format!("{head}{lines}")).map(|()| None) };
+        let found = csv_fields(&first);
+        if found != header {
+            return Ok(Some(found));
+        }
+        if !lines.is_empty() {
+            add(file, lines)?;
+        }
+        Ok(None)
+    });
+    match different.map_err(writing(path))? {
+        Some(found) => Err(other_columns(path, &found, header)?),
+        None => Ok(()),
     }
-    append_line(path, &csv_line(row)?)
+}
+
+/// The first line with its newline; `None` where there is no whole one.
+fn first_line(file: &mut File) -> io::Result<Option<String>> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut line = Vec::new();
+    io::BufRead::read_until(&mut io::BufReader::new(&*file), b'\n', &mut line)?;
+    // A header that is no text is no header of ours, and is refused as one.
+    Ok(line.ends_with(b"\n").then(|| String::from_utf8_lossy(&line).into_owned()))
 }
 
 /// Puts a whole table in place.
@@ -233,10 +314,11 @@ fn csv_error(path: &Path, error: &csv::Error) -> Error {
     Error::Parse { path: path.into(), line, message: error.to_string(), hint: None }
 }
 
-fn csv_fields(path: &Path, line: &str) -> Result<Vec<String>> {
+/// The cells of a line; none where it is no CSV.
+fn csv_fields(line: &str) -> Vec<String> {
     let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(line.as_bytes());
-    let record = reader.records().next().transpose().map_err(|e| csv_error(path, &e))?;
-    Ok(record.iter().flatten().map(str::to_owned).collect())
+    let record = reader.records().next().and_then(Result::ok);
+    record.iter().flatten().map(str::to_owned).collect()
 }
 
 /// One line; newlines inside cells become spaces, because a line is what survives a tear.
@@ -248,17 +330,15 @@ fn csv_line(cells: &[String]) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| failed(e.to_string()))
 }
 
-fn check_header(path: &Path, found: &[String], known: &[String]) -> Result<()> {
-    if found == known {
-        return Ok(());
-    }
+/// The error that says how the columns of a table differ from those known here.
+fn other_columns(path: &Path, found: &[String], known: &[String]) -> Result<Error> {
     let (_, rows) = read_csv(path)?;
     let version = found.iter().position(|c| c == "schema").and_then(|i| rows.first()?.get(i).cloned());
     let only = |these: &[String], those: &[String]| {
         let names: Vec<_> = these.iter().filter(|c| !those.contains(c)).cloned().collect();
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     };
-    Err(Error::Schema {
+    Ok(Error::Schema {
         path: path.into(),
         found: version.unwrap_or_else(|| "unknown".into()),
         difference: format!("columns only there: {}; only here: {}", only(found, known), only(known, found)),

@@ -1,25 +1,98 @@
 //! The folder of one run: what it was, what was predicted, what happened and what came out.
 
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use super::{make_folders, reading, temporary, writing};
 use crate::error::{Error, Result};
 use crate::store;
 
-/// A run folder: `run.toml`, `prediction.json`, `metrics.jsonl`, `outcome.json`, `checkpoints/`, `adapter/`.
+const LOCK: &str = "run.lock";
+/// Tries to take it.
+const TRIES: usize = 5;
+/// What a run writes before its first step, and so what is removed when it never takes one.
+const FIRST_FILES: [&str; 3] = ["run.toml", "prediction.json", LOCK];
+
+/// A run folder: `run.toml`, `prediction.json`, `metrics.jsonl`, `outcome.json`, `checkpoints/`, `adapter/`, and
+/// `run.lock`, which is locked while a process works there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunFolder {
     path: PathBuf,
 }
 
-impl RunFolder {
-    /// A new one. A folder that holds a run already is refused: nothing is ever overwritten.
-    pub fn create(path: &Path) -> Result<Self> {
-        let folder = Self { path: path.into() };
-        if folder.config().exists() || folder.metrics().exists() || folder.outcome().exists() {
-            return Err(Error::RunExists { path: path.into() });
+/// A folder that was made, or found empty, for a new run.
+#[derive(Debug)]
+pub struct NewRun {
+    /// The folder.
+    pub folder: RunFolder,
+    /// Nobody else works in it.
+    pub lock: RunLock,
+    /// Folders that were made for it, the uppermost first.
+    made: Vec<PathBuf>,
+}
+
+impl NewRun {
+    /// Takes back what [`RunFolder::create`] and the start of a run made; whatever else has come into the folder stays.
+    pub fn discard(self) -> Result<()> {
+        // A folder that was there before, though empty, stays.
+        if self.made.is_empty() {
+            store::remove_files(&self.folder.path, &FIRST_FILES)?;
+        } else {
+            store::remove_own(&self.folder.path, &FIRST_FILES)?;
         }
-        store::make_folder(path)?;
-        Ok(folder)
+        // Those above it may have been put to use meanwhile.
+        self.made.iter().rev().skip(1).for_each(|folder| drop(fs::remove_dir(folder)));
+        Ok(())
+    }
+}
+
+impl RunFolder {
+    /// A new one, locked: a folder that is not there yet, or an empty one. A run shares its folder with nothing.
+    pub fn create(path: &Path) -> Result<NewRun> {
+        let folder = Self { path: path.into() };
+        let made = make_folders(path)?;
+        // Before there is a lock to take, so that no lock file comes into a folder that is somebody else's.
+        folder.check_free()?;
+        let lock = RunLock::take(&folder)?;
+        // Another process may have begun a run between the look and the lock.
+        folder.check_free()?;
+        Ok(NewRun { folder, lock, made })
+    }
+
+    /// A new one at the first of `NAME-1`, `NAME-2` and so on in `parent` that is free, however many look at once.
+    pub fn create_numbered(parent: &Path, name: &str) -> Result<NewRun> {
+        let mut number = 1;
+        loop {
+            match Self::create(&parent.join(store::file_name(&format!("{name}-{number}")))) {
+                Err(Error::RunExists { .. } | Error::NotEmpty { .. } | Error::InUse { .. }) => number += 1,
+                created => return created,
+            }
+        }
+    }
+
+    /// Whether a new run may be begun at `path`: nothing is there, or an empty folder.
+    pub fn check(path: &Path) -> Result<()> {
+        if path.exists() { Self { path: path.into() }.check_free() } else { Ok(()) }
+    }
+
+    fn check_free(&self) -> Result<()> {
+        if self.config().exists() || self.metrics().exists() || self.outcome().exists() {
+            return Err(Error::RunExists { path: self.path.clone() });
+        }
+        for entry in fs::read_dir(&self.path).map_err(reading(&self.path))? {
+            let name = entry.map_err(reading(&self.path))?.file_name();
+            let name = name.to_string_lossy();
+            // A process that was killed before it wrote anything leaves no more than these.
+            if name != LOCK && name != "prediction.json" && !temporary::is_temporary(&name) {
+                return Err(Error::NotEmpty { path: self.path.clone(), holds: name.into_owned() });
+            }
+        }
+        Ok(())
     }
 
     /// One that is there.
@@ -35,6 +108,22 @@ impl RunFolder {
     /// All of them directly inside a folder, by name.
     pub fn all_in(path: &Path) -> Result<Vec<Self>> {
         Ok(store::folders_in(path)?.iter().filter_map(|p| Self::open(p).ok()).collect())
+    }
+
+    /// Keeps every other process from working in it, for as long as the lock lives.
+    pub fn lock(&self) -> Result<RunLock> {
+        RunLock::take(self)
+    }
+
+    /// Whether a process works in it now, or did so when it was ended without a chance to say so.
+    pub fn activity(&self) -> Activity {
+        let Ok(mut file) = File::open(self.path.join(LOCK)) else { return Activity::Idle };
+        let holder = Holder::read(&mut file);
+        match (file.try_lock_shared(), holder) {
+            (Err(fs::TryLockError::WouldBlock), holder) => Activity::Running(holder),
+            (_, Some(holder)) => Activity::Ended(holder),
+            (_, None) => Activity::Idle,
+        }
     }
 
     /// Where it is.
@@ -76,5 +165,106 @@ impl RunFolder {
     /// What was learned, in PEFT's layout.
     pub fn adapter(&self) -> PathBuf {
         self.path.join("adapter")
+    }
+}
+
+/// Who works in a run folder, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Number of the process.
+    pub pid: u32,
+    /// Start of its work, seconds since 1970.
+    pub unix_time: u64,
+    /// Processes that the kernel had ended for memory in the same control group by then, where it counts them.
+    #[serde(default)]
+    pub oom_kills: Option<u64>,
+}
+
+impl Holder {
+    /// What the lock file says of its holder; nothing where it was given back in order.
+    fn read(file: &mut File) -> Option<Self> {
+        let mut text = String::new();
+        file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text)).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+}
+
+/// What goes on in a run folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// Nobody works there.
+    Idle,
+    /// A process works there now; who, where it has said so.
+    Running(Option<Holder>),
+    /// A process worked there, and was ended without a chance to say so.
+    Ended(Holder),
+}
+
+/// A run folder that belongs to this process. The kernel drops the lock with the process, however that ends; the name of
+/// the holder stays in the file then, which is how the next process knows that this one was killed.
+#[derive(Debug)]
+pub struct RunLock {
+    path: PathBuf,
+    file: File,
+    previous: Option<Holder>,
+    held: bool,
+}
+
+impl RunLock {
+    fn take(folder: &RunFolder) -> Result<Self> {
+        let path = folder.path.join(LOCK);
+        let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        let mut file = opened.map_err(writing(&path))?;
+        let mut taken = file.try_lock();
+        for _ in 1..TRIES {
+            // Whoever only asks what goes on here holds it for a moment.
+            if !matches!(taken, Err(fs::TryLockError::WouldBlock)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            taken = file.try_lock();
+        }
+        let previous = Holder::read(&mut file);
+        // A lock on a file that was removed meanwhile keeps nobody out.
+        let same = |there: fs::Metadata| file.metadata().is_ok_and(|here| here.ino() == there.ino());
+        if taken.is_ok() && !fs::metadata(&path).is_ok_and(same) {
+            taken = Err(fs::TryLockError::WouldBlock);
+        }
+        match taken {
+            Ok(()) => Ok(Self { path, file, previous, held: false }),
+            Err(fs::TryLockError::WouldBlock) => {
+                Err(Error::InUse { path: folder.path.clone(), pid: previous.map(|p| p.pid) })
+            }
+            Err(fs::TryLockError::Error(e)) => Err(writing(&path)(e)),
+        }
+    }
+
+    /// The process that worked here last, if it was ended without a chance to say so.
+    pub fn killed(&self) -> Option<Holder> {
+        self.previous
+    }
+
+    /// Writes down who works here from now on.
+    pub fn hold(&mut self, holder: Holder) -> Result<()> {
+        let text =
+            serde_json::to_string(&holder).map_err(|e| Error::Serialise { what: "run.lock", reason: e.to_string() })?;
+        self.held = true;
+        self.fill(&text).map_err(writing(&self.path))
+    }
+
+    fn fill(&mut self, text: &str) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(text.as_bytes())?;
+        self.file.sync_all()
+    }
+}
+
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        // A panic is no orderly end.
+        if self.held && !std::thread::panicking() {
+            let _ = self.fill("");
+        }
     }
 }

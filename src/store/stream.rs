@@ -1,10 +1,13 @@
 //! Files too large to hold: written piece by piece under another name, and there only once they are whole.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::{beside, make_folder, parent, writing};
+use super::temporary::Temporary;
+use super::{make_folder, parent, writing};
 use crate::error::Result;
 
 /// Bytes gathered before they go to the disk.
@@ -12,19 +15,26 @@ const BUFFER: usize = 1 << 20;
 
 /// A file that grows out of sight. Dropped unfinished, it leaves nothing.
 pub struct Streamed {
-    file: BufWriter<File>,
+    file: BufWriter<Temporary>,
     path: PathBuf,
-    temporary: PathBuf,
-    finished: bool,
+}
+
+impl Write for Temporary {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.handle().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.handle().flush()
+    }
 }
 
 impl Streamed {
     /// Begins a file that will be at `path`.
     pub fn create(path: &Path) -> Result<Self> {
-        let temporary = beside(path);
         make_folder(parent(path))?;
-        let file = File::create(&temporary).map_err(writing(&temporary))?;
-        Ok(Self { file: BufWriter::with_capacity(BUFFER, file), path: path.into(), temporary, finished: false })
+        let temporary = Temporary::file(path).map_err(writing(path))?;
+        Ok(Self { file: BufWriter::with_capacity(BUFFER, temporary), path: path.into() })
     }
 
     /// Adds bytes at the end.
@@ -33,65 +43,54 @@ impl Streamed {
     }
 
     /// Puts it in its place.
-    pub fn finish(mut self) -> Result<()> {
-        self.file.flush().and_then(|()| self.file.get_ref().sync_all()).map_err(writing(&self.path))?;
-        fs::rename(&self.temporary, &self.path).map_err(writing(&self.path))?;
-        self.finished = true;
-        Ok(())
-    }
-}
-
-impl Drop for Streamed {
-    fn drop(&mut self) {
-        if !self.finished {
-            let _ = fs::remove_file(&self.temporary);
-        }
+    pub fn finish(self) -> Result<()> {
+        let temporary = self.file.into_inner().map_err(|e| writing(&self.path)(e.into_error()))?;
+        temporary.place(&self.path).map_err(writing(&self.path))
     }
 }
 
 /// A folder that is filled out of sight and takes its place as a whole. Dropped unfinished, it leaves nothing.
 pub struct Staged {
+    temporary: Temporary,
     path: PathBuf,
-    temporary: PathBuf,
-    finished: bool,
 }
 
 impl Staged {
     /// Begins a folder that will be at `path`.
     pub fn create(path: &Path) -> Result<Self> {
-        let temporary = beside(path);
-        make_folder(&temporary)?;
-        Ok(Self { path: path.into(), temporary, finished: false })
+        make_folder(parent(path))?;
+        let temporary = Temporary::folder(path).map_err(writing(path))?;
+        Ok(Self { temporary, path: path.into() })
     }
 
     /// Where its files go meanwhile.
     pub fn folder(&self) -> &Path {
-        &self.temporary
+        self.temporary.path()
     }
 
-    /// Puts it in its place, and what was there away.
-    pub fn finish(mut self) -> Result<()> {
-        let old = self.path.exists().then(|| beside(&self.path));
-        if let Some(old) = &old {
-            fs::rename(&self.path, old).map_err(writing(&self.path))?;
+    /// Puts it in its place. What was there is exchanged for it in one step of the file system, and then removed: the
+    /// caller has made sure that nothing is lost with it.
+    pub fn finish(self) -> Result<()> {
+        if !self.path.exists() {
+            return self.temporary.place(&self.path).map_err(writing(&self.path));
         }
-        if let Err(e) = fs::rename(&self.temporary, &self.path) {
-            if let Some(old) = &old {
-                let _ = fs::rename(old, &self.path);
-            }
-            return Err(writing(&self.path)(e));
-        }
-        self.finished = true;
-        old.map_or(Ok(()), |old| super::remove_folder(&old))
+        // Dropping the temporary folder, which now is the old one, removes it.
+        exchange(self.temporary.path(), &self.path).map_err(writing(&self.path))
     }
 }
 
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if !self.finished {
-            let _ = fs::remove_dir_all(&self.temporary);
-        }
-    }
+/// Exchanges two names of one file system, so that at no moment either is missing.
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    let [one, other] = [one, other].map(|path| CString::new(path.as_os_str().as_bytes()));
+    let (one, other) = (one?, other?);
+    // SAFETY: both are strings that end in a zero byte and outlive the call.
+    #[cfg(target_os = "macos")]
+    let result = unsafe { libc::renamex_np(one.as_ptr(), other.as_ptr(), libc::RENAME_SWAP) };
+    // SAFETY: as above.
+    #[cfg(not(target_os = "macos"))]
+    let result =
+        unsafe { libc::renameat2(libc::AT_FDCWD, one.as_ptr(), libc::AT_FDCWD, other.as_ptr(), libc::RENAME_EXCHANGE) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Copies a file.

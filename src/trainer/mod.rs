@@ -7,6 +7,7 @@ pub mod batches;
 pub mod candle;
 pub mod early_stopping;
 pub mod generate;
+pub mod inputs;
 pub mod memory;
 pub mod rows;
 pub mod scripted;
@@ -30,8 +31,11 @@ pub struct Job {
     pub out: Option<PathBuf>,
     /// Optimizer steps after which to stop, before the recipe's end.
     pub stop_after: Option<usize>,
-    /// Go on from the newest checkpoint in `out`.
+    /// Go on from the newest checkpoint in `out` that is whole.
     pub resume: bool,
+    /// When going on, do so even if the model, the tokenizer or the data is not what it was when the run began.
+    #[serde(default)]
+    pub accept_changes: bool,
     /// Optimizer steps between checkpoints.
     pub save_every: usize,
     /// Pad every micro-batch to `max_seq_length`, so that a short trial shows the worst case.
@@ -42,6 +46,17 @@ pub struct Job {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum TrainEvent {
+    /// Where a resumed run goes on from, told before [`TrainEvent::Ready`].
+    Resumed {
+        /// The checkpoint; `None` where there is none, and the run begins again.
+        from: Option<PathBuf>,
+        /// Newer checkpoints that are damaged, and what is wrong with them.
+        damaged: Vec<String>,
+        /// Files of the model or the data that changed since the run began; only where that is accepted.
+        changed: Vec<String>,
+    },
+    /// Still at work, between two micro-batches: nothing happened, but the caller may want to stop.
+    Working,
     /// Loaded and about to take the first step.
     Ready {
         /// Parameters that learn.
@@ -145,8 +160,10 @@ impl Metrics {
 pub enum Flow {
     /// Go on.
     Continue,
-    /// Save and stop.
+    /// Save and stop: after [`TrainEvent::Step`] the step counts, during one it is taken again when the run goes on.
     Stop,
+    /// Stop at once and save nothing: what was told could not be written down, so it must happen again.
+    Abort,
 }
 
 /// How a run ended. Running out of memory is an answer, not an error.

@@ -244,7 +244,10 @@ impl Trainer for ScriptedTrainer {
         let (trainable_params, total_params) = (self.script.trainable_params, self.script.total_params);
         let load_time = Seconds(0.5);
         let done_steps = progress.step;
-        on(&TrainEvent::Ready { trainable_params, total_params, total_steps, done_steps, load_time });
+        let ready = TrainEvent::Ready { trainable_params, total_params, total_steps, done_steps, load_time };
+        if on(&ready) != Flow::Continue {
+            return Ok(Outcome::Stopped { at_step: done_steps });
+        }
         while progress.step < total_steps {
             let number = progress.step + 1;
             let mishap = self.mishap(number);
@@ -263,7 +266,11 @@ impl Trainer for ScriptedTrainer {
             if matches!(mishap, Some(Mishap::Garbage(_))) {
                 (step.loss, step.step_time_s, step.tokens_per_s) = (f64::NAN, 0.0, f64::INFINITY);
             }
-            let stop = on(&TrainEvent::Step(step)) == Flow::Stop || job.stop_after == Some(number);
+            let flow = on(&TrainEvent::Step(step));
+            if flow == Flow::Abort {
+                return Ok(Outcome::Stopped { at_step: number });
+            }
+            let stop = flow == Flow::Stop || job.stop_after == Some(number);
             if number == total_steps || stop || number.is_multiple_of(job.save_every.max(1)) {
                 save(job, progress, on)?;
             }
@@ -283,7 +290,15 @@ mod tests {
     fn job(steps: usize) -> Job {
         let text = format!("model = \"m\"\ndata = \"d\"\n[recipe]\nsteps = {steps}\nmax_seq_length = 128");
         let config = RunConfig::from_toml(&text, std::path::Path::new("run.toml")).unwrap();
-        Job { config, out: None, stop_after: None, resume: false, save_every: 3, pad_to_max: false }
+        Job {
+            config,
+            out: None,
+            stop_after: None,
+            resume: false,
+            accept_changes: false,
+            save_every: 3,
+            pad_to_max: false,
+        }
     }
 
     fn play(script: Script, job: &Job) -> (Result<Outcome>, Vec<Step>) {

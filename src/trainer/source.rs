@@ -154,6 +154,25 @@ impl ModelSource {
         }
     }
 
+    /// Every file that is read of it, weights last; none of the model inside the binary.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let described = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+        let described = described.into_iter().filter(|name| self.has(name)).filter_map(|name| self.beside(name));
+        let weights = match self {
+            Self::Builtin => Vec::new(),
+            Self::Gguf(path) => vec![path.clone()],
+            Self::Folder(folder) => safetensors_files(folder)?,
+        };
+        Ok(described.chain(weights).collect())
+    }
+
+    /// SHA-256 of the model inside the binary.
+    pub fn builtin_checksum(&self) -> String {
+        let texts = [BUILTIN_CONFIG, BUILTIN_TOKENIZER, BUILTIN_TOKENIZER_CONFIG];
+        let parts: Vec<&[u8]> = texts.iter().map(|text| text.as_bytes()).chain([BUILTIN_WEIGHTS]).collect();
+        store::checksums::of_bytes(&parts.concat())
+    }
+
     /// Opens the weights.
     pub fn weights(&self) -> Result<Store> {
         let folder = match self {

@@ -11,6 +11,7 @@ use super::model::{Decoder, Site, sites};
 use crate::error::{Error, Result};
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Lora, RunConfig};
+use crate::store::checksums;
 
 /// A fresh pair, as PEFT starts it: A uniform within 1 / sqrt(in) (Kaiming with a = sqrt(5)), B zero.
 pub fn fresh(site: &Site, index: usize, rank: usize, seed: u64, device: &Device) -> Result<Adapter> {
@@ -40,7 +41,8 @@ pub fn save(decoder: &Decoder, spec: &ModelSpec, run: &RunConfig, folder: &Path)
     let on_cpu = |adapter: &Adapter| adapter.map(|t| t.to_device(&Device::Cpu));
     let adapted = decoder.sites.iter().enumerate().filter_map(|(i, site)| Some((site, decoder.adapter(i)?)));
     let adapters = adapted.map(|(site, adapter)| Ok((site.path.clone(), on_cpu(adapter)?))).collect::<Result<_>>()?;
-    adapter_file::write(folder, Layout::Peft, &about, &adapters, (spec.num_hidden_layers, spec.conv1d()))
+    adapter_file::write(folder, Layout::Peft, &about, &adapters, (spec.num_hidden_layers, spec.conv1d()))?;
+    checksums::write(folder, &[Layout::Peft.weights_file(), adapter_file::CONFIG_FILE])
 }
 
 /// Reads an adapter of either layout, whichever blocks and projections it is for, and holds it to the model.

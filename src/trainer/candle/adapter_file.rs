@@ -23,6 +23,7 @@ use super::tensor_file;
 use crate::error::{Error, Result};
 use crate::spec::run::Lora;
 use crate::store;
+use crate::store::checksums::{self, Checked, SUMS};
 
 /// What describes an adapter, in either layout.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -196,6 +197,11 @@ pub struct AdapterFile {
 impl AdapterFile {
     /// Reads an adapter of either layout; which one it is shows in its description.
     pub fn read(folder: &Path) -> Result<Self> {
+        if let Checked::Damaged(reason) = checksums::check(folder, &[]) {
+            let remedy =
+                format!("resume the run that wrote it; or, if it was changed on purpose, remove `{SUMS}` there");
+            return Err(Error::Damaged { path: folder.into(), reason, remedy });
+        }
         let path = folder.join(CONFIG_FILE);
         let config: Value = store::load_json(&path)?;
         let bad = |message: String| Error::Parse { path: path.clone(), line: None, message, hint: None };

@@ -30,16 +30,19 @@ mod testing;
 mod vector;
 pub mod weights;
 
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 
+use self::checkpoint::{Checkpoint, Found, State};
 use self::linear::Adapter;
 use self::model::Decoder;
 use self::optimizer::Optimizer;
 use super::batches::{self, Batches, pack};
 use super::early_stopping::EarlyStopping;
+use super::inputs::{self, Inputs};
 use super::rows::{Example, Rows};
 use super::source::ModelSource;
 use super::text::Text;
@@ -68,13 +71,19 @@ impl Trainer for CandleTrainer {
         let started = Instant::now();
         let mut session = Session::open(job)?;
         let (params, base) = session.parameters();
-        on(&TrainEvent::Ready {
+        if let Some(resumed) = session.earlier.resumed.take() {
+            on(&resumed);
+        }
+        let flow = on(&TrainEvent::Ready {
             trainable_params: params,
             total_params: params + base,
             total_steps: session.total_steps,
             done_steps: session.optimizer.steps,
             load_time: Seconds(started.elapsed().as_secs_f64()),
         });
+        if flow != Flow::Continue {
+            return Ok(Outcome::Stopped { at_step: session.optimizer.steps });
+        }
         session.run(job, on)
     }
 }
@@ -142,7 +151,10 @@ struct Session {
     decoder: Decoder,
     optimizer: Optimizer,
     stopping: EarlyStopping,
+    /// The evaluation after the last step was interrupted.
+    evaluation_due: bool,
     rows: Rows,
+    earlier: Earlier,
     total_steps: usize,
     /// Memory alive before the model was loaded.
     before: Bytes,
@@ -159,6 +171,7 @@ impl Session {
             let must = format!("at most {}, what `{}` was made for", spec.max_position_embeddings, run.model);
             return Err(Error::invalid("max_seq_length", run.recipe.max_seq_length, must));
         }
+        let mut earlier = Earlier::look(job, &source)?;
         // Data and tokenizer first: they are quick to read, and what is wrong with them shows before the weights load.
         let text = Text::open(&source, &spec, &run.model)?;
         let rows = Rows::read(&run.data, &text, spec.vocab_size)?;
@@ -172,16 +185,17 @@ impl Session {
             let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, run.seed, &device)?;
             decoder.set_adapter(i, fresh)?;
         }
-        if let Some(folder) = &run.recipe.lora.init_adapter {
+        if let (Some(folder), None) = (&run.recipe.lora.init_adapter, &earlier.checkpoint) {
             adapter::load(&mut decoder, &run, folder)?;
         }
         let mut optimizer = Optimizer::new(&decoder, &run.recipe)?;
-        let mut stopping = EarlyStopping::default();
-        if let (true, Some(out)) = (job.resume, &job.out) {
-            stopping = checkpoint::restore(out, &mut decoder, &mut optimizer, &run)?;
+        let (mut stopping, mut evaluation_due) = (EarlyStopping::default(), false);
+        if let Some(checkpoint) = earlier.checkpoint.take() {
+            checkpoint.restore(&mut decoder, &mut optimizer, &run)?;
+            (stopping, evaluation_due) = (checkpoint.state.early_stopping, checkpoint.state.evaluation_due);
         }
         let total_steps = run.steps(batches::rows(&rows.train, &run).len());
-        Ok(Self { run, spec, decoder, optimizer, stopping, rows, total_steps, before })
+        Ok(Self { run, spec, decoder, optimizer, stopping, evaluation_due, rows, earlier, total_steps, before })
     }
 
     /// Parameters of the adapters, and of the base.
@@ -197,10 +211,20 @@ impl Session {
         let run = self.run.clone();
         let mut batches = Batches::new(&examples, &run, job.pad_to_max);
         let last = job.stop_after.map_or(self.total_steps, |n| n.min(self.total_steps));
-        let mut flow = Flow::Continue;
+        let (mut flow, mut saved) = (Flow::Continue, self.optimizer.steps);
         let patience = self.run.recipe.early_stopping_patience;
+        if let (true, Some(out)) = (self.evaluation_due, &job.out) {
+            flow = pooled(|| self.validate(out, on))?;
+            self.evaluation_due = flow != Flow::Continue;
+        }
         while self.optimizer.steps < last && flow == Flow::Continue && !self.stopping.is_over(patience) {
-            let step = pooled(|| self.step(&mut batches))?;
+            let step = match pooled(|| self.step(&mut batches, on))? {
+                ControlFlow::Continue(step) => step,
+                ControlFlow::Break(given_up) => {
+                    flow = given_up;
+                    break;
+                }
+            };
             let done = self.optimizer.steps;
             let due = |every: usize| every > 0 && done.is_multiple_of(every);
             let Some(out) = &job.out else {
@@ -210,25 +234,49 @@ impl Session {
             // A stop by the caller is no reason to validate: the run that goes on from here would have looked once more
             // than the one that never stopped. What is due comes before the checkpoint, which remembers what was best.
             if done == self.total_steps || due(self.run.recipe.eval_steps.unwrap_or(job.save_every)) {
-                pooled(|| self.validate(out, on))?;
+                self.evaluation_due = pooled(|| self.validate(out, on))? != Flow::Continue;
             }
             flow = on(&TrainEvent::Step(step));
-            if done == last || flow == Flow::Stop || due(job.save_every) || self.stopping.is_over(patience) {
-                let path = checkpoint::save(out, &self.decoder, &self.optimizer, &self.stopping, &self.run)?;
-                on(&TrainEvent::Saved { path });
+            if self.evaluation_due && flow == Flow::Continue {
+                flow = Flow::Stop;
+            }
+            if flow != Flow::Abort && (done == last || due(job.save_every) || self.stopping.is_over(patience)) {
+                self.save(out, on)?;
+                saved = done;
             }
         }
         let at_step = self.optimizer.steps;
+        // A step that was given up in its midst has changed nothing: what is kept is the state before it.
+        if let (Flow::Stop, Some(out), true) = (flow, &job.out, saved < at_step) {
+            self.save(out, on)?;
+        }
+        if flow == Flow::Abort {
+            return Ok(Outcome::Stopped { at_step });
+        }
         if self.stopping.is_over(patience) {
             return Ok(Outcome::EarlyStopped { at_step });
         }
-        if at_step < self.total_steps {
+        if at_step < self.total_steps || self.evaluation_due {
             return Ok(Outcome::Stopped { at_step });
         }
         if let (Some(out), None) = (&job.out, patience) {
             self.save_adapter(out, on)?;
         }
         Ok(Outcome::Finished)
+    }
+
+    fn save(&mut self, out: &Path, on: &mut dyn FnMut(&TrainEvent) -> Flow) -> Result<()> {
+        let state = State {
+            step: self.optimizer.steps,
+            early_stopping: self.stopping,
+            evaluation_due: self.evaluation_due,
+            run: self.run.clone(),
+            inputs: self.earlier.inputs.clone(),
+        };
+        let path = checkpoint::save(out, &self.decoder, &self.optimizer, &state, &self.earlier.stale)?;
+        self.earlier.stale.clear();
+        on(&TrainEvent::Saved { path });
+        Ok(())
     }
 
     fn save_adapter(&self, out: &Path, on: &mut dyn FnMut(&TrainEvent) -> Flow) -> Result<()> {
@@ -238,8 +286,12 @@ impl Session {
         Ok(())
     }
 
-    /// One optimizer step.
-    fn step(&mut self, batches: &mut Batches<'_>) -> Result<Step> {
+    /// One optimizer step, or what the caller wants in its midst: then nothing was changed.
+    fn step(
+        &mut self,
+        batches: &mut Batches<'_>,
+        on: &mut dyn FnMut(&TrainEvent) -> Flow,
+    ) -> Result<ControlFlow<Flow, Step>> {
         let started = Instant::now();
         let step = self.optimizer.steps;
         let micro_batches = batches.step(step);
@@ -248,6 +300,11 @@ impl Session {
         let scale = 1.0 / targets.max(1) as f64;
         let (mut loss, mut grads) = (0.0, self.decoder.no_grads());
         for (i, batch) in micro_batches.iter().enumerate() {
+            if i > 0
+                && let flow @ (Flow::Stop | Flow::Abort) = on(&TrainEvent::Working)
+            {
+                return Ok(ControlFlow::Break(flow));
+            }
             let micro_step = (step * micro_batches.len() + i) as u64;
             loss += scale * self.decoder.loss_and_grads(batch, scale, (self.run.seed, micro_step), &mut grads)?;
         }
@@ -259,7 +316,7 @@ impl Session {
         self.optimizer.step(&mut self.decoder, grads, learning_rate)?;
         self.decoder.device().synchronize()?;
         let seconds = started.elapsed().as_secs_f64();
-        Ok(Step {
+        Ok(ControlFlow::Continue(Step {
             step: step + 1,
             loss,
             learning_rate,
@@ -270,7 +327,7 @@ impl Session {
             tokens_per_s: tokens as f64 / seconds,
             allocated_peak_bytes: self.allocated_peak(),
             footprint_bytes: memory::footprint_peak(),
-        })
+        }))
     }
 
     /// Highest allocation of tensors so far: by our own count on the CPU, by Metal's on a GPU (sampled at the end of
@@ -283,10 +340,11 @@ impl Session {
         memory::peak().saturating_sub(self.before)
     }
 
-    /// Asks the validation rows. With early stopping, `adapter/` is the best so far.
-    fn validate(&mut self, out: &Path, on: &mut dyn FnMut(&TrainEvent) -> Flow) -> Result<()> {
+    /// Evaluates the validation rows, or says what the caller wants in their midst: then the evaluation did not take
+    /// place. With early stopping, `adapter/` is the best so far.
+    fn validate(&mut self, out: &Path, on: &mut dyn FnMut(&TrainEvent) -> Flow) -> Result<Flow> {
         if self.rows.valid.is_empty() {
-            return Ok(());
+            return Ok(Flow::Continue);
         }
         let micro = self.run.execution.batch_size;
         let (mut sum, mut targets) = (0.0, 0);
@@ -294,6 +352,10 @@ impl Session {
             let batch = pack(&examples.iter().collect::<Vec<&Example>>(), &self.run, false);
             sum += self.decoder.loss(&batch)?;
             targets += batch.targets.len();
+            let flow = on(&TrainEvent::Working);
+            if flow != Flow::Continue {
+                return Ok(flow);
+            }
         }
         let loss = sum / targets.max(1) as f64;
         finite("validation loss", loss, self.optimizer.steps - 1)?;
@@ -302,7 +364,38 @@ impl Session {
         if self.run.recipe.early_stopping_patience.is_some() && validation.best_step == validation.step {
             self.save_adapter(out, on)?;
         }
-        Ok(())
+        Ok(Flow::Continue)
+    }
+}
+
+/// What an earlier part of the run left to go on from, and what the run is made from. A job that writes nothing has
+/// neither.
+#[derive(Default)]
+struct Earlier {
+    checkpoint: Option<Checkpoint>,
+    /// Checkpoints that go with the next one.
+    stale: Vec<PathBuf>,
+    inputs: Inputs,
+    /// The [`TrainEvent::Resumed`] that is still to be told.
+    resumed: Option<TrainEvent>,
+}
+
+impl Earlier {
+    /// # Errors
+    /// Where the model or the data is not what it was then, and that is not accepted.
+    fn look(job: &Job, source: &ModelSource) -> Result<Self> {
+        let Some(out) = &job.out else { return Ok(Self::default()) };
+        let inputs = inputs::inputs(source, &job.config.data)?;
+        if !job.resume {
+            return Ok(Self { inputs, ..Self::default() });
+        }
+        let Found { checkpoint, damaged, stale } = checkpoint::newest(out)?;
+        let changed = checkpoint.as_ref().map_or(Vec::new(), |c| inputs::changes(&c.state.inputs, &inputs));
+        if !changed.is_empty() && !job.accept_changes {
+            return Err(Error::Changed { path: out.clone(), what: changed });
+        }
+        let from = checkpoint.as_ref().map(|c| c.folder().to_path_buf());
+        Ok(Self { checkpoint, stale, inputs, resumed: Some(TrainEvent::Resumed { from, damaged, changed }) })
     }
 }
 

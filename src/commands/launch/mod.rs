@@ -1,0 +1,276 @@
+//! `headroom launch`: a run from preflight to adapter.
+
+mod earlier;
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use self::earlier::Earlier;
+use self::watch::Watch;
+use crate::cli::{self, LaunchArgs};
+use crate::commands::Output;
+use crate::commands::bench::{self, Bench, Subject};
+use crate::commands::report::read_report;
+use crate::error::{Error, Result};
+use crate::measure::observe::Observed;
+use crate::measure::{Measurement, probe};
+use crate::plan::Assessment;
+use crate::report::brief;
+use crate::report::compare::ledger_lines;
+use crate::spec::run::RunConfig;
+use crate::store::run_folder::{Holder, NewRun};
+use crate::store::{self, RunFolder, RunLock};
+use crate::trainer::{Job, Outcome, Trainer};
+use crate::units::{Bytes, Seconds};
+
+/// Where a run goes.
+pub enum Place {
+    /// Into this folder, which is empty or not there yet.
+    New(PathBuf),
+    /// Into the first free one of `NAME-1`, `NAME-2` and so on in this folder.
+    Numbered(PathBuf, String),
+    /// On from where the run in this folder stands.
+    Resume(PathBuf),
+}
+
+/// How a run is done.
+pub struct Settings<'a> {
+    /// Run even if it is not sure to fit.
+    pub force: bool,
+    /// Go on although model or data are not what they were.
+    pub accept_changes: bool,
+    /// Optimizer steps between checkpoints.
+    pub save_every: usize,
+    /// Probability that the upper bounds hold.
+    pub confidence: f64,
+    /// Limits and measurements.
+    pub bench: &'a cli::Bench,
+}
+
+/// The verb; returns the run's folder.
+pub fn run(args: &LaunchArgs, output: &Output) -> Result<RunFolder> {
+    // A folder in the place of a run file is that run.
+    let inside = args.run.is_dir().then(|| RunFolder::open(&args.run)).transpose()?;
+    let file = inside.as_ref().map_or_else(|| args.run.clone(), RunFolder::config);
+    let run = bench::read_run(&file)?;
+    let out = match (&args.out, &inside) {
+        (Some(out), _) => out.clone(),
+        (None, Some(folder)) => folder.path().into(),
+        (None, None) => default_folder(&args.run),
+    };
+    let settings = Settings {
+        force: args.force,
+        accept_changes: args.accept_changes,
+        save_every: args.save_every,
+        confidence: args.confidence,
+        bench: &args.bench,
+    };
+    start(run, &if args.resume { Place::Resume(out) } else { Place::New(out) }, &settings, output)
+}
+
+/// `runs/NAME` for `NAME.toml`.
+fn default_folder(run: &Path) -> PathBuf {
+    let stem = run.file_stem().unwrap_or_default().to_string_lossy();
+    Path::new("runs").join(store::file_name(&stem))
+}
+
+/// Does `run`, from preflight to adapter; returns its folder.
+pub fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, output: &Output) -> Result<RunFolder> {
+    let earlier = match place {
+        Place::Resume(path) => Some(Earlier::open(path, &run)?),
+        Place::New(path) => RunFolder::check(path).map(|()| None)?,
+        Place::Numbered(..) => None,
+    };
+    if let Some(earlier) = earlier.as_ref().filter(|earlier| earlier.is_finished()) {
+        output.part(&read_report(&earlier.folder)?.answer())?;
+        output.part(&format!("adapter: {}", earlier.folder.adapter().display()))?;
+        return Ok(earlier.folder.clone());
+    }
+    let mut bench = Bench::open(run.engine, settings.bench)?;
+    let subject = Subject::of(&run)?;
+    let plan = bench.assess(&subject, &run, settings.confidence)?;
+    preflight(&plan, settings.force)?;
+    let mut trainer = bench::trainer(run.engine, settings.bench.script.as_deref())?;
+    // Only now, when all that can be wrong with the question has been asked, is anything written.
+    let site = match (earlier, place) {
+        (Some(earlier), _) => Site::Again(earlier),
+        (None, Place::Numbered(folder, name)) => Site::New(RunFolder::create_numbered(folder, name)?),
+        (None, Place::New(path) | Place::Resume(path)) => Site::New(RunFolder::create(path)?),
+    };
+    // Forced past the limits, only one that was set by hand still guards.
+    let limit = if settings.force { settings.bench.limit } else { Some(bench.limit) };
+    let folder = site.folder().clone();
+    let launch = Launch { run, folder, site, bench: &mut bench, plan, limit, begun: false, output: *output };
+    launch.go(trainer.as_mut(), settings)
+}
+
+fn preflight(plan: &Assessment, force: bool) -> Result<()> {
+    match plan.binding() {
+        Some(limit) if !plan.fits() && !force => Err(Error::DoesNotFit {
+            what: format!("the run ({}, with {:.1} % confidence)", limit.name, plan.confidence * 100.0),
+            needs: limit.high,
+            limit: limit.limit,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The folder that a run works in, locked.
+enum Site {
+    New(NewRun),
+    Again(Earlier),
+}
+
+impl Site {
+    fn folder(&self) -> &RunFolder {
+        match self {
+            Self::New(new) => &new.folder,
+            Self::Again(earlier) => &earlier.folder,
+        }
+    }
+
+    fn lock(&mut self) -> &mut RunLock {
+        match self {
+            Self::New(new) => &mut new.lock,
+            Self::Again(earlier) => &mut earlier.lock,
+        }
+    }
+}
+
+struct Launch<'a> {
+    run: RunConfig,
+    folder: RunFolder,
+    site: Site,
+    bench: &'a mut Bench,
+    plan: Assessment,
+    limit: Option<Bytes>,
+    /// A step was taken, so that the folder holds something to keep.
+    begun: bool,
+    output: Output,
+}
+
+impl Launch<'_> {
+    /// Trains to the end, the limit or the interrupt, and says how it went.
+    fn go(mut self, trainer: &mut dyn Trainer, settings: &Settings<'_>) -> Result<RunFolder> {
+        let measurement = match self.write_question().and_then(|()| self.train(trainer, settings)) {
+            Ok(measurement) => measurement,
+            Err(error) if self.begun => {
+                self.output.note(&format!("what was done is kept; go on with `{}`", self.resume_command()));
+                return Err(error);
+            }
+            Err(error) => {
+                // It never began: its files would only stand in the way of the next try.
+                if let Site::New(new) = self.site {
+                    new.discard()?;
+                }
+                return Err(error);
+            }
+        };
+        let added = if measurement.has_speed() { self.bench.add(measurement.clone()) } else { Ok(()) };
+        // The run is done, and that is said even where its measurement could not be added to the table.
+        self.conclude(&measurement)?;
+        added?;
+        Ok(self.folder)
+    }
+
+    /// Trains, and writes down how it went.
+    fn train(&mut self, trainer: &mut dyn Trainer, settings: &Settings<'_>) -> Result<Measurement> {
+        self.output.note(&format!("run folder: {}", self.folder.path().display()));
+        let job = Job {
+            config: self.run.clone(),
+            out: Some(self.folder.path().into()),
+            stop_after: None,
+            resume: matches!(self.site, Site::Again(_)),
+            accept_changes: settings.accept_changes,
+            save_every: settings.save_every,
+            pad_to_max: false,
+        };
+        let predicted = bench::predicted(&self.plan.prediction);
+        let (state, started) = (probe::state(), Instant::now());
+        let mut watch = Watch::new(self);
+        let result = trainer.train(&job, &mut |event| watch.on(event));
+        watch.bar.finish_and_clear();
+        let at_step = watch.last_step();
+        let outcome = match (&result, watch.failure.take()) {
+            (_, Some(error)) => return Err(error),
+            (Ok(_), None) if watch.over => Outcome::OutOfMemory { at_step },
+            (Ok(outcome), None) => outcome.clone(),
+            (Err(error), None) => Outcome::Crashed { at_step, reason: error.to_string() },
+        };
+        let result = match result {
+            // There is nothing to write down of a run that took no step.
+            Err(error) if watch.steps.is_empty() => return Err(error),
+            result => result,
+        };
+        let footprint = watch.steps.iter().map(|s| s.footprint_bytes).max().unwrap_or_default();
+        let wall_time = Seconds(started.elapsed().as_secs_f64());
+        let (ready, steps, validations) = (watch.ready, watch.steps, watch.validations);
+        let observed = Observed { ready, steps, outcome, footprint, garbage: 0, wall_time };
+        let measurement = Measurement::new(&self.bench.place, &job, &observed, predicted, state);
+        let measurement = measurement.with_validations(&validations);
+        let written = store::save_json(&self.folder.outcome(), &measurement).and_then(|()| earlier::seal(&self.folder));
+        // What ended the run matters more than what kept that from being written down.
+        result?;
+        written.map(|()| measurement)
+    }
+
+    /// `run.toml` and `prediction.json`, which says what `predict --json` says, and every phase of a step. A resumed run
+    /// keeps its first.
+    fn write_question(&self) -> Result<()> {
+        if matches!(self.site, Site::Again(_)) && self.folder.prediction().exists() {
+            return Ok(());
+        }
+        store::write(&self.folder.config(), self.run.to_toml()?.as_bytes())?;
+        let broken = |e: serde_json::Error| Error::Serialise { what: "prediction.json", reason: e.to_string() };
+        let mut value = serde_json::to_value(&self.plan).map_err(broken)?;
+        value["timeline"] = serde_json::to_value(ledger_lines(&self.plan.prediction.ledger)).map_err(broken)?;
+        store::save_json(&self.folder.prediction(), &value)
+    }
+
+    /// The first step comes next: from here on the folder is this process's, and nothing is as the last one left it.
+    fn begin(&mut self, done: usize) -> Result<()> {
+        // A table that cannot be added to is found out now and not after the last step.
+        self.bench.check_writable()?;
+        if let Site::Again(earlier) = &self.site {
+            earlier::reopen(&self.folder, &earlier.metrics, done)?;
+            self.output.note(&format!("going on after step {done}"));
+        }
+        let holder = Holder { pid: std::process::id(), unix_time: probe::unix_time(), oom_kills: None };
+        self.site.lock().hold(holder)
+    }
+
+    /// What goes on with this run from another prompt.
+    fn resume_command(&self) -> String {
+        format!("headroom launch {} --resume", store::quoted(self.folder.path()))
+    }
+
+    /// Says how it went, and what to do next.
+    fn conclude(&self, measurement: &Measurement) -> Result<()> {
+        let report = read_report(&self.folder)?;
+        self.output.part(&report.answer())?;
+        self.output.part(&brief::comparisons(&report.comparisons()))?;
+        self.output.data(measurement)?;
+        let path = self.folder.path().display();
+        match &measurement.outcome {
+            Outcome::OutOfMemory { .. } => {
+                let needs = measurement.measured.footprint_bytes.unwrap_or_default();
+                let limit = self.limit.unwrap_or(self.plan.limits.first().map_or(Bytes(0), |l| l.limit));
+                self.output.note(&format!("stopped at the memory limit; a checkpoint was kept in `{path}`"));
+                return Err(Error::DoesNotFit { what: "the run".into(), needs, limit });
+            }
+            Outcome::Stopped { at_step } => {
+                let kept = format!("{at_step} of {} steps are done and kept in `{path}`", self.plan.prediction.steps);
+                return Err(Error::Interrupted { kept, resume: Some(self.resume_command()) });
+            }
+            Outcome::Finished | Outcome::EarlyStopped { .. } => {
+                self.output.part(&format!("adapter: {}", self.folder.adapter().display()))?;
+            }
+            Outcome::Crashed { .. } | Outcome::TimedOut { .. } => {
+                let reason = format!("{}; the last checkpoint is kept in `{path}`", report.answer());
+                return Err(Error::Engine { engine: self.run.engine.name().into(), reason });
+            }
+        }
+        Ok(())
+    }
+}
