@@ -26,7 +26,7 @@ pub fn architecture(model_type: ModelType) -> &'static str {
 
 /// What a GGUF file says of its model.
 pub struct Described<'a> {
-    /// Its metadata, but for the arrays.
+    /// Its metadata, but for the long arrays.
     pub metadata: &'a Map<String, Value>,
     /// Shape of a tensor by llama.cpp's name, rows first.
     pub tensors: &'a dyn Fn(&str) -> Option<Vec<usize>>,
@@ -59,7 +59,20 @@ pub fn from_metadata(file: &Described<'_>) -> Result<ModelSpec> {
     let rows = (file.tensors)("token_embd.weight").and_then(|shape| shape.first().copied());
     config.insert("vocab_size".into(), json!(rows.ok_or_else(|| missing("token_embd.weight"))?));
     config.insert("tie_word_embeddings".into(), json!((file.tensors)("output.weight").is_none()));
-    let heads = number("attention.head_count").ok_or_else(|| missing("attention.head_count"))?;
+    if name == "phi3" && number("attention.sliding_window") == Some(0.0) {
+        // So llama.cpp tells the models without a window.
+        config.remove("sliding_window");
+    }
+    match get("attention.sliding_window_pattern") {
+        Some(Value::Array(layers)) => {
+            let kind = |layer: &Value| if layer == &json!(true) { "sliding_attention" } else { "full_attention" };
+            config.insert("layer_types".into(), layers.iter().map(kind).collect());
+        }
+        Some(every) => drop(config.insert("sliding_window_pattern".into(), every)),
+        None => {}
+    }
+    let heads = number("attention.head_count").filter(|n| *n >= 1.0);
+    let heads = heads.ok_or_else(|| missing("attention.head_count"))?;
     let width = number("embedding_length").ok_or_else(|| missing("embedding_length"))?;
     let head_dim = number("attention.key_length").unwrap_or(width / heads);
     config.insert("head_dim".into(), json!(head_dim as u64));
@@ -70,7 +83,7 @@ pub fn from_metadata(file: &Described<'_>) -> Result<ModelSpec> {
     let largest = matches!((name, number("block_count")), ("gemma2", Some(46.0)) | ("gemma3", Some(62.0)));
     config.insert("query_pre_attn_scalar".into(), json!(if largest { width / heads } else { head_dim }));
     config.extend(rope_scaling(file, name));
-    let mut spec = ModelSpec::from_map(&config)?;
+    let mut spec = ModelSpec::from_map(&config).map_err(|e| by_its_own_key(e, name))?;
     let has = |name: &str| (file.tensors)(name).is_some();
     spec.attention.qkv_bias = has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias");
     spec.attention.o_bias = has("blk.0.attn_output.bias");
@@ -89,6 +102,17 @@ pub fn from_metadata(file: &Described<'_>) -> Result<ModelSpec> {
         });
     }
     Ok(spec)
+}
+
+/// An error about a key of config.json, about the key of the metadata that it came from.
+fn by_its_own_key(error: Error, name: &str) -> Error {
+    let Error::Invalid { field, got, must } = error else { return error };
+    let key = field.trim_end_matches("` in `config.json");
+    let field = match KEYS.iter().find(|(ours, _)| *ours == key) {
+        Some((_, theirs)) => format!("{name}.{theirs}"),
+        None => key.to_owned(),
+    };
+    Error::Invalid { field, got, must }
 }
 
 /// The architectures of the families.

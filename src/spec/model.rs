@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::spec::config::Config;
+use crate::spec::config::{self, Config};
 use crate::spec::quantization;
 use crate::spec::storage::Storage;
 
@@ -15,6 +15,10 @@ pub use crate::spec::storage::Dtype;
 
 /// The families, by the `model_type` they carry in config.json.
 pub const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, starcoder2, gpt2, gemma2, gemma3_text, phi3; to plan for mlx-lm also qwen3_moe, gpt_oss";
+
+/// Parameters of the largest model that is believed, some thirty times the largest there is. Bytes and operations of a
+/// model of this size fit into 64 bits.
+const LARGEST_MODEL: u128 = 1 << 45;
 
 /// A family of decoders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,10 +206,7 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// Reads the text of a config.json, in the spelling of transformers 4 or 5.
     pub fn from_config(text: &str) -> Result<Self> {
-        let bad = |message: String, line| Error::Parse { path: "config.json".into(), line, message, hint: None };
-        let value: Value = serde_json::from_str(text).map_err(|e| bad(e.to_string(), Some(e.line())))?;
-        let Value::Object(map) = value else { return Err(bad("is no JSON object".into(), None)) };
-        Self::from_map(&map)
+        Self::from_map(&config::parse(text)?)
     }
 
     /// Reads a parsed config.json.
@@ -217,6 +218,7 @@ impl ModelSpec {
         Ok(spec)
     }
 
+    /// Sizes have been held to their bounds when they were read; here it is how they go together.
     fn check(&self) -> Result<()> {
         let a = &self.attention;
         let positive = [
@@ -229,11 +231,8 @@ impl ModelSpec {
             ("num_key_value_heads", a.num_key_value_heads),
             ("head_dim", a.head_dim),
         ];
-        for (field, value) in positive {
-            // 2^24 of anything is beyond every model; it guards the arithmetic against overflow.
-            if value == 0 || value > 1 << 24 {
-                return Err(Error::invalid(field, value, "between 1 and 16777216"));
-            }
+        if let Some((field, value)) = positive.into_iter().find(|(_, value)| *value == 0) {
+            return Err(Error::invalid(field, value, "at least 1"));
         }
         if !a.num_attention_heads.is_multiple_of(a.num_key_value_heads) {
             return Err(Error::invalid(
@@ -246,6 +245,15 @@ impl ModelSpec {
             && (!global.dims.is_multiple_of(2) || global.dims > a.head_dim || global.dims == 0)
         {
             return Err(Error::invalid("head_dim", a.head_dim, "even, and at least as wide as the rotated part"));
+        }
+        let numbers = |shape: &[usize]| shape.iter().map(|n| *n as u128).product::<u128>();
+        let block: u128 = self.block_tensors().iter().map(|(_, shape)| numbers(shape)).sum();
+        let learned = if self.positions == Positions::Learned { self.max_position_embeddings } else { 0 };
+        let tables = numbers(&[2 * self.vocab_size + learned, self.hidden_size]);
+        let all = self.num_hidden_layers as u128 * block + tables;
+        if all > LARGEST_MODEL {
+            let must = format!("at most {LARGEST_MODEL}: its sizes cannot be right");
+            return Err(Error::invalid("number of parameters", all, must));
         }
         Ok(())
     }
@@ -334,6 +342,113 @@ mod tests {
                 .to_string()
                 .contains("whole number")
         );
+    }
+
+    /// A config of four layers with some of its keys replaced.
+    fn with(changes: &str) -> Result<ModelSpec> {
+        let mut map = config::parse(&config(r#","model_type":"llama""#)).unwrap();
+        map.extend(config::parse(changes).unwrap());
+        ModelSpec::from_map(&map)
+    }
+
+    #[test]
+    fn sizes_are_held_before_they_are_used() {
+        for (changes, said) in [
+            (
+                r#"{"num_hidden_layers":1000000000000}"#,
+                "`num_hidden_layers` in `config.json` is 1000000000000, but must be at most 2048",
+            ),
+            (r#"{"num_hidden_layers":9223372036854775808}"#, "at most 2048"),
+            (
+                r#"{"num_hidden_layers":null,"n_layer":64000}"#,
+                "`n_layer` in `config.json` is 64000, but must be at most 2048",
+            ),
+            (r#"{"num_hidden_layers":0}"#, "`num_hidden_layers` is 0, but must be at least 1"),
+            (r#"{"num_hidden_layers":4.0}"#, "a whole number"),
+            (r#"{"num_hidden_layers":-1}"#, "a whole number"),
+            (r#"{"hidden_size":18446744073709551615}"#, "`hidden_size` in `config.json` is 18446744073709551615"),
+            (r#"{"head_dim":10000000000}"#, "`head_dim` in `config.json` is 10000000000, but must be at most 16384"),
+            (r#"{"head_dim":15}"#, "`head_dim` is 15, but must be even"),
+            (r#"{"vocab_size":16777217}"#, "`vocab_size` in `config.json` is 16777217"),
+            (r#"{"max_position_embeddings":4294967296}"#, "`max_position_embeddings` in `config.json`"),
+            (
+                r#"{"num_hidden_layers":2048,"hidden_size":1048576,"intermediate_size":4194304,"head_dim":16384,"num_attention_heads":16384}"#,
+                "`number of parameters` is",
+            ),
+            (
+                r#"{"model_type":"phi3","partial_rotary_factor":1e30}"#,
+                "`partial_rotary_factor` in `config.json` is 1000",
+            ),
+            (r#"{"model_type":"phi3","partial_rotary_factor":0}"#, "`partial_rotary_factor` in `config.json` is 0"),
+            (r#"{"partial_rotary_factor":0.5}"#, "must be 1: the heads of this family are rotated whole"),
+            (r#"{"rms_norm_eps":-1e-6}"#, "a number from 0 to 1"),
+            (r#"{"model_type":"gemma2","attn_logit_softcapping":0}"#, "`attn_logit_softcapping` in `config.json` is 0"),
+            (r#"{"model_type":"gemma2","query_pre_attn_scalar":-4}"#, "`query_pre_attn_scalar` in `config.json` is -4"),
+        ] {
+            let error = with(changes).unwrap_err().to_string();
+            assert!(error.contains(said), "{changes}: {error}");
+        }
+        let long = format!("{}{}", " ".repeat(1 << 20), config(""));
+        assert!(ModelSpec::from_config(&long).unwrap_err().to_string().contains("at most 1048576 are read"));
+    }
+
+    #[test]
+    fn keys_that_change_the_result_are_obeyed_or_refused_by_name() {
+        let long = |n: usize| vec!["1.0"; n].join(",");
+        let longrope = |short: &str, more: &str| {
+            format!(
+                r#"{{"rope_scaling":{{"rope_type":"longrope","short_factor":[{short}],"long_factor":[{}]{more}}}}}"#,
+                long(8)
+            )
+        };
+        for (changes, said) in [
+            (r#"{"model_type":5}"#.to_owned(), "`model_type` in `config.json` is 5, but must be a text"),
+            (r#"{"hidden_act":5}"#.into(), "`hidden_act` in `config.json` is 5, but must be a text"),
+            (r#"{"hidden_act":"relu6"}"#.into(), "`hidden_act` in `config.json` is relu6"),
+            (r#"{"dtype":"float8_e4m3fn"}"#.into(), "float32, bfloat16 or float16"),
+            (r#"{"torch_dtype":16}"#.into(), "`torch_dtype` in `config.json` is 16, but must be a text"),
+            (r#"{"tie_word_embeddings":"no"}"#.into(), "true or false"),
+            (r#"{"rope_theta":"10000"}"#.into(), r#"`rope_theta` in `config.json` is "10000", but must be a number"#),
+            (r#"{"rope_theta":0}"#.into(), "a number above 0"),
+            (r#"{"rope_parameters":{"rope_theta":"1e6"}}"#.into(), r#"`rope_parameters.rope_theta` in `config.json` is "1e6""#),
+            (r#"{"rope_parameters":{"rope_type":3}}"#.into(), "`rope_parameters.rope_type` in `config.json` is 3, but must be a text"),
+            (r#"{"rope_scaling":{"type":3}}"#.into(), "`rope_scaling.type` in `config.json` is 3"),
+            (r#"{"rope_scaling":"linear"}"#.into(), "must be a table"),
+            (r#"{"rope_scaling":{"type":"linear","factor":"4"}}"#.into(), "`rope_scaling.factor` in `config.json`"),
+            (r#"{"rope_scaling":{"type":"linear"}}"#.into(), "`rope_scaling.factor` in `config.json` is absent"),
+            (r#"{"rope_scaling":{"type":"linear","factor":2},"rope_parameters":{"rope_type":"default"}}"#.into(), "the same as `rope_parameters`"),
+            (r#"{"rope_scaling":{"type":"yarn","factor":4,"truncate":"no"}}"#.into(), "`rope_scaling.truncate` in `config.json`"),
+            (r#"{"rope_scaling":{"type":"llama3","factor":4,"low_freq_factor":2,"high_freq_factor":2}}"#.into(), "above low_freq_factor (2)"),
+            (r#"{"rope_scaling":{"type":"yarn","factor":4,"original_max_position_embeddings":1e30}}"#.into(), "a whole number between 1 and"),
+            (r#"{"rope_parameters":{"full_attention":{}}}"#.into(), "absent from the rope parameters of this family"),
+            (r#"{"rope_scaling":{"type":"longrope"}}"#.into(), "`rope_scaling.short_factor` in `config.json` is absent, but must be a list of 8 numbers"),
+            (longrope(&long(7), ""), "is 7 long, but must be a list of 8 numbers above 0"),
+            (longrope(&format!("{},0", long(7)), ""), "a list of 8 numbers above 0"),
+            (longrope(&format!("{},true", long(7)), ""), "a list of 8 numbers above 0"),
+            (longrope(&long(8), r#","original_max_position_embeddings":1"#), "at least 2 with longrope"),
+            (r#"{"layer_types":["full_attention"]}"#.into(), "as long as num_hidden_layers (4)"),
+            (r#"{"layer_types":"full_attention"}"#.into(), "must be a list"),
+            (r#"{"layer_types":["full_attention","full_attention","full","full_attention"]}"#.into(), r#"`layer_types[2]` in `config.json` is "full""#),
+            (r#"{"layer_types":["full_attention","full_attention","full_attention",1]}"#.into(), "`layer_types[3]` in `config.json` is 1"),
+            (
+                r#"{"model_type":"qwen2","layer_types":["sliding_attention","full_attention","full_attention","full_attention"]}"#.into(),
+                "no window is set",
+            ),
+            (
+                r#"{"model_type":"mistral","sliding_window":8,"layer_types":["sliding_attention","full_attention","full_attention","full_attention"]}"#.into(),
+                "transformers does not read it for `mistral`",
+            ),
+            (r#"{"model_type":"mistral","sliding_window":0}"#.into(), "`sliding_window` in `config.json` is 0, but must be at least 1"),
+            (r#"{"model_type":"gpt2","scale_attn_weights":false}"#.into(), "`scale_attn_weights` in `config.json` is false, but must be true"),
+            (r#"{"model_type":"gpt2","scale_attn_by_inverse_layer_idx":true}"#.into(), "`scale_attn_by_inverse_layer_idx` in `config.json` is true"),
+        ] {
+            let error = with(&changes).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(said), "{changes}: {error}");
+        }
+        with(&longrope(&long(8), "")).unwrap();
+        with(r#"{"model_type":"gpt2","scale_attn_weights":true,"scale_attn_by_inverse_layer_idx":false}"#).unwrap();
+        with(r#"{"layer_types":["full_attention","full_attention","full_attention","full_attention"]}"#).unwrap();
+        with(r#"{"model_type":"phi3","partial_rotary_factor":0.75,"torch_dtype":"torch.float16"}"#).unwrap();
     }
 
     #[test]

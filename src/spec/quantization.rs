@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::spec::config::Config;
+use crate::spec::config::{Config, shown};
 use crate::spec::model::{Dtype, ModelSpec, ModelType};
 use crate::spec::storage::{AFFINE_BITS, AFFINE_GROUPS, Format, Other, Storage};
 
@@ -27,7 +27,10 @@ pub(super) fn storage(config: &Config<'_>, spec: &ModelSpec) -> Result<Storage> 
         let own = match names(&tensor.name, spec.model_type).iter().find_map(|n| table.get(n)) {
             Some(Value::Object(own)) => affine(own, spec.dtype)?,
             Some(Value::Bool(false)) => spec.dtype.into(),
-            _ => continue,
+            Some(Value::Bool(true)) | None => continue,
+            Some(other) => {
+                return Err(Config::wrong(&format!("quantization.{}", tensor.name), other, "a table, true or false"));
+            }
         };
         others.push(Other { name: tensor.name, shape: [rows, columns], format: own.for_columns(columns) });
     }
@@ -46,7 +49,7 @@ fn table<'a>(config: &Config<'a>) -> Result<Option<&'a Map<String, Value>>> {
     match table.get("quant_method") {
         Some(method) if !table.contains_key("group_size") || method.as_str() != Some("mlx") => {
             let method = method.as_str().map_or_else(|| method.to_string(), str::to_owned);
-            Err(Error::invalid("quantization_config.quant_method` in `config.json", method, MUST))
+            Err(Error::invalid("quantization_config.quant_method` in `config.json", shown(&method), MUST))
         }
         _ => Ok(Some(table)),
     }
@@ -56,7 +59,7 @@ fn table<'a>(config: &Config<'a>) -> Result<Option<&'a Map<String, Value>>> {
 fn affine(table: &Map<String, Value>, scales: Dtype) -> Result<Format> {
     let wrong = |key: &str, value: &Value| {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        Error::invalid(format!("quantization.{key}` in `config.json"), value, MUST)
+        Error::invalid(format!("quantization.{key}` in `config.json"), shown(&value), MUST)
     };
     match table.get("mode") {
         None => {}
@@ -130,6 +133,10 @@ mod tests {
         assert!(refuse(r#","quantization":{"group_size":48,"bits":4}"#).contains("group_size` in `config.json` is 48"));
         assert!(refuse(r#","quantization":{"bits":4}"#).contains("group_size` in `config.json` is null"));
         assert!(refuse(r#","quantization":4"#).contains("is 4"));
+        assert!(
+            refuse(r#","quantization":{"group_size":64,"bits":4,"lm_head":4}"#)
+                .contains("`quantization.lm_head.weight` in `config.json` is 4")
+        );
         assert!(
             refuse(r#","quantization":{"group_size":64,"bits":4,"lm_head":{"group_size":64,"bits":4,"mode":"nvfp4"}}"#)
                 .contains("is nvfp4")

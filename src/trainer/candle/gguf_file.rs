@@ -243,8 +243,27 @@ fn unreadable(message: &str) -> String {
     }
 }
 
+/// Longest array that says something of the architecture: a value a layer.
+const LONGEST_ARRAY: usize = 2048;
+
+/// A value of the metadata as config.json would have it; the arrays of a tokenizer are left where they are.
+fn plain_value(value: &Value) -> Option<serde_json::Value> {
+    Some(match value {
+        Value::String(text) => json!(text),
+        Value::Bool(flag) => json!(flag),
+        Value::Array(all) if all.len() > LONGEST_ARRAY => return None,
+        Value::Array(all) => json!(all.iter().map(plain_value).collect::<Vec<_>>()),
+        Value::F32(_) | Value::F64(_) => json!(as_number(value)),
+        _ => json!(as_number(value).map(|n| n as i64)),
+    })
+}
+
 fn number(content: &Content, key: &str) -> Option<f64> {
-    Some(match content.metadata.get(key)? {
+    as_number(content.metadata.get(key)?)
+}
+
+fn as_number(value: &Value) -> Option<f64> {
+    Some(match value {
         Value::I8(n) => f64::from(*n),
         Value::I16(n) => f64::from(*n),
         Value::I32(n) => f64::from(*n),
@@ -259,14 +278,7 @@ fn number(content: &Content, key: &str) -> Option<f64> {
 fn describe(content: &Content, file: &File) -> Result<Result<ModelSpec>, String> {
     let mut metadata = Map::new();
     for (key, value) in &content.metadata {
-        let value = match value {
-            Value::String(text) => json!(text),
-            Value::Bool(flag) => json!(flag),
-            Value::Array(_) => continue,
-            Value::F32(_) | Value::F64(_) => json!(number(content, key)),
-            _ => json!(number(content, key).map(|n| n as i64)),
-        };
-        metadata.insert(key.clone(), value);
+        metadata.extend(plain_value(value).map(|plain| (key.clone(), plain)));
     }
     let factors = |name: &str| {
         let Some(info) = content.tensor_infos.get(name) else { return Ok(None) };
