@@ -9,6 +9,7 @@ use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use super::affine::Affine;
+use super::finite::all_finite_ggml;
 use super::{blocks, kernels};
 use crate::spec::storage::{Block, Format, INT8_GROUP};
 
@@ -76,6 +77,12 @@ impl Stored {
             Self::Dense(t) => t.to_dtype(dtype)?,
             _ => Tensor::cat(&row_spans(self)?.map(|s| s?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?, 0)?,
         };
+        // The others have the range of f32.
+        if let (DType::F16, Storage::Cpu(CpuStorage::F16(numbers))) = (dtype, &*whole.storage_and_layout().0)
+            && numbers.par_chunks(1 << 17).any(|part| part.iter().fold(false, |any, x| any | !x.is_finite()))
+        {
+            bail!("{}", too_large(GgmlDType::F16));
+        }
         Ok(Self::Dense(whole.to_device(device)?))
     }
 
@@ -175,7 +182,15 @@ fn quantise(matrix: &Stored, block: Block, device: &Device) -> Result<Stored> {
     for span in row_spans(matrix)? {
         bytes.extend_from_slice(&QTensor::quantize(&span?, dtype)?.data()?);
     }
+    if !all_finite_ggml(&bytes, dtype) {
+        bail!("{}", too_large(dtype));
+    }
     Ok(Stored::Blocks(from_bytes(bytes, dtype, (rows, columns), device)?))
+}
+
+/// What is said of a matrix that a format cannot hold.
+pub(crate) fn too_large(format: GgmlDType) -> String {
+    format!("it has numbers that are larger than {format:?} can hold")
 }
 
 /// A matrix of blocks from the bytes of its rows, one after the other.
@@ -314,6 +329,20 @@ mod tests {
         assert!(matches!(stored, Stored::Dense(t) if t.dtype() == DType::BF16));
         let stored = put(&matrix(3, 96), Weights::Q4K);
         assert!(matches!(stored, Stored::Blocks(q) if q.dtype() == GgmlDType::Q8_0));
+    }
+
+    #[test]
+    fn numbers_that_a_format_cannot_hold_are_refused() {
+        let mut numbers = vec![0.5f32; 512];
+        numbers[300] = 3e8;
+        let w = Stored::Dense(Tensor::from_vec(numbers, (2, 256), &Device::Cpu).unwrap());
+        for weights in [Weights::F16, Weights::Q8_0, Weights::Q6K, Weights::Q4K, Weights::Q4_0] {
+            let error = w.put(weights.format().unwrap(), &Device::Cpu).unwrap_err().to_string();
+            assert!(error.contains("larger than"), "{weights:?}: {error}");
+        }
+        for weights in [Weights::F32, Weights::Bf16, Weights::Int8] {
+            w.put(weights.format().unwrap(), &Device::Cpu).unwrap();
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! A GGUF file: its architecture, and its tensors read one at a time by transformers' names.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -12,8 +12,9 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, json};
 use tokenizers::Tokenizer;
 
-use super::blocks;
+use super::finite::{NOT_FINITE, all_finite_ggml};
 use super::frozen::{Stored, from_bytes};
+use super::{blocks, gguf_header};
 use crate::error::{Error, Result};
 use crate::spec::gguf::{Described, from_metadata};
 use crate::spec::model::ModelSpec;
@@ -63,8 +64,15 @@ impl GgufFile {
     /// Opens a file.
     pub fn open(path: &Path) -> Result<Self> {
         let wrong = |reason: String| Error::Weights { path: path.into(), reason };
-        let file = File::open(path).map_err(|source| Error::Read { path: path.into(), source })?;
-        let length = file.metadata().map_err(|source| Error::Read { path: path.into(), source })?.len();
+        let reading = |source| Error::Read { path: path.into(), source };
+        // Opening a pipe would wait for its other end.
+        if !path.metadata().map_err(reading)?.is_file() {
+            return Err(wrong("it is no regular file".into()));
+        }
+        let file = File::open(path).map_err(reading)?;
+        let length = file.metadata().map_err(reading)?.len();
+        gguf_header::check(BufReader::new(&file)).map_err(wrong)?;
+        (&file).rewind().map_err(reading)?;
         let content = Content::read(&mut BufReader::new(&file)).map_err(|e| wrong(unreadable(&e.to_string())))?;
         if let Some(parts) = number(&content, "split.count").filter(|n| *n > 1.0) {
             return Err(wrong(format!("it is one of {parts} parts: join them with `llama-gguf-split --merge`")));
@@ -134,6 +142,9 @@ impl GgufFile {
     fn read(&self, info: &Info) -> Result<Vec<u8>, String> {
         let mut bytes = vec![0u8; info.bytes()? as usize];
         self.file.read_exact_at(&mut bytes, info.start).map_err(|e| e.to_string())?;
+        if !all_finite_ggml(&bytes, info.dtype) {
+            return Err(NOT_FINITE.into());
+        }
         match info.heads {
             Some(heads) => Ok(uninterleaved(&bytes, info.shape[0], heads)),
             None => Ok(bytes),
@@ -161,6 +172,7 @@ impl GgufFile {
         let mut metadata: HashMap<String, Value> =
             metadata.filter_map(|key| self.content.metadata.get(&key).map(|v| (key, v.clone()))).collect();
         metadata.insert("tokenizer.ggml.pre".into(), Value::String(known.into()));
+        merges_fit(&metadata).map_err(|reason| format!("{reason}: {beside}"))?;
         let content = Content { metadata, tensor_infos: HashMap::new(), ..self.content };
         let tokenizer = Tokenizer::from_gguf(&content).map_err(|e| format!("{e}: {beside}"))?;
         tokenizer.to_string(false).map_err(|e| e.to_string())
@@ -183,6 +195,23 @@ impl GgufFile {
 
     fn text(&self, key: &str) -> Option<&str> {
         self.content.metadata.get(key)?.to_string().ok().map(String::as_str)
+    }
+}
+
+/// Whether each merge makes a token out of two tokens, which the tokenizer's library takes for granted.
+fn merges_fit(metadata: &HashMap<String, Value>) -> Result<(), String> {
+    let list = |key: &str| {
+        let list = metadata.get(&format!("tokenizer.ggml.{key}")).and_then(|v| v.to_vec().ok());
+        list.into_iter().flatten().filter_map(|v| v.to_string().ok()).map(String::as_str)
+    };
+    let tokens: HashSet<&str> = list("tokens").collect();
+    let fits = |merge: &str| {
+        let Some((a, b)) = merge.split_once(' ') else { return false };
+        tokens.contains(a) && tokens.contains(b) && tokens.contains(format!("{a}{b}").as_str())
+    };
+    match list("merges").find(|merge| !fits(merge)) {
+        Some(merge) => Err(format!("its tokens do not hold the merge `{merge}`")),
+        None => Ok(()),
     }
 }
 
@@ -243,6 +272,9 @@ fn unreadable(message: &str) -> String {
     }
 }
 
+/// Rope factors of a head, at most.
+const MOST_FACTORS: usize = 1 << 14;
+
 /// Longest array that says something of the architecture: a value a layer.
 const LONGEST_ARRAY: usize = 2048;
 
@@ -285,11 +317,17 @@ fn describe(content: &Content, file: &File) -> Result<Result<ModelSpec>, String>
         if info.ggml_dtype != GgmlDType::F32 {
             return Err(format!("`{name}` is in {:?} and not in F32", info.ggml_dtype));
         }
-        let mut bytes = vec![0u8; 4 * info.shape.elem_count().min(1 << 20)];
+        let count = info.shape.dims().iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n <= MOST_FACTORS);
+        let count = count.ok_or_else(|| format!("`{name}` has the shape {:?}", info.shape.dims()))?;
+        let mut bytes = vec![0u8; 4 * count];
         let at = content.tensor_data_offset.saturating_add(info.offset);
         file.read_exact_at(&mut bytes, at).map_err(|e| format!("`{name}` cannot be read: {e}"))?;
         let number = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        Ok(Some(bytes.chunks_exact(4).map(number).collect::<Vec<f64>>()))
+        let factors: Vec<f64> = bytes.chunks_exact(4).map(number).collect();
+        match factors.iter().all(|f| *f > 0.0 && f.is_finite()) {
+            true => Ok(Some(factors)),
+            false => Err(format!("`{name}` holds numbers that are not above 0")),
+        }
     };
     let described = Described {
         metadata: &metadata,
@@ -318,6 +356,19 @@ mod tests {
         }
         assert_ne!(stored, original);
         assert_eq!(uninterleaved(&stored, 12, 2), original);
+    }
+
+    #[test]
+    fn merges_are_of_tokens_that_are_there() {
+        let list = |all: &[&str]| Value::Array(all.iter().map(|s| Value::String((*s).into())).collect());
+        let fit = |merges: &[&str]| {
+            let keys = [("tokenizer.ggml.tokens", &["a", "b", "ab"][..]), ("tokenizer.ggml.merges", merges)];
+            merges_fit(&keys.map(|(key, all)| (key.to_owned(), list(all))).into())
+        };
+        fit(&["a b"]).unwrap();
+        for merge in ["a c", "c a", "b a", "ab ab", "ab"] {
+            assert_eq!(fit(&["a b", merge]).unwrap_err(), format!("its tokens do not hold the merge `{merge}`"));
+        }
     }
 
     #[test]

@@ -47,6 +47,9 @@ const PREFIXES: [(&str, &str); 5] = [
     ("lm_head.", "language_model.lm_head."),
 ];
 
+/// Bytes of two tensors that are compared at a time.
+const COMPARED: u64 = 8 << 20;
+
 /// Files of one checkpoint in safetensors, and the name under which they keep a tensor.
 struct Found<'a> {
     files: &'a [CheckpointFile],
@@ -62,6 +65,23 @@ impl<'a> Found<'a> {
 
     fn load(&self, suffix: &str, device: &Device) -> Result<Tensor, String> {
         self.get(suffix, |f, n| f.load(n, device)).unwrap_or_else(|| Err("it is gone".into()))
+    }
+
+    /// Whether it holds the same bytes in the same format as another; of what MLX quantises, the codes tell.
+    fn same(&self, other: &Self) -> Result<bool, String> {
+        let place = |found: &Self| found.get("weight", |f, n| f.place(n).map(|place| (f, place)));
+        let (Some((a, of_a)), Some((b, of_b))) = (place(self), place(other)) else { return Ok(false) };
+        if (of_a.dtype, &of_a.shape) != (of_b.dtype, &of_b.shape) {
+            return Ok(false);
+        }
+        let length = of_a.data_offsets.1 - of_a.data_offsets.0;
+        for at in (0..length).step_by(COMPARED as usize) {
+            let part = COMPARED.min(length - at);
+            if a.bytes(of_a.data_offsets.0 + at, part)? != b.bytes(of_b.data_offsets.0 + at, part)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The format of a tensor that must have this shape.
@@ -194,11 +214,28 @@ impl Store {
         let wrong: Vec<String> =
             spec.tensors().into_iter().filter_map(|t| self.format(&t.name, &t.shape).err()).collect();
         match wrong.len() {
+            0 if spec.tie_word_embeddings => self.check_tie(spec),
             0 => Ok(()),
             n => {
                 let rest = if n > 5 { format!(" and {} more", n - 5) } else { String::new() };
                 Err(self.wrong(format!("{}{rest}", wrong[..n.min(5)].join(", "))))
             }
+        }
+    }
+
+    /// A tied head may be stored all the same, as long as it is the embedding. Where it is not, tools differ in which of
+    /// the two they take: transformers 5 the head, older ones and mlx-lm the embedding.
+    fn check_tie(&self, spec: &ModelSpec) -> Result<()> {
+        let Some(head) = self.find("lm_head.weight") else { return Ok(()) };
+        let Some(embedding) = self.find(spec.embedding_name()) else { return Ok(()) };
+        match head.same(&embedding) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.wrong(
+                "it has an `lm_head.weight` of its own, but `tie_word_embeddings` in its config.json is true, and tools \
+                 differ in which of the two counts: set it to false, or take the tensor out"
+                    .into(),
+            )),
+            Err(e) => Err(self.unreadable("lm_head.weight", e)),
         }
     }
 
@@ -247,7 +284,8 @@ impl Loader<'_> {
             return self.store.matrix(name, shape, stored, self.device);
         }
         // Another format is made on the CPU; only its bytes go to the device.
-        Ok(self.store.matrix(name, shape, stored, &Device::Cpu)?.put(wanted, self.device)?)
+        let put = self.store.matrix(name, shape, stored, &Device::Cpu)?.put(wanted, self.device);
+        put.map_err(|e| self.store.wrong(format!("`{name}` cannot be held in another format: {e}")))
     }
 
     /// A norm by its path.
