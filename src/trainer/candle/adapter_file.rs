@@ -104,8 +104,9 @@ struct PeftConfig {
     #[serde(default)]
     lora_dropout: f64,
     target_modules: Value,
+    // One number or a list; which layers it is for shows in the tensors.
     #[serde(default)]
-    layers_to_transform: Option<Vec<usize>>,
+    layers_to_transform: Value,
     #[serde(default)]
     fan_in_fan_out: bool,
     #[serde(default)]
@@ -118,17 +119,33 @@ struct PeftConfig {
     use_rslora: bool,
 }
 
-/// Settings of PEFT that change what an adapter computes, and that are not built here.
-const PEFT_EXTRAS: [&str; 8] = [
-    "use_qalora",
-    "rank_pattern",
-    "alpha_pattern",
-    "lora_bias",
-    "modules_to_save",
-    "layer_replication",
-    "target_parameters",
-    "alora_invocation_tokens",
+/// Keys of PEFT's description beside those of [`PeftConfig`] that change nothing in what a trained adapter computes.
+/// Every other key that is set is refused: newer versions bring new ones, and most of them change the computation.
+const PEFT_WITHOUT_EFFECT: [&str; 20] = [
+    "auto_mapping",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "init_lora_weights",
+    "layers_pattern",
+    "lora_dtype",
+    "lora_ga_config",
+    "loraplus_lr_ratio",
+    "lorap_lr_ratio",
+    "lorap_emb_lr",
+    "loftq_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "tokenizer_name_or_path",
 ];
+
+/// Starts that leave the base as it was. The others take out of the base what the adapter begins with, or replace it.
+const PEFT_STARTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 /// The keys of mlx-lm's `adapter_config.json` that matter here; the others are the settings of its training.
 #[derive(Debug, Serialize, Deserialize)]
@@ -221,6 +238,9 @@ impl AdapterFile {
         for (name, tensor) in tensor_file::load(&folder.join(layout.weights_file()))? {
             match layout.part(&name) {
                 Some((layer, part)) if tensor.rank() == if part == 2 { 1 } else { 2 } => {
+                    if !finite(&tensor)? {
+                        return Err(bad(format!("comes with weights of which `{name}` holds NaN or infinity")));
+                    }
                     parts.entry(layer).or_default()[part] = Some(layout.turned(&tensor.to_dtype(DType::F32)?)?);
                 }
                 _ => others.push(name),
@@ -314,6 +334,11 @@ impl AdapterFile {
     }
 }
 
+/// Whether the sum of all magnitudes is a number; adapters are small.
+fn finite(tensor: &Tensor) -> Result<bool> {
+    Ok(tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?.is_finite())
+}
+
 /// Blocks and projections that paths such as `model.layers.3.self_attn.q_proj` speak of.
 fn places<'a>(paths: impl Iterator<Item = &'a String>) -> (BTreeSet<usize>, BTreeSet<String>) {
     let (mut layers, mut modules) = (BTreeSet::new(), BTreeSet::new());
@@ -335,14 +360,17 @@ fn peft_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
     if peft.bias.as_ref().is_some_and(|b| b != "none") {
         refused.push("it trains biases (`bias`), which are not built".into());
     }
+    refused.extend(config.get("init_lora_weights").and_then(another_base));
     let set = |v: &Value| match v {
         Value::Null | Value::Bool(false) => false,
         Value::Array(list) => !list.is_empty(),
         Value::Object(map) => !map.is_empty(),
         _ => true,
     };
-    let used = PEFT_EXTRAS.iter().filter(|key| config.get(**key).is_some_and(set));
-    refused.extend(used.map(|key| format!("it uses `{key}`, which is not built")));
+    let known = serde_json::to_value(&peft)?;
+    let harmless = |key: &str| known.get(key).is_some() || PEFT_WITHOUT_EFFECT.contains(&key);
+    let used = config.as_object().into_iter().flatten().filter(|(key, value)| set(value) && !harmless(key));
+    refused.extend(used.map(|(key, _)| format!("it uses `{key}`, which is not built")));
     let about = About {
         rank: peft.r,
         alpha: peft.lora_alpha,
@@ -352,6 +380,23 @@ fn peft_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
         base: peft.base_model_name_or_path.filter(|b| !b.is_empty()),
     };
     Ok((about, refused))
+}
+
+/// Why an adapter that was started so does not belong on the base as it is published.
+fn another_base(start: &Value) -> Option<String> {
+    let name = match start {
+        Value::Null | Value::Bool(_) => return None,
+        Value::String(name) if PEFT_STARTS.contains(&name.as_str()) => return None,
+        Value::String(name) => name.clone(),
+        other => other.to_string(),
+    };
+    let convert = "save it with PEFT's `path_initial_model_for_weight_conversion`, which makes a plain LoRA of it";
+    let merge = "merge it in PEFT into the base that it was trained on, and use the merged model";
+    let remedy = if name == "loftq" { merge } else { convert };
+    Some(format!(
+        "its `init_lora_weights` is {name}, which changes the base before training starts, so that it does not belong on \
+         the base as it was: {remedy}"
+    ))
 }
 
 fn mlx_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
@@ -400,7 +445,10 @@ pub fn write(
                 lora_alpha: about.alpha,
                 lora_dropout: about.dropout,
                 target_modules: short_names(&modules).into(),
-                layers_to_transform: (adapted.len() < layers).then(|| adapted.into_iter().collect()),
+                layers_to_transform: match adapted.len() < layers {
+                    true => adapted.into_iter().collect(),
+                    false => Value::Null,
+                },
                 fan_in_fan_out: conv1d,
                 bias: Some("none".into()),
                 inference_mode: true,
