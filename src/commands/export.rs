@@ -8,7 +8,9 @@ use crate::cli::ExportArgs;
 use crate::error::{Error, Result};
 use crate::export::{Exported, Request, export};
 use crate::spec::exchange::Format;
+use crate::spec::run::BUILTIN;
 use crate::trainer::candle::adapter_file::AdapterFile;
+use crate::trainer::source::ModelSource;
 
 /// The verb.
 pub fn run(args: &ExportArgs, output: &Output) -> Result<Answer> {
@@ -45,9 +47,25 @@ fn request(args: &ExportArgs) -> Result<Request> {
     Ok(Request { model, adapter, format: args.format, weights: args.weights, out: args.out.clone(), force: args.force })
 }
 
-/// The base that an adapter's own description names.
+/// The base of an adapter: what the run file beside it names, or else its own description, which gives no more than a hub
+/// id or the last name of a folder.
 fn named_base(folder: &Path) -> Result<Option<String>> {
-    Ok(AdapterFile::read(folder)?.about.base)
+    if let Some(run) = folder.canonicalize().ok().filter(|f| f.ends_with("adapter")).as_deref().and_then(Path::parent)
+        && let (Some(model), _) = common::run_or_adapter(run)?
+    {
+        return Ok(Some(model));
+    }
+    let Some(base) = AdapterFile::read(folder)?.about.base else { return Ok(None) };
+    // A folder of that name in the working folder may be another model.
+    let ambiguous = base != BUILTIN && !base.contains('/') && Path::new(&base).exists();
+    match ModelSource::find(&base) {
+        Ok(_) if !ambiguous => Ok(Some(base)),
+        Ok(_) | Err(Error::NoWeights { .. } | Error::Read { .. }) => {
+            let must = format!("given: the adapter calls its base `{base}`, which does not say where it is");
+            Err(Error::invalid("--model", "absent", must))
+        }
+        Err(other) => Err(other),
+    }
 }
 
 /// What was written, and the line that uses it.

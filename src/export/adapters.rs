@@ -5,15 +5,16 @@ use super::place::Place;
 use crate::error::Result;
 use crate::spec::exchange::Format;
 use crate::trainer::candle::adapter_file::{self, About, Layout};
+use crate::trainer::source::public_name;
 
 /// Writes the subject's adapter as `format`.
 pub fn write(subject: &Subject, format: Format, place: &Place) -> Result<Vec<String>> {
     let (file, spec) = (subject.adapter(format)?, &subject.spec);
     let layout = if format == Format::Peft { Layout::Peft } else { Layout::MlxLm };
     let pairs = file.paths().filter_map(|path| Some((path.to_owned(), file.adapter(path)?))).collect();
-    let about = About { base: Some(subject.name.clone()), ..file.about.clone() };
+    let about = About { base: Some(public_name(&subject.name)), ..file.about.clone() };
     let staged = place.stage()?;
     adapter_file::write(staged.folder(), layout, &about, &pairs, (spec.num_hidden_layers, spec.conv1d()))?;
-    staged.finish()?;
+    place.finish(staged)?;
     Ok(vec![])
 }

@@ -1,12 +1,14 @@
 //! The base with the adapter worked in, as a folder of safetensors: the same shards, names and number formats as the
 //! base, so the header of every shard stays as it is and only the bytes of adapted matrices change.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use candle_core::quantized::GgmlDType;
 use safetensors::Dtype;
 
-use super::merged::{Merged, encode, pieces};
+use super::merged::{Merged, pieces};
 use super::place::Place;
 use super::{Progress, Subject};
 use crate::error::{Error, Result};
@@ -14,6 +16,7 @@ use crate::spec::exchange::Format;
 use crate::store;
 use crate::store::stream::{Streamed, copy};
 use crate::trainer::candle::checkpoint_file::{CheckpointFile, Info};
+use crate::trainer::candle::finite::{NOT_FINITE, all_finite};
 use crate::trainer::source::ModelSource;
 
 /// Bytes copied at a time.
@@ -23,6 +26,13 @@ const COPY: u64 = 8 << 20;
 pub fn write(subject: &Subject, place: &Place, progress: Progress<'_>) -> Result<Vec<String>> {
     subject.adapter(Format::Fused)?;
     let merged = Merged::open(subject)?;
+    if let Some(file) = merged.store.safetensors().iter().find(|file| Path::new(&file.name).components().count() > 1) {
+        let reason = format!("`{}` lies in a folder of its own, and an export keeps all files in one", file.name);
+        return Err(Error::Weights { path: merged.store.folder, reason });
+    }
+    let companions = companions(&subject.source)?;
+    let used: HashSet<String> =
+        subject.spec.tensors().iter().filter_map(|tensor| merged.store.stored_name(&tensor.name)).collect();
     // By the name in the file, which may have another prefix than transformers'.
     let changed: HashMap<String, String> =
         merged.changed().filter_map(|name| Some((merged.store.stored_name(&name)?, name))).collect();
@@ -36,19 +46,26 @@ pub fn write(subject: &Subject, place: &Place, progress: Progress<'_>) -> Result
         let mut at = 0;
         for (stored, info) in file.in_order() {
             let (start, end) = info.data_offsets;
-            raw(file, at..start, &mut out, &mut |_| Ok(())).map_err(|e| e.or(wrong))?;
+            raw(file, at..start, None, &mut out, &mut |_| Ok(())).map_err(|e| e.or(wrong))?;
             let before = done;
             let mut tick = |bytes: u64| progress(before + bytes, total);
             match changed.get(stored) {
                 Some(name) => fused(&merged, name, info, &mut out, &mut tick)?,
-                None => raw(file, start..end, &mut out, &mut tick).map_err(|e| e.or(wrong))?,
+                None => {
+                    // What the model does not use may be anything.
+                    let dtype = DType::try_from(info.dtype).ok().filter(|_| used.contains(stored));
+                    let wrong = |reason: String| wrong(format!("`{stored}` cannot be copied: {reason}"));
+                    raw(file, start..end, dtype, &mut out, &mut tick).map_err(|e| e.or(wrong))?;
+                }
             }
             (at, done) = (end, done + size(info));
         }
         out.finish()?;
     }
-    companions(&subject.source, staged.folder())?;
-    staged.finish()?;
+    for companion in companions {
+        companion.write(staged.folder())?;
+    }
+    place.finish(staged)?;
     Ok(vec![])
 }
 
@@ -71,17 +88,22 @@ impl Failed {
     }
 }
 
-/// Bytes as they are.
+/// Bytes as they are; numbers of `dtype`, where it is given, are all finite.
 fn raw(
     file: &CheckpointFile,
     bytes: std::ops::Range<u64>,
+    dtype: Option<DType>,
     out: &mut Streamed,
     tick: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<(), Failed> {
     let mut at = bytes.start;
     while at < bytes.end {
         let length = COPY.min(bytes.end - at);
-        out.write(&file.bytes(at, length).map_err(Failed::Reading)?).map_err(Failed::Other)?;
+        let part = file.bytes(at, length).map_err(Failed::Reading)?;
+        if dtype.is_some_and(|dtype| !all_finite(&part, dtype)) {
+            return Err(Failed::Reading(NOT_FINITE.into()));
+        }
+        out.write(&part).map_err(Failed::Other)?;
         at += length;
         tick(at - bytes.start).map_err(Failed::Other)?;
     }
@@ -108,7 +130,7 @@ fn fused(
     let (rows, width) = (info.shape[0], info.shape[1..].iter().product());
     let mut done = 0;
     for range in pieces(rows, width, 1) {
-        let bytes = encode(&merged.rows(name, range)?, format)?;
+        let bytes = merged.encode(name, &merged.rows(name, range)?, format)?;
         out.write(&bytes)?;
         done += bytes.len() as u64;
         tick(done)?;
@@ -116,16 +138,30 @@ fn fused(
     Ok(())
 }
 
+/// A file of the export beside the weights.
+enum Companion {
+    Text(&'static str, String),
+    Copy(PathBuf),
+}
+
+impl Companion {
+    fn write(&self, to: &Path) -> Result<()> {
+        match self {
+            Self::Text(name, text) => store::write(&to.join(name), text.as_bytes()),
+            Self::Copy(file) => copy(file, &to.join(file.file_name().unwrap_or_default())),
+        }
+    }
+}
+
 /// What a model folder holds beside its weights: descriptions, tokenizer, templates, licence.
-fn companions(source: &ModelSource, to: &std::path::Path) -> Result<()> {
+fn companions(source: &ModelSource) -> Result<Vec<Companion>> {
     let ModelSource::Folder(folder) = source else {
-        let texts = [
-            ("config.json", source.config()?),
-            ("tokenizer.json", source.tokenizer()?),
-            ("tokenizer_config.json", source.tokenizer_config()?.unwrap_or_default()),
-            ("generation_config.json", source.generation_config()?.unwrap_or_default()),
-        ];
-        return texts.iter().try_for_each(|(name, text)| store::write(&to.join(name), text.as_bytes()));
+        return Ok(vec![
+            Companion::Text("config.json", source.config()?),
+            Companion::Text("tokenizer.json", source.tokenizer()?),
+            Companion::Text("tokenizer_config.json", source.tokenizer_config()?.unwrap_or_default()),
+            Companion::Text("generation_config.json", source.generation_config()?.unwrap_or_default()),
+        ]);
     };
     let kept = |name: &str| {
         let upper = name.to_uppercase();
@@ -133,11 +169,29 @@ fn companions(source: &ModelSource, to: &std::path::Path) -> Result<()> {
         let other_weights = name.ends_with(".index.json") && name != "model.safetensors.index.json";
         (kind && !other_weights && name != "adapter_config.json") || upper.starts_with("LICENSE") || upper == "NOTICE"
     };
-    for file in store::files_in(folder)? {
-        let name = file.file_name().unwrap_or_default();
-        if kept(&name.to_string_lossy()) {
-            copy(&file, &to.join(name))?;
-        }
+    let mut files = store::files_in(folder)?;
+    files.retain(|file| kept(&file.file_name().unwrap_or_default().to_string_lossy()));
+    if let Some(file) = files.iter().find(|file| leads_out(folder, file)) {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let reason = format!(
+            "`{name}` is a link to a file outside of it, which is not copied into an export: put the file itself in its \
+             place, or remove the link"
+        );
+        return Err(Error::Weights { path: folder.clone(), reason });
     }
-    Ok(())
+    Ok(files.into_iter().map(Companion::Copy).collect())
+}
+
+/// Whether a file of the folder is a link to elsewhere. In Hugging Face's cache every file is one, from
+/// `REPO/snapshots/COMMIT` into `REPO/blobs`.
+fn leads_out(folder: &Path, file: &Path) -> bool {
+    if !file.is_symlink() {
+        return false;
+    }
+    let (Ok(folder), Ok(target)) = (folder.canonicalize(), file.canonicalize()) else { return true };
+    let blobs = match folder.parent() {
+        Some(snapshots) if snapshots.ends_with("snapshots") => snapshots.parent().map(|repo| repo.join("blobs")),
+        _ => None,
+    };
+    !target.starts_with(&folder) && (blobs.is_none() || target.parent() != blobs.as_deref())
 }

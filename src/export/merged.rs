@@ -10,6 +10,8 @@ use super::Subject;
 use crate::error::{Error, Result};
 use crate::spec::storage::Format;
 use crate::trainer::candle::adapter_file::AdapterFile;
+use crate::trainer::candle::finite::all_finite_ggml;
+use crate::trainer::candle::frozen::too_large;
 use crate::trainer::candle::weights::Store;
 
 /// Numbers of a piece: 8 MiB in f32, small beside any model and large beside what a read costs.
@@ -42,6 +44,18 @@ impl<'a> Merged<'a> {
     /// Names of the tensors that the adapter changes, as transformers calls them.
     pub fn changed(&self) -> impl Iterator<Item = String> {
         self.adapter.into_iter().flat_map(|file| file.paths().map(|path| format!("{path}.weight")))
+    }
+
+    /// The bytes in a format of f32 numbers of the tensor `name`, all of which the format can hold.
+    pub fn encode(&self, name: &str, tensor: &Tensor, format: GgmlDType) -> Result<Vec<u8>> {
+        let bytes = encode(tensor, format)?;
+        match all_finite_ggml(&bytes, format) {
+            true => Ok(bytes),
+            false => {
+                let reason = format!("`{name}` cannot be written: {}", too_large(format));
+                Err(Error::Weights { path: self.store.folder.clone(), reason })
+            }
+        }
     }
 
     /// Some rows (first dimension, as stored) of a tensor, in f32.

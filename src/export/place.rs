@@ -9,55 +9,101 @@ use crate::store::stream::Staged;
 use crate::trainer::source::ModelSource;
 use crate::units::Bytes;
 
-/// What tells a folder that may be replaced: a model's or an adapter's description.
-const DESCRIPTIONS: [&str; 2] = ["config.json", "adapter_config.json"];
+/// In a folder that an export made: the names of its files, one a line. What is not among them is somebody's own.
+const MANIFEST: &str = ".headroom-export";
+
+/// How every GGUF file begins.
+const GGUF: &[u8] = b"GGUF";
 
 /// A place that was looked at.
 pub struct Place {
     out: PathBuf,
+    force: bool,
 }
 
 impl Place {
-    /// Refuses to write over anything without leave, over what is being read, and over what is no export.
+    /// Refuses to write over anything without leave, over what is being read, and over what no export made.
     pub fn check(request: &Request, source: &ModelSource) -> Result<Self> {
-        let out = &request.out;
-        let place = Self { out: out.clone() };
-        if !out.exists() {
+        let place = Self { out: request.out.clone(), force: request.force };
+        if !place.out.exists() && !place.out.is_symlink() {
             return Ok(place);
         }
-        let must = |must: &str| Err(Error::invalid("--out", format!("`{}`", out.display()), must));
         if request.format.is_file() {
-            return match out.is_dir() {
-                true => must("the name of a file, such as model.gguf"),
-                false if request.force => Ok(place),
-                false => Err(Error::Exists { path: out.clone() }),
-            };
-        }
-        if !out.is_dir() {
-            return must("a folder");
-        }
-        let files = store::files_in(out)?;
-        let folders = store::folders_in(out)?;
-        if files.is_empty() && folders.is_empty() {
+            place.check_file(source)?;
             return Ok(place);
         }
-        if !request.force {
-            return Err(Error::Exists { path: out.clone() });
+        if !place.out.is_dir() {
+            return Err(place.must("a folder"));
         }
-        let base = if let ModelSource::Folder(folder) = source { Some(folder) } else { None };
-        let same = |a: &Path| a.canonicalize().is_ok_and(|a| out.canonicalize().is_ok_and(|o| a.starts_with(o)));
-        if base.into_iter().chain(&request.adapter).any(|read| same(read)) {
-            return must("another folder than the one it is made from");
+        if !store::entries_in(&place.out)?.is_empty() {
+            if !place.force {
+                return Err(Error::Exists { path: place.out });
+            }
+            let base = if let ModelSource::Folder(folder) = source { Some(folder) } else { None };
+            let out = place.out.canonicalize();
+            let inside =
+                |read: &PathBuf| read.canonicalize().is_ok_and(|r| out.as_ref().is_ok_and(|o| r.starts_with(o)));
+            if base.into_iter().chain(&request.adapter).any(inside) {
+                return Err(place.must("another folder than the one it is made from"));
+            }
         }
-        if !folders.is_empty() || !files.iter().any(|f| DESCRIPTIONS.iter().any(|d| f.ends_with(d))) {
-            return must("empty, or a folder of an earlier export: this one holds other things");
-        }
+        place.refuse_foreign()?;
         Ok(place)
+    }
+
+    fn must(&self, must: &str) -> Error {
+        Error::invalid("--out", format!("`{}`", self.out.display()), must)
+    }
+
+    fn check_file(&self, source: &ModelSource) -> Result<()> {
+        if self.out.is_dir() {
+            return Err(self.must("the name of a file, such as model.gguf"));
+        }
+        if !self.force {
+            return Err(Error::Exists { path: self.out.clone() });
+        }
+        if !store::begins_with(&self.out, GGUF)? {
+            return Err(self.must("a new name, or a GGUF file that is to be replaced: this is another file"));
+        }
+        let ModelSource::Gguf(base) = source else { return Ok(()) };
+        match base.canonicalize().is_ok_and(|base| self.out.canonicalize().is_ok_and(|out| out == base)) {
+            true => Err(self.must("another file than the one it is made from")),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses a folder that holds anything that no export put there.
+    fn refuse_foreign(&self) -> Result<()> {
+        let manifest = self.out.join(MANIFEST);
+        let listed = if manifest.is_file() { store::read_text(&manifest)? } else { String::new() };
+        let ours = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default();
+            path.is_file() && (name == MANIFEST || listed.lines().any(|line| name == line))
+        };
+        match store::entries_in(&self.out)?.iter().find(|path| !ours(path)) {
+            Some(other) => {
+                let name = other.file_name().unwrap_or_default().to_string_lossy();
+                let must = format!("empty, or hold nothing but what an export put there: it holds `{name}`");
+                Err(self.must(&must))
+            }
+            None => Ok(()),
+        }
     }
 
     /// A folder that takes the place once it is full.
     pub fn stage(&self) -> Result<Staged> {
         Staged::create(&self.out)
+    }
+
+    /// Lists what is in the folder and puts it in its place.
+    pub fn finish(&self, staged: Staged) -> Result<()> {
+        let files = store::entries_in(staged.folder())?;
+        let names: Vec<String> =
+            files.iter().filter_map(|file| Some(file.file_name()?.to_string_lossy().into_owned())).collect();
+        store::write(&staged.folder().join(MANIFEST), (names.join("\n") + "\n").as_bytes())?;
+        // Something may have been put there meanwhile.
+        self.refuse_foreign()?;
+        staged.finish()
     }
 }
 

@@ -122,6 +122,21 @@ pub fn files_in(path: &Path) -> Result<Vec<PathBuf>> {
     inside(path, Path::is_file)
 }
 
+/// Everything directly inside `path`, of whatever kind and hidden or not, by name; nothing if it is not there.
+pub(crate) fn entries_in(path: &Path) -> Result<Vec<PathBuf>> {
+    inside(path, |_| true)
+}
+
+/// Whether a regular file begins with these bytes.
+pub(crate) fn begins_with(path: &Path, bytes: &[u8]) -> Result<bool> {
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let mut start = Vec::new();
+    File::open(path).and_then(|file| file.take(bytes.len() as u64).read_to_end(&mut start)).map_err(reading(path))?;
+    Ok(start == bytes)
+}
+
 fn inside(path: &Path, keep: fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(Vec::new());

@@ -185,7 +185,13 @@ impl ModelSource {
             }
             Self::Folder(folder) => folder,
         };
-        let open = |path: PathBuf| CheckpointFile::open(&path).map_err(|reason| wrong(&path, reason));
+        let open = |path: PathBuf| {
+            let mut file = CheckpointFile::open(&path).map_err(|reason| wrong(&path, reason))?;
+            if let Ok(inside) = path.strip_prefix(folder) {
+                file.name = inside.to_string_lossy().into_owned();
+            }
+            Ok(file)
+        };
         let files = safetensors_files(folder)?.into_iter().map(open).collect::<Result<_>>()?;
         Ok(Store { folder: folder.clone(), files: Files::Safetensors(files) })
     }
@@ -193,6 +199,22 @@ impl ModelSource {
 
 fn wrong(path: &Path, reason: String) -> Error {
     Error::Weights { path: path.into(), reason }
+}
+
+/// What a model is called where others read it: a hub id as it is, and of a path no more than its last name.
+pub fn public_name(model: &str) -> String {
+    let path = Path::new(model);
+    if model == BUILTIN || !(path.exists() || looks_like_path(model)) {
+        return model.to_owned();
+    }
+    let whole = path.canonicalize().unwrap_or_else(|_| path.into());
+    // A snapshot in Hugging Face's cache: its own name is a commit's.
+    let repo = whole.ancestors().nth(2).and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    if let Some(id) = repo.as_deref().and_then(|name| name.strip_prefix("models--")) {
+        return id.replacen("--", "/", 1);
+    }
+    let name = path.file_name().or_else(|| whole.file_name());
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// The rows that ship: training and validation.
@@ -212,6 +234,9 @@ fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }
 
+/// A larger index is none: real ones have about 100 bytes a tensor.
+const LARGEST_INDEX: u64 = 16 << 20;
+
 /// The weights of a folder: those its index names, or every *.safetensors in it.
 fn safetensors_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let index = folder.join("model.safetensors.index.json");
@@ -219,6 +244,9 @@ fn safetensors_files(folder: &Path) -> Result<Vec<PathBuf>> {
         #[derive(serde::Deserialize)]
         struct Index {
             weight_map: std::collections::BTreeMap<String, String>,
+        }
+        if index.metadata().is_ok_and(|meta| meta.len() > LARGEST_INDEX) {
+            return Err(wrong(&index, format!("it is no index of weights: it has more than {LARGEST_INDEX} bytes")));
         }
         let index: Index = store::load_json(&index)?;
         let mut names: Vec<String> = index.weight_map.into_values().collect();

@@ -114,7 +114,7 @@ fn write_tensor(
     let (rows, width) = (entry.shape[0], entry.shape[1..].iter().product());
     let mut done = 0;
     let mut write = |tensor: Tensor| {
-        let bytes = encode(&planned.turn.apply(&tensor)?, entry.format)?;
+        let bytes = merged.encode(&planned.source, &planned.turn.apply(&tensor)?, entry.format)?;
         out.write(&bytes)?;
         done += bytes.len() as u64;
         tick(done)

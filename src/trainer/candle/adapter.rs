@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Lora, RunConfig};
 use crate::store::checksums;
+use crate::trainer::source::public_name;
 
 /// A fresh pair, as PEFT starts it: A uniform within 1 / sqrt(in) (Kaiming with a = sqrt(5)), B zero.
 pub fn fresh(site: &Site, index: usize, rank: usize, seed: u64, device: &Device) -> Result<Adapter> {
@@ -36,7 +37,7 @@ pub fn save(decoder: &Decoder, spec: &ModelSpec, run: &RunConfig, folder: &Path)
         use_rslora: lora.use_rslora,
         use_dora: lora.use_dora,
         dropout: lora.dropout,
-        base: Some(run.model.clone()),
+        base: Some(public_name(&run.model)),
     };
     let on_cpu = |adapter: &Adapter| adapter.map(|t| t.to_device(&Device::Cpu));
     let adapted = decoder.sites.iter().enumerate().filter_map(|(i, site)| Some((site, decoder.adapter(i)?)));

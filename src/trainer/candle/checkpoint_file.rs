@@ -132,8 +132,7 @@ impl CheckpointFile {
             return Err(incomplete());
         }
         let header = source.read(LENGTH_BYTES, header_length)?;
-        let Header(tensors) =
-            serde_json::from_slice(&header).map_err(|e| format!("its header cannot be read: {e}"))?;
+        let Header(tensors) = serde_json::from_slice(&header).map_err(|e| format!("its header cannot be read: {e}"))?;
         for (name, info) in &tensors {
             let (start, end) = info.data_offsets;
             if end > length - data_start {

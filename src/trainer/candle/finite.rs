@@ -48,9 +48,9 @@ pub fn all_finite_ggml(bytes: &[u8], dtype: GgmlDType) -> bool {
     };
     let size = dtype.type_size();
     let blocks = (PART / size).max(1) * size;
-    bytes.par_chunks(blocks).all(|part| {
-        part.chunks_exact(size).all(|block| scales.iter().all(|at| words16(&block[*at..at + 2], 0x7c00)))
-    })
+    bytes
+        .par_chunks(blocks)
+        .all(|part| part.chunks_exact(size).all(|block| scales.iter().all(|at| words16(&block[*at..at + 2], 0x7c00))))
 }
 
 #[cfg(test)]
@@ -72,7 +72,11 @@ mod tests {
                         candle_core::safetensors::save(&[("t", t)].into(), path.path()).unwrap();
                         let bytes = std::fs::read(path.path()).unwrap();
                         let numbers = &bytes[bytes.len() - count * width..];
-                        assert_eq!(all_finite(numbers, dtype), wrong.is_finite(), "{dtype:?} {wrong} at {at} of {count}");
+                        assert_eq!(
+                            all_finite(numbers, dtype),
+                            wrong.is_finite(),
+                            "{dtype:?} {wrong} at {at} of {count}"
+                        );
                     }
                 }
             }

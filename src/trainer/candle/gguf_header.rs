@@ -184,7 +184,10 @@ mod tests {
             (header(1, &[("general.alignment", 10, &32u64.to_le_bytes())]), "in 32 bits"),
             (header(1 << 40, &[]), "1099511627776 tensors, and at most 131072 are read"),
             (header(1, &[("x", 9, &array(0, 50_000_000, 9))]), "50000000 values in arrays"),
-            (header(1, &[("x", 9, &array(0, 4_000_000, 4_000_000)), ("y", 9, &array(7, 4_000_000, 0))]), "8000000 values"),
+            (
+                header(1, &[("x", 9, &array(0, 4_000_000, 4_000_000)), ("y", 9, &array(7, 4_000_000, 0))]),
+                "8000000 values",
+            ),
             (header(1, &[("x", 9, &nested(4))]), "arrays in arrays"),
             (header(1, &[("x", 8, &(1u64 << 40).to_le_bytes())]), "bytes of metadata"),
         ] {
