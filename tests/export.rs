@@ -276,7 +276,7 @@ fn mistakes_are_named_and_leave_nothing_behind() {
             "the name of a file, such as model.gguf",
         ),
         (vec![&adapter, &flag, &model, "--format", "peft", "--out", "other"], "`other` exists already"),
-        (vec![&adapter, &flag, &model, "--format", "peft", "--out", "other", "--force"], "this one holds other things"),
+        (vec![&adapter, &flag, &model, "--format", "peft", "--out", "other", "--force"], "it holds `diary.txt`"),
     ];
     for (args, part) in cases {
         let (code, _, said) = export(work.path(), &args);

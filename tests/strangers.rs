@@ -1,0 +1,362 @@
+//! Models and adapters that came from somebody else: what their files hold beside what a reader expects is refused by
+//! name, reaches nothing outside of their folder, and an export touches nothing that no export made.
+
+#![allow(clippy::unwrap_used)] // the helpers of tests are tests too
+
+mod common;
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use assert_cmd::Command;
+use candle_core::{Device, Tensor};
+use common::fixture;
+use headroom::spec::run::RunConfig;
+use headroom::trainer::candle::adapter;
+use headroom::trainer::candle::model::Decoder;
+use headroom::trainer::source::{ModelSource, public_name};
+use serde_json::{Value, json};
+
+fn export(folder: &Path, args: &[&str]) -> (i32, String) {
+    let output = Command::cargo_bin("headroom").unwrap().current_dir(folder).arg("export").args(args).output().unwrap();
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn exported(folder: &Path, args: &[&str]) {
+    let (code, said) = export(folder, args);
+    assert_eq!(code, 0, "{args:?}: {said}");
+}
+
+fn refused(folder: &Path, args: &[&str], part: &str) {
+    let (code, said) = export(folder, args);
+    assert_eq!(code, 2, "{args:?}: {said}");
+    assert!(said.contains(part), "{args:?}: `{part}` is not in\n{said}");
+}
+
+/// A folder with a copy of a reference model in `model` and of its adapter in `adapter`.
+fn copied(family: &str) -> tempfile::TempDir {
+    let (from, work) = (fixture("reference").join(family), tempfile::tempdir().unwrap());
+    for (folder, files) in [
+        ("model", ["config.json", "model.safetensors"]),
+        ("adapter", ["adapter_config.json", "adapter_model.safetensors"]),
+    ] {
+        fs::create_dir(work.path().join(folder)).unwrap();
+        for file in files {
+            let inside = if folder == "model" { from.join(file) } else { from.join(folder).join(file) };
+            fs::copy(inside, work.path().join(folder).join(file)).unwrap();
+        }
+    }
+    work
+}
+
+fn change_json(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+fn change_weights(model: &Path, change: impl FnOnce(&mut HashMap<String, Tensor>)) {
+    let path = model.join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    change(&mut tensors);
+    candle_core::safetensors::save(&tensors, path).unwrap();
+}
+
+/// The tensor with one of its numbers, the last but one, another.
+fn spoil(tensors: &mut HashMap<String, Tensor>, name: &str, number: f32) {
+    let tensor = &tensors[name];
+    let mut numbers: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+    let at = numbers.len() - 2;
+    numbers[at] = number;
+    let spoiled = Tensor::from_vec(numbers, tensor.shape(), &Device::Cpu).unwrap();
+    tensors.insert(name.into(), spoiled);
+}
+
+/// Loads a model as a run does.
+fn loaded(model: &Path, weights: &str) -> Result<Decoder, String> {
+    let text =
+        format!("model = \"m\"\ndata = \"d\"\n[recipe]\nmax_seq_length = 8\n[execution]\nweights = \"{weights}\"");
+    let run = RunConfig::from_toml(&text, Path::new("run.toml")).unwrap();
+    let source = ModelSource::find(model.to_str().unwrap()).map_err(|e| e.to_string())?;
+    let spec = source.spec().map_err(|e| e.to_string())?;
+    let store = source.weights().map_err(|e| e.to_string())?;
+    Decoder::load(&store, &spec, &run, &Device::Cpu).map_err(|e| e.to_string())
+}
+
+fn not_loaded(model: &Path, weights: &str, part: &str) {
+    let error = loaded(model, weights).err().unwrap_or_else(|| panic!("loaded, without: {part}"));
+    assert!(error.contains(part), "`{part}` is not in\n{error}");
+}
+
+const FUSED: [&str; 6] = ["adapter", "--model", "model", "--format", "fused", "--out"];
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_by_the_name_of_their_tensor() {
+    for (name, number) in [
+        ("model.layers.1.mlp.down_proj.weight", f32::NAN),
+        ("model.layers.0.input_layernorm.weight", f32::INFINITY),
+        ("model.embed_tokens.weight", f32::NEG_INFINITY),
+    ] {
+        let work = copied("qwen2");
+        let model = work.path().join("model");
+        change_weights(&model, |tensors| spoil(tensors, name, number));
+        let said = format!("`{name}` cannot be read: it holds NaN or infinity");
+        for weights in ["f32", "q8_0"] {
+            not_loaded(&model, weights, &said);
+        }
+        refused(work.path(), &["--model", "model", "--format", "gguf", "--weights", "q8_0", "--out", "m.gguf"], &said);
+        // Copied or with the adapter worked in: neither is written.
+        refused(work.path(), &[&FUSED[..], &["out"]].concat(), "it holds NaN or infinity");
+        assert!(!work.path().join("out").exists() && !work.path().join("m.gguf").exists());
+    }
+    // A tensor that the model does not use is copied as it is.
+    let work = copied("qwen2");
+    change_weights(&work.path().join("model"), |tensors| {
+        tensors.insert("vision.weight".into(), Tensor::full(f32::NAN, (3, 4), &Device::Cpu).unwrap());
+    });
+    exported(work.path(), &[&FUSED[..], &["out"]].concat());
+    loaded(&work.path().join("out"), "f32").unwrap();
+}
+
+#[test]
+fn weights_too_large_for_a_format_are_refused_by_the_name_of_their_tensor() {
+    let work = copied("qwen2");
+    let name = "model.layers.1.mlp.up_proj.weight";
+    change_weights(&work.path().join("model"), |tensors| spoil(tensors, name, 3e8));
+    for weights in ["f16", "q8_0"] {
+        let args = ["--model", "model", "--format", "gguf", "--weights", weights, "--out", "m.gguf"];
+        refused(work.path(), &args, &format!("`{name}` cannot be written: it has numbers that are larger than"));
+        not_loaded(&work.path().join("model"), weights, &format!("`{name}` cannot be held in another format"));
+    }
+    exported(work.path(), &["--model", "model", "--format", "gguf", "--weights", "bf16", "--out", "m.gguf"]);
+}
+
+#[test]
+fn a_head_that_is_tied_and_another_is_refused() {
+    let work = copied("qwen2");
+    let model = work.path().join("model");
+    let with_head = |scale: f64| {
+        change_weights(&model, |tensors| {
+            let head = (&tensors["model.embed_tokens.weight"] * scale).unwrap();
+            tensors.insert("lm_head.weight".into(), head);
+        });
+    };
+    with_head(1.0);
+    loaded(&model, "f32").unwrap();
+    exported(work.path(), &[&FUSED[..], &["same"]].concat());
+    with_head(1.5);
+    let said = "it has an `lm_head.weight` of its own, but `tie_word_embeddings` in its config.json is true";
+    not_loaded(&model, "f32", said);
+    refused(work.path(), &[&FUSED[..], &["other"]].concat(), said);
+    change_json(&model.join("config.json"), |config| config["tie_word_embeddings"] = false.into());
+    loaded(&model, "f32").unwrap();
+}
+
+#[test]
+fn settings_of_an_adapter_are_obeyed_or_refused_by_name() {
+    let convert = "path_initial_model_for_weight_conversion";
+    for (key, value, said) in [
+        ("init_lora_weights", json!("pissa"), convert),
+        ("init_lora_weights", json!("pissa_niter_16"), convert),
+        ("init_lora_weights", json!("olora"), "is olora, which changes the base before training starts"),
+        ("init_lora_weights", json!("corda"), convert),
+        ("init_lora_weights", json!("loftq"), "merge it in PEFT into the base that it was trained on"),
+        ("init_lora_weights", json!("lora_ga"), "is lora_ga"),
+        ("rank_pattern", json!({"q_proj": 2}), "it uses `rank_pattern`, which is not built"),
+        ("alpha_pattern", json!({"q_proj": 2}), "it uses `alpha_pattern`"),
+        ("layer_replication", json!([[0, 2], [1, 3]]), "it uses `layer_replication`"),
+        ("modules_to_save", json!(["lm_head"]), "it uses `modules_to_save`"),
+        ("bias", json!("lora_only"), "it trains biases"),
+        ("lora_bias", json!(true), "it uses `lora_bias`"),
+        ("trainable_token_indices", json!([1, 2]), "it uses `trainable_token_indices`"),
+        ("alora_invocation_tokens", json!([1, 2]), "it uses `alora_invocation_tokens`"),
+        ("target_parameters", json!(["mlp.experts"]), "it uses `target_parameters`"),
+        ("arrow_config", json!({"top_k": 3}), "it uses `arrow_config`"),
+        ("something_new", json!(0.5), "it uses `something_new`"),
+        ("use_dora", json!("yes"), "expected a boolean"),
+    ] {
+        let work = copied("qwen2");
+        change_json(&work.path().join("adapter/adapter_config.json"), |config| config[key] = value.clone());
+        refused(work.path(), &[&FUSED[..], &["out"]].concat(), said);
+    }
+    for (key, value) in [
+        ("init_lora_weights", json!("gaussian")),
+        ("init_lora_weights", json!("eva")),
+        ("init_lora_weights", json!(false)),
+        ("rank_pattern", json!({})),
+        ("layers_to_transform", json!(1)),
+        ("peft_version", json!("0.19.0")),
+        ("megatron_core", json!("megatron.core")),
+        ("lorap_emb_lr", json!(1e-6)),
+    ] {
+        let work = copied("qwen2");
+        change_json(&work.path().join("adapter/adapter_config.json"), |config| config[key] = value.clone());
+        exported(work.path(), &[&FUSED[..], &["out"]].concat());
+    }
+}
+
+#[test]
+fn a_link_out_of_a_model_folder_is_not_followed_into_an_export() {
+    let work = copied("qwen2");
+    fs::write(work.path().join("id_rsa"), "secret").unwrap();
+    for name in ["notes.txt", "LICENSE-x", "extra.json"] {
+        let link = work.path().join("model").join(name);
+        symlink(work.path().join("id_rsa"), &link).unwrap();
+        refused(work.path(), &[&FUSED[..], &["out"]].concat(), &format!("`{name}` is a link to a file outside of it"));
+        assert!(!work.path().join("out").exists());
+        fs::remove_file(link).unwrap();
+    }
+    // Inside of it, and from one folder of Hugging Face's cache into the other, links are how files are kept.
+    fs::write(work.path().join("model/README.txt"), "about").unwrap();
+    symlink("README.txt", work.path().join("model/LICENSE")).unwrap();
+    exported(work.path(), &[&FUSED[..], &["out"]].concat());
+    assert_eq!(fs::read_to_string(work.path().join("out/LICENSE")).unwrap(), "about");
+    let repo = work.path().join("hub/models--org--name");
+    let (blobs, snapshot) = (repo.join("blobs"), repo.join("snapshots/0123abc"));
+    fs::create_dir_all(&blobs).unwrap();
+    fs::create_dir_all(&snapshot).unwrap();
+    for (i, file) in ["config.json", "model.safetensors", "README.txt"].into_iter().enumerate() {
+        fs::copy(work.path().join("model").join(file), blobs.join(i.to_string())).unwrap();
+        symlink(format!("../../blobs/{i}"), snapshot.join(file)).unwrap();
+    }
+    let model = snapshot.to_str().unwrap();
+    exported(work.path(), &["adapter", "--model", model, "--format", "fused", "--out", "snapshot"]);
+    let files = |name: &str| fs::read(work.path().join(name)).unwrap();
+    assert_eq!(files("snapshot/config.json"), files("model/config.json"));
+    assert_eq!(public_name(model), "org/name");
+}
+
+#[test]
+fn shards_in_folders_of_their_own_and_pipes_are_refused() {
+    let work = copied("qwen2");
+    let model = work.path().join("model");
+    for part in ["a", "b"] {
+        fs::create_dir(model.join(part)).unwrap();
+        fs::copy(model.join("model.safetensors"), model.join(part).join("model.safetensors")).unwrap();
+    }
+    fs::remove_file(model.join("model.safetensors")).unwrap();
+    let index = json!({"weight_map": {"x": "a/model.safetensors", "y": "b/model.safetensors"}});
+    fs::write(model.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    loaded(&model, "f32").unwrap();
+    refused(work.path(), &[&FUSED[..], &["out"]].concat(), "`a/model.safetensors` lies in a folder of its own");
+    let index = "model.safetensors.index.json";
+    fs::write(model.join(index), format!("{{\"weight_map\":{{}}{}}}", " ".repeat(16 << 20))).unwrap();
+    not_loaded(&model, "f32", "it is no index of weights");
+    fs::write(model.join(index), r#"{"weight_map":{"x":"pipe.safetensors"}}"#).unwrap();
+    let pipe = |path: &Path| assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    pipe(&model.join("pipe.safetensors"));
+    not_loaded(&model, "f32", "`pipe.safetensors` is missing");
+    pipe(&work.path().join("x.gguf"));
+    not_loaded(&work.path().join("x.gguf"), "f32", "cannot read");
+}
+
+#[test]
+fn force_replaces_what_an_export_made_and_nothing_else() {
+    let work = copied("qwen2");
+    let here = |name: &str| work.path().join(name);
+    let peft = ["adapter", "--model", "model", "--format", "peft", "--out", "out"];
+    let forced = [&peft[..], &["--force"]].concat();
+    fs::create_dir(here("out")).unwrap();
+    exported(work.path(), &peft);
+    refused(work.path(), &peft, "`out` exists already");
+    exported(work.path(), &forced);
+    let listed = fs::read_to_string(here("out/.headroom-export")).unwrap();
+    assert_eq!(listed, "adapter_config.json\nadapter_model.safetensors\n");
+    // Another form in its place: all of the old files go, as they were listed.
+    exported(work.path(), &[&FUSED[..], &["out", "--force"]].concat());
+    assert!(!here("out/adapter_config.json").exists());
+    let foreign = |said: &str| {
+        refused(work.path(), &forced, said);
+        assert!(here("out/model.safetensors").exists());
+    };
+    fs::write(here("out/thesis.tex"), "mine").unwrap();
+    foreign("it holds `thesis.tex`");
+    assert_eq!(fs::read_to_string(here("out/thesis.tex")).unwrap(), "mine");
+    fs::remove_file(here("out/thesis.tex")).unwrap();
+    fs::create_dir(here("out/.git")).unwrap();
+    foreign("it holds `.git`");
+    fs::remove_dir(here("out/.git")).unwrap();
+    symlink("nowhere", here("out/link")).unwrap();
+    foreign("it holds `link`");
+    fs::remove_file(here("out/link")).unwrap();
+    exported(work.path(), &forced);
+    // Without its list a folder is nobody's.
+    fs::remove_file(here("out/.headroom-export")).unwrap();
+    refused(work.path(), &forced, "it holds `adapter_config.json`");
+    // A file.
+    let gguf = ["--model", "model", "--format", "gguf", "--out"];
+    fs::write(here("thesis.tex"), "mine").unwrap();
+    refused(work.path(), &[&gguf[..], &["thesis.tex", "--force"]].concat(), "this is another file");
+    assert_eq!(fs::read_to_string(here("thesis.tex")).unwrap(), "mine");
+    exported(work.path(), &[&gguf[..], &["m.gguf"]].concat());
+    exported(work.path(), &[&gguf[..], &["m.gguf", "--force"]].concat());
+    // The base itself.
+    fs::copy(fixture("gguf/qwen2.gguf"), here("base.gguf")).unwrap();
+    let onto_itself = ["adapter", "--model", "base.gguf", "--format", "gguf-adapter", "--out", "base.gguf", "--force"];
+    let before = fs::read(here("base.gguf")).unwrap();
+    assert_eq!(export(work.path(), &onto_itself).0, 2);
+    assert_eq!(fs::read(here("base.gguf")).unwrap(), before);
+    // The longest name there is, and one of many bytes a letter.
+    for name in ["x".repeat(255), "模".repeat(80)] {
+        exported(work.path(), &[&FUSED[..], &[&name]].concat());
+    }
+}
+
+#[test]
+fn what_is_handed_over_names_no_folder_but_the_last() {
+    let work = copied("qwen2");
+    let model = work.path().join("model");
+    let base = |folder: &str, key: &str| {
+        let text = fs::read_to_string(work.path().join(folder).join("adapter_config.json")).unwrap();
+        assert!(!text.contains(work.path().to_str().unwrap()));
+        serde_json::from_str::<Value>(&text).unwrap()[key].clone()
+    };
+    let path = model.to_str().unwrap();
+    exported(work.path(), &["adapter", "--model", path, "--format", "peft", "--out", "peft"]);
+    exported(work.path(), &["adapter", "--model", path, "--format", "mlx-lm", "--out", "mlx"]);
+    assert_eq!((base("peft", "base_model_name_or_path"), base("mlx", "model")), (json!("model"), json!("model")));
+    for (name, public) in
+        [("builtin", "builtin"), ("org/name", "org/name"), ("/home/me/models/x", "x"), ("~/x.gguf", "x.gguf")]
+    {
+        assert_eq!(public_name(name), public);
+    }
+    // The last name does not say where the base is, though a folder of that name is here: the run file beside does.
+    refused(work.path(), &["peft", "--format", "mlx-lm", "--out", "again"], "the adapter calls its base `model`");
+    let run = format!("model = \"{path}\"\ndata = \"builtin\"\n");
+    fs::create_dir(work.path().join("run")).unwrap();
+    fs::write(work.path().join("run/run.toml"), run).unwrap();
+    fs::rename(work.path().join("peft"), work.path().join("run/adapter")).unwrap();
+    exported(work.path(), &["run/adapter", "--format", "mlx-lm", "--out", "again"]);
+    exported(work.path(), &["run", "--format", "mlx-lm", "--out", "once-more"]);
+}
+
+#[test]
+fn a_run_writes_an_adapter_without_the_path_of_its_base() {
+    let work = copied("qwen2");
+    let model = work.path().join("model");
+    let decoder = loaded(&model, "f32").unwrap();
+    let text = format!("model = \"{}\"\ndata = \"d\"", model.display());
+    let run = RunConfig::from_toml(&text, Path::new("run.toml")).unwrap();
+    let spec = ModelSource::Folder(model).spec().unwrap();
+    adapter::save(&decoder, &spec, &run, &work.path().join("saved")).unwrap();
+    let saved = fs::read_to_string(work.path().join("saved/adapter_config.json")).unwrap();
+    assert!(saved.contains(r#""base_model_name_or_path": "model""#), "{saved}");
+}
+
+#[test]
+fn overlapping_tensors_are_refused() {
+    let work = copied("qwen2");
+    let path = work.path().join("model/model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let norm = |i: usize| format!("model.layers.{i}.input_layernorm.weight");
+    header[norm(1)]["data_offsets"] = header[norm(0)]["data_offsets"].clone();
+    let text = header.to_string();
+    let all = [&(text.len() as u64).to_le_bytes()[..], text.as_bytes(), &bytes[8 + length..]].concat();
+    fs::write(&path, all).unwrap();
+    not_loaded(&work.path().join("model"), "f32", "overlap");
+    refused(work.path(), &[&FUSED[..], &["out"]].concat(), "overlap");
+}
