@@ -359,6 +359,9 @@ pub struct GuidesArgs {
 /// Arguments of `trial`.
 #[derive(Args, Clone, Debug)]
 pub struct TrialArgs {
+    /// Read the job from the first line of stdin, and end as soon as stdin is closed
+    #[arg(long)]
+    pub tethered: bool,
     /// Play this script in the place of the engine
     #[arg(long, value_name = "FILE")]
     pub script: Option<PathBuf>,

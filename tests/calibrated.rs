@@ -86,7 +86,10 @@ impl Host {
                 Some(case) => case.turns.push(m),
                 None => {
                     let formula = host.request(&m.config, &host.prior).formula().unwrap();
-                    host.cases.push(Case { candidate: Candidate { run: m.config.clone(), formula }, turns: vec![m] });
+                    host.cases.push(Case {
+                        candidate: Candidate { run: m.config.clone(), formula, deadly: false },
+                        turns: vec![m],
+                    });
                 }
             }
         }

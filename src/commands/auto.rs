@@ -56,7 +56,7 @@ pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
     let budget = if builtin { CALIBRATING_BUILTIN } else { CALIBRATING };
     let script = args.bench.script.as_deref();
     let what = Calibrating { run: &first.best.run, subject: &subject, budget, again: false, script };
-    calibrate::calibrate(&mut bench, &what, &steps)?;
+    calibrate::calibrate(&mut bench, &what, &steps)?.uninterrupted()?;
     head("3. Plan, calibrated")?;
     let best = search(&bench, &subject, &start, (hours, epochs))?;
     output.part(&describe(&best))?;

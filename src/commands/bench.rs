@@ -9,8 +9,8 @@ use crate::commands::common;
 use crate::error::{Error, Result};
 use crate::measure::{Measurement, Place, Predicted, probe, row};
 use crate::plan::{Assessment, Model, assess};
-use crate::predict::calibration::{Calibration, Observation};
-use crate::predict::{Measured, Prediction, Request};
+use crate::predict::calibration::{Calibration, Died, Observation};
+use crate::predict::{Formula, Measured, Prediction, Request};
 use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
@@ -38,14 +38,12 @@ pub fn trainer(engine: Engine, script: Option<&Path>) -> Result<Box<dyn Trainer>
 
 /// What is known of an engine on a machine: the prior, and the measurements that were made there.
 pub fn known(engine: Engine, machine: &Machine, results: &Path) -> Result<Calibration> {
-    match engine {
-        Engine::MlxLm => Ok(Calibration::prior(machine, engine)),
-        Engine::Candle => {
-            let here = (machine.clone(), machine.available);
-            Ok(Bench::of(engine, CandleTrainer.version(), here, results)?.calibration)
-        }
-    }
+    Ok(Bench::of_machine((engine, None), (machine, machine.available), results)?.calibration)
 }
+
+/// A run that had taken so much when it died says nothing of a limit that is larger by more than this factor: it may have
+/// been ended a little below the limit that it had, before the system was.
+const LARGER: f64 = 1.25;
 
 /// The run file at `path`, with paths that stay right wherever it is copied to.
 pub fn read_run(path: &Path) -> Result<RunConfig> {
@@ -95,7 +93,17 @@ pub struct Bench {
     path: PathBuf,
     /// Of the measurements that can be used: made once, as a formula takes longer than a fit.
     observations: Vec<Observation>,
+    /// What runs said of the memory that they need, in the order they were made.
+    tried: Vec<Tried>,
     specs: HashMap<String, Option<ModelSpec>>,
+}
+
+/// What a run said of the memory that it needs.
+struct Tried {
+    /// Peak of its ledger, with every row filled up.
+    peak: Bytes,
+    /// What it had taken, where it died of memory or was killed.
+    died: Option<Bytes>,
 }
 
 impl Bench {
@@ -117,6 +125,21 @@ impl Bench {
         Self::of(record.config.engine, record.engine_version.clone(), (machine, limit), results)
     }
 
+    /// What is known of an engine, or of a script in its place, on this machine or another, where `limit` is not to be
+    /// exceeded.
+    pub fn of_machine(
+        (engine, script): (Engine, Option<&Path>),
+        (machine, limit): (&Machine, Bytes),
+        results: &Path,
+    ) -> Result<Self> {
+        let version = match (engine, script) {
+            // It has no trainer yet, and so nothing that was measured by it.
+            (Engine::MlxLm, None) => String::new(),
+            _ => trainer(engine, script)?.version(),
+        };
+        Self::of(engine, version, (machine.clone(), limit), results)
+    }
+
     fn of(engine: Engine, engine_version: String, (machine, limit): (Machine, Bytes), results: &Path) -> Result<Self> {
         let path = table(&machine, results);
         let prior = Calibration::prior(&machine, engine);
@@ -131,6 +154,7 @@ impl Bench {
             limit,
             path,
             observations: Vec::new(),
+            tried: Vec::new(),
             specs: HashMap::new(),
         };
         let mut measurements = read_measurements(&bench.path)?;
@@ -141,27 +165,49 @@ impl Bench {
         Ok(bench)
     }
 
-    /// Finds out whether measurements can be written down, before any is made.
+    /// Makes sure that a measurement can be written down, before there is one: hours may lie between.
     pub fn check_writable(&self) -> Result<()> {
-        store::check_csv(&self.path, &row::header())
-    }
-
-    /// Writes one down and learns from it.
-    pub fn add(&mut self, measurement: Measurement) -> Result<()> {
         // What the machine was said to be when it was first measured: whoever reads the table elsewhere needs its rates.
         let machine = self.path.with_file_name("machine.json");
         if !machine.exists() {
             store::save_json(&machine, &self.machine)?;
         }
+        store::check_csv(&self.path, &row::header())
+    }
+
+    /// Writes one down and learns from it.
+    pub fn add(&mut self, measurement: Measurement) -> Result<()> {
+        self.check_writable()?;
         store::append_csv(&self.path, &row::header(), &measurement.to_row()?)?;
         self.learn(&measurement);
         self.measurements.push(measurement);
         self.refit()
     }
 
-    /// How often a run has been measured as a trial.
+    /// The trials of a run, in the order they were made.
+    fn trials<'a>(&'a self, run: &'a RunConfig) -> impl DoubleEndedIterator<Item = &'a Measurement> {
+        self.measurements.iter().filter(|m| m.answers(run, true, &self.place.engine_version))
+    }
+
+    /// How often the speed of a run has been measured by a trial.
     pub fn times_measured(&self, run: &RunConfig) -> usize {
-        self.measurements.iter().filter(|m| m.answers(run, true, &self.place.engine_version)).count()
+        self.trials(run).filter(|m| m.has_speed()).count()
+    }
+
+    /// What the last trial of a run had taken when it died of memory, under a limit like that of now.
+    pub fn died(&self, run: &RunConfig) -> Option<Bytes> {
+        let last = self.trials(run).rfind(|m| m.says_something()).filter(|m| m.died_of_memory())?;
+        Some(last.had_taken()).filter(|had_taken| self.tells_of_now(*had_taken))
+    }
+
+    /// What the last trial of a run had taken when it was killed for reasons unknown.
+    pub fn killed(&self, run: &RunConfig) -> Option<Bytes> {
+        let last = self.trials(run).rfind(|m| m.says_something())?;
+        last.was_killed().then(|| last.had_taken())
+    }
+
+    fn tells_of_now(&self, had_taken: Bytes) -> bool {
+        self.limit < had_taken.scale(LARGER)
     }
 
     /// Where they are written down.
@@ -172,22 +218,32 @@ impl Bench {
     /// What one measurement says beside what it should have been.
     ///
     /// Only padded runs count: how high memory went in others depends on which long rows happened to meet, and a
-    /// prediction speaks of the worst that can.
+    /// prediction speaks of the worst that can. One that died says something all the same.
     fn learn(&mut self, m: &Measurement) {
-        if !(m.has_speed() && m.pad_to_max) {
+        let died = m.died_of_memory() || m.was_killed();
+        if !(died || m.has_speed() && m.pad_to_max) {
             return;
         }
         let name = &m.config.model;
         let spec = self.specs.entry(name.clone()).or_insert_with(|| common::model(name).ok().map(|model| model.spec));
-        match spec.as_ref().and_then(|spec| observation(m, spec, (&self.machine, &self.prior))) {
-            Some(observation) => self.observations.push(observation),
-            None => self.unusable += 1,
+        let formula = spec.as_ref().and_then(|spec| formula(m, spec, (&self.machine, &self.prior)));
+        let Some(formula) = formula else {
+            self.unusable += 1;
+            return;
+        };
+        // A kill that nobody explained counts until a later trial ends better, whatever the limit is now.
+        let tells = !m.died_of_memory() || self.tells_of_now(m.had_taken());
+        if !died || tells {
+            self.tried.push(Tried { peak: formula.ledger.peak(), died: died.then(|| m.had_taken()) });
         }
+        let measured = measured(m).filter(|_| m.pad_to_max);
+        self.observations.extend(measured.map(|measured| Observation { formula, measured }));
     }
 
     /// Always from the prior and all raw runs.
     fn refit(&mut self) -> Result<()> {
         self.calibration = Calibration::fit(&self.prior, &self.observations)?;
+        self.calibration.died = smallest_death(&self.tried);
         Ok(())
     }
 
@@ -202,15 +258,32 @@ impl Bench {
     }
 }
 
-fn observation(m: &Measurement, spec: &ModelSpec, (machine, prior): (&Machine, &Calibration)) -> Option<Observation> {
-    let measured = Measured {
+/// The least that died, and was not outdone by a later run that needs as much and did not die.
+fn smallest_death(tried: &[Tried]) -> Option<Died> {
+    let (mut least, mut survived): (Option<Died>, _) = (None, Bytes(0));
+    for &Tried { peak, died } in tried.iter().rev() {
+        match died {
+            None => survived = survived.max(peak),
+            Some(had_taken) if peak > survived && least.is_none_or(|l| peak < l.peak) => {
+                least = Some(Died { peak, had_taken });
+            }
+            Some(_) => {}
+        }
+    }
+    least
+}
+
+fn formula(m: &Measurement, spec: &ModelSpec, (machine, prior): (&Machine, &Calibration)) -> Option<Formula> {
+    let lengths = TokenLengths::filled();
+    Request { spec, machine, run: &m.config, lengths: Some(&lengths), calibration: prior }.formula().ok()
+}
+
+fn measured(m: &Measurement) -> Option<Measured> {
+    Some(Measured {
         step_time: Seconds(m.measured.step_time_s?),
         peak_memory: m.measured.peak_memory_bytes?,
         footprint: m.measured.footprint_bytes?,
-    };
-    let lengths = TokenLengths::filled();
-    let request = Request { spec, machine, run: &m.config, lengths: Some(&lengths), calibration: prior };
-    Observation::new(&request, measured).ok()
+    })
 }
 
 /// A prediction as a row of measurements keeps it.
@@ -266,4 +339,28 @@ pub fn read_measurements(path: &Path) -> Result<Vec<Measurement>> {
         })
     };
     rows.iter().enumerate().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_death_counts_until_it_is_outdone() {
+        let dies = |peak| Tried { peak: Bytes(peak), died: Some(Bytes(1000 + peak)) };
+        let lives = |peak| Tried { peak: Bytes(peak), died: None };
+        for (tried, expected) in [
+            (vec![], None),
+            (vec![lives(9)], None),
+            (vec![dies(7), dies(5), dies(6)], Some(5)),
+            (vec![dies(5), dies(7), lives(5)], Some(7)),
+            (vec![dies(5), lives(4)], Some(5)),
+            (vec![dies(5), lives(9)], None),
+            // What died last died: that it ran once before is over.
+            (vec![lives(9), dies(5)], Some(5)),
+        ] {
+            let died = smallest_death(&tried);
+            assert_eq!(died.map(|d| (d.peak.0, d.had_taken.0)), expected.map(|peak| (peak, 1000 + peak)));
+        }
+    }
 }

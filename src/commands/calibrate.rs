@@ -11,15 +11,16 @@ use crate::cli::CalibrateArgs;
 use crate::commands::Output;
 use crate::commands::bench::{self, Bench, Subject};
 use crate::commands::common;
-use crate::commands::interrupt::interrupted;
+use crate::commands::interrupt::{interrupted, typed_again};
 use crate::error::{Error, Result};
 use crate::measure::observe::{Limits, observe};
 use crate::measure::{Measurement, probe};
+use crate::plan::Assessment;
 use crate::plan::trials::{self, Candidate, Decision, MIN_STEPS, MIN_TIME, Standing};
-use crate::plan::{Assessment, fits_within};
 use crate::predict::calibration::Calibration;
 use crate::predict::predict;
 use crate::report::brief;
+use crate::spec::data::TokenLengths;
 use crate::spec::run::{BUILTIN, Data, Execution, Recipe, RunConfig, Weights};
 use crate::trainer::{Job, Outcome, TrainEvent};
 use crate::units::{Estimate, Seconds};
@@ -100,7 +101,7 @@ impl Ended {
             Self::Time => "The time was over; with more of it (--budget) more would be known.",
             Self::Nothing => "There is no further short run that surely fits.",
             Self::Failing => "Three trials one after the other showed nothing: see `doctor`.",
-            Self::Interrupted => "Interrupted; what was measured is kept.",
+            Self::Interrupted => "Interrupted: what was measured so far is kept, and the choice may still change.",
         }
     }
 }
@@ -116,7 +117,8 @@ pub fn run(args: &CalibrateArgs, output: &Output) -> Result<()> {
     let script = args.bench.script.as_deref();
     let what = Calibrating { run: &run, subject: &subject, budget: args.budget, again: args.again, script };
     let result = calibrate(&mut bench, &what, output)?;
-    output.data(&result)
+    output.data(&result)?;
+    result.uninterrupted().map(drop)
 }
 
 /// What is calibrated for when nothing is asked: the model and data that ship inside.
@@ -168,24 +170,31 @@ fn make_trials(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> Re
     let subject = &what.subject;
     let around =
         trials::Subject { spec: &subject.spec, machine: &machine, lengths: &subject.lengths, calibration: &prior };
-    let options = around.options(what.run)?;
-    let decision = Decision { options: &options, limit: bench.limit, confidence: common::CONFIDENCE };
-    let known = |trial: &Candidate| bench.times_measured(&trial.run) > 0;
-    let (old, mut new): (Vec<Candidate>, Vec<Candidate>) = around.trials(what.run)?.into_iter().partition(known);
+    let mut options = around.options(what.run)?;
+    let padded = trials::Subject { lengths: &TokenLengths::filled(), ..around };
+    let (old, new): (Vec<Candidate>, Vec<Candidate>) = around
+        .trials(what.run)?
+        .into_iter()
+        .partition(|t| bench.times_measured(&t.run) > 0 || bench.died(&t.run).is_some());
     for remark in probe::state().remarks(bench.machine.memory) {
         output.note(&format!("  note: {remark}; a quiet machine is measured better"));
     }
     let mut result = Calibrated::default();
-    let mut again = if what.again {
-        old
+    // Of those that were killed for reasons unknown more is to be known.
+    let (mut again, mut new): (Vec<Candidate>, Vec<Candidate>) =
+        new.into_iter().partition(|t| bench.killed(&t.run).is_some());
+    if what.again {
+        again.extend(old);
     } else {
         result.reused = old.len();
-        Vec::new()
-    };
+    }
     let started = Instant::now();
     let bar = output.bar(what.budget.0 as u64);
     let mut failures = 0;
     let (ended, standing) = loop {
+        around.mark(&mut options, &bench.calibration)?;
+        padded.mark(&mut new, &bench.calibration)?;
+        let decision = Decision { options: &options, limit: bench.limit, confidence: common::CONFIDENCE };
         let standing = decision.standing(&bench.calibration);
         let left = what.budget.0 - started.elapsed().as_secs_f64();
         let trial = match pick(bench, (&decision, &standing), (&mut again, &mut new), left) {
@@ -198,13 +207,12 @@ fn make_trials(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> Re
         let plan = bench.assess(&subject.padded(), &trial.run, CONFIDENCE)?;
         // Before anything is measured a step may take several times as long as expected.
         let time = (Seconds(left.min(share)), Seconds(left.min(SLOWEST * share)));
-        let measurement = measure(bench, &trial.run, (time, &plan), what.script)?;
-        let text = format!("  {}: {}", name(&measurement.config), seen(&measurement));
-        failures = if measurement.has_speed() { 0 } else { failures + 1 };
         // Written down before it is shown, and learned from before the next one is chosen.
-        bench.add(measurement)?;
-        bar.suspend(|| output.part(&text))?;
-        result.measured += 1;
+        if let Some(measurement) = measure(bench, &trial.run, (time, &plan), what.script)? {
+            failures = if measurement.has_speed() { 0 } else { failures + 1 };
+            bar.suspend(|| output.part(&format!("  {}: {}", name(&measurement.config), seen(measurement))))?;
+            result.measured += 1;
+        }
         if interrupted().load(Ordering::Relaxed) {
             break (Ended::Interrupted, standing);
         }
@@ -232,7 +240,7 @@ fn pick(
     }
     let calibration = &bench.calibration;
     // What goes over its bound is ended by the watch, so a miss costs a trial and nothing else.
-    let fits = |trial: &&Candidate| fits_within(bench.limit, calibration, &trial.formula, CONFIDENCE);
+    let fits = |trial: &&Candidate| trial.surely_fits(bench.limit, calibration, CONFIDENCE);
     let fitting: Vec<&Candidate> = new.iter().filter(fits).collect();
     let in_time = |trial: &&&Candidate| trial.seconds(calibration).0 <= left;
     let best = if standing.settled() {
@@ -281,6 +289,15 @@ fn price(bench: &Bench, run: &RunConfig) -> Option<String> {
 }
 
 impl Calibrated {
+    /// Itself, or that it was interrupted.
+    pub fn uninterrupted(self) -> Result<Self> {
+        if self.ended != Some(Ended::Interrupted) {
+            return Ok(self);
+        }
+        let what = format!("{} trials were measured and are kept", self.measured);
+        Err(Error::Interrupted { kept: what, resume: Some(typed_again(Some("--again"))) })
+    }
+
     /// What the trials say about the choice, and why there are no more.
     fn verdict(&self) -> String {
         let choice = match (&self.choice, self.regret) {
@@ -294,13 +311,15 @@ impl Calibrated {
     }
 }
 
-/// One trial in a process of its own, for `time` after which it ends, and `silence` after which it hangs.
-pub fn measure(
-    bench: &Bench,
+/// One trial in a process of its own, for `time` after which it ends, and `silence` after which it hangs. It is written
+/// down, unless it was interrupted before it had anything to say.
+pub fn measure<'a>(
+    bench: &'a mut Bench,
     trial: &RunConfig,
     ((time, silence), plan): ((Seconds, Seconds), &Assessment),
     script: Option<&Path>,
-) -> Result<Measurement> {
+) -> Result<Option<&'a Measurement>> {
+    bench.check_writable()?;
     let mut config = trial.clone();
     (config.recipe.steps, config.recipe.epochs) = (Some(MAX_STEPS + 1), None);
     let job = Job {
@@ -324,13 +343,18 @@ pub fn measure(
     let program = std::env::current_exe()
         .map_err(|e| Error::Engine { engine: "trial".into(), reason: format!("this program cannot be found: {e}") })?;
     let mut command = Command::new(program);
-    command.arg("trial");
+    command.args(["trial", "--tethered"]);
     if let Some(script) = script {
         command.arg("--script").arg(script);
     }
     let state = probe::state();
     let observed = observe(&mut command, &job, &limits, interrupted(), &mut |_: &TrainEvent| {})?;
-    Ok(Measurement::new(&bench.place, &job, &observed, bench::predicted(&plan.prediction), state))
+    let measurement = Measurement::new(&bench.place, &job, &observed, bench::predicted(&plan.prediction), state);
+    if interrupted().load(Ordering::Relaxed) && !measurement.says_something() {
+        return Ok(None);
+    }
+    bench.add(measurement)?;
+    Ok(bench.measurements.last())
 }
 
 fn name(run: &RunConfig) -> String {
@@ -348,6 +372,7 @@ pub fn seen(m: &Measurement) -> String {
     };
     match &m.outcome {
         Outcome::Stopped { .. } | Outcome::Finished => seen,
+        _ if m.was_killed() => format!("{seen}, killed by the system or by hand"),
         other => format!("{seen}, {}", other.name()),
     }
 }

@@ -6,6 +6,8 @@ use std::sync::{Arc, LazyLock, Once};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
+use crate::store::quote::shell_quote;
+
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 
@@ -41,4 +43,11 @@ pub fn exit_code() -> u8 {
         0 => 128 + SIGINT as u8,
         signal => 128 + signal as u8,
     }
+}
+
+/// The command as it was typed, without this flag: typed again, it goes on with what is there.
+pub fn typed_again(without: Option<&str>) -> String {
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let words = words.filter(|word| Some(word.as_str()) != without).map(|word| shell_quote(&word));
+    std::iter::once("headroom".to_owned()).chain(words).collect::<Vec<_>>().join(" ")
 }

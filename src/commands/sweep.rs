@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::bench::{self, Bench, Subject};
-use super::interrupt::interrupted;
+use super::interrupt::{interrupted, typed_again};
 use super::{Answer, Output, calibrate, common};
 use crate::cli::{self, SweepArgs};
 use crate::error::{Error, Result};
@@ -100,17 +100,24 @@ fn predictions(
     confidence: f64,
 ) -> Result<Vec<Row>> {
     let engines = [Engine::Candle, Engine::MlxLm];
-    let known = |engine| Ok((engine, bench::known(engine, machine, &args.machine.results)?));
-    let known: HashMap<Engine, Calibration> = engines.into_iter().map(known).collect::<Result<_>>()?;
+    let limit = args.limits.budget.map_or(machine.available, |budget| budget.min(machine.available));
+    let known = |engine| {
+        let script = args.script.as_deref();
+        Ok((engine, Bench::of_machine((engine, script), (machine, limit), &args.machine.results)?))
+    };
+    let known: HashMap<Engine, Bench> = engines.into_iter().map(known).collect::<Result<_>>()?;
     let priors = HashMap::from(engines.map(|engine| (engine, Calibration::prior(machine, engine))));
     let measured = bench::measurements(machine, &args.machine.results)?;
     let recipes = recipes(grid)?;
     let one = |((run, values), recipe): (&(RunConfig, Vec<String>), &usize)| {
         let subject = &subjects[&key(run)];
-        let calibration = &known[&run.engine];
+        let bench = &known[&run.engine];
+        let calibration = &bench.calibration;
+        let mut trial = run.clone();
+        bench::anchor(&mut trial);
         let request = Request { spec: &subject.spec, machine, run, lengths: Some(&subject.lengths), calibration };
         let assessment = assess(&request, confidence, args.limits.budget)?;
-        let seen = middle(measured.iter().filter(|m| m.answers(run, true, &m.engine_version)));
+        let seen = middle(measured.iter().filter(|m| m.answers(&trial, true, &m.engine_version)));
         let filled = |calibration| {
             let p = predict(&Request { lengths: Some(&TokenLengths::filled()), calibration, ..request }, LEVEL)?;
             Ok::<_, Error>((p.tokens_per_s.point, p.footprint.point))
@@ -120,7 +127,11 @@ fn predictions(
         };
         let checked = seen.map(check).transpose()?;
         let reach = (run.recipe.max_seq_length, run.recipe.lora.rank);
-        Ok(Row { recipe: *recipe, reach, checked, ..row(machine, values, &assessment) })
+        let died = bench.died(&trial).or_else(|| bench.killed(&trial));
+        let row = row(machine, values, &assessment);
+        // Whatever larger runs did since.
+        let verdict = if died.is_some() { Verdict::DoesNotFit } else { row.verdict };
+        Ok(Row { verdict, recipe: *recipe, reach, checked, died, ..row })
     };
     grid.runs.par_iter().zip(&recipes).map(one).collect()
 }
@@ -158,6 +169,7 @@ fn row(machine: &Machine, values: &[String], a: &Assessment) -> Row {
         front: false,
         best: false,
         checked: None,
+        died: None,
     }
 }
 
@@ -172,7 +184,12 @@ fn middle<'a>(measured: impl Iterator<Item = &'a Measurement>) -> Option<(f64, B
 fn measure(grid: &Grid, args: &SweepArgs, subjects: &Subjects, confidence: f64, output: &Output) -> Result<()> {
     let settings =
         cli::Bench { results: args.machine.results.clone(), limit: args.limits.budget, script: args.script.clone() };
-    let mut benches: HashMap<&'static str, Bench> = HashMap::new();
+    let mut benches: HashMap<Engine, Bench> = HashMap::new();
+    for (run, _) in &grid.runs {
+        if let Entry::Vacant(place) = benches.entry(run.engine) {
+            place.insert(Bench::open(run.engine, &settings)?);
+        }
+    }
     let bar = output.bar((grid.runs.len() * args.repeats) as u64);
     // In turns, so that a bad minute of the machine is not all that is seen of a configuration; and each in another order,
     // so that it does not fall on the same neighbours.
@@ -184,30 +201,51 @@ fn measure(grid: &Grid, args: &SweepArgs, subjects: &Subjects, confidence: f64, 
         for (run, values) in order {
             bar.inc(1);
             bar.set_message(values.join(", "));
-            let bench = match benches.entry(run.engine.name()) {
-                Entry::Occupied(bench) => bench.into_mut(),
-                Entry::Vacant(place) => place.insert(Bench::open(run.engine, &settings)?),
-            };
+            let Some(bench) = benches.get_mut(&run.engine) else { continue };
             let mut trial = run.clone();
             bench::anchor(&mut trial);
-            if bench.times_measured(&trial) >= round {
+            if bench.times_measured(&trial) >= round || bench.died(&trial).is_some() {
                 continue;
             }
             let plan = bench.assess(&subjects[&key(run)].padded(), &trial, confidence)?;
-            if !plan.fits() {
+            // Of what was killed for reasons unknown more is to be known.
+            if !(plan.fits() || bench.killed(&trial).is_some() && plan.fits_by_formula()) {
                 continue;
             }
-            let measurement =
-                calibrate::measure(bench, &trial, ((args.trial_time, args.trial_time), &plan), args.script.as_deref())?;
-            let text = format!("  {}: {}", values.join(", "), calibrate::seen(&measurement));
-            bench.add(measurement)?;
-            bar.suspend(|| output.part(&text))?;
+            let time = (args.trial_time, args.trial_time);
+            if let Some(seen) = calibrate::measure(bench, &trial, (time, &plan), args.script.as_deref())? {
+                let text = format!("  {}: {}", values.join(", "), calibrate::seen(seen));
+                bar.suspend(|| output.part(&text))?;
+            }
             if interrupted().load(Ordering::Relaxed) {
                 bar.finish_and_clear();
-                return Ok(());
+                let (done, all) = progress(grid, args.repeats, &benches, (subjects, confidence))?;
+                let what = format!("{done} of {all} trials are measured and kept, and nothing is ranked yet");
+                return Err(Error::Interrupted { kept: what, resume: Some(typed_again(None)) });
             }
         }
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// Trials that are measured, and those that there will be.
+fn progress(
+    grid: &Grid,
+    repeats: usize,
+    benches: &HashMap<Engine, Bench>,
+    (subjects, confidence): (&Subjects, f64),
+) -> Result<(usize, usize)> {
+    let (mut done, mut all) = (0, 0);
+    for (run, _) in &grid.runs {
+        let mut trial = run.clone();
+        bench::anchor(&mut trial);
+        let Some(bench) = benches.get(&run.engine) else { continue };
+        let times = bench.times_measured(&trial).min(repeats);
+        if times > 0 || bench.assess(&subjects[&key(run)].padded(), &trial, confidence)?.fits() {
+            done += times;
+            all += repeats;
+        }
+    }
+    Ok((done, all))
 }

@@ -1,15 +1,35 @@
 //! A child process that cannot outstay its welcome: its lines, its last words, its end.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::measure::footprint::{self, Footprint};
+
+/// What a child inherits of the environment: where things are, how text is written, and what decides how many threads
+/// and which allocator it has. Whatever else there is, tokens among it, is none of its business.
+const INHERITED: [&str; 12] = [
+    "PATH",
+    "HOME",
+    "TMPDIR",
+    "LANG",
+    "LANGUAGE",
+    "TERM",
+    "TZ",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "RAYON_NUM_THREADS",
+    "RUST_BACKTRACE",
+    "GLIBC_TUNABLES",
+];
+/// And everything whose name begins like this.
+const INHERITED_PREFIXES: [&str; 6] = ["LC_", "OMP_", "MALLOC_", "LD_", "DYLD_", "HEADROOM_"];
 
 /// Longer lines are cut into pieces, so that a stream without newlines does not fill our memory.
 const LONGEST_LINE: u64 = 1 << 20;
@@ -20,12 +40,39 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// A child in a process group of its own, so that whatever it starts ends with it, and a Ctrl-C at
 /// the terminal reaches it only through us.
+///
+/// It ends with us too, however we end: on Linux the kernel sees to it, and elsewhere a child can tell by its stdin, which
+/// stays open for as long as we live.
 pub struct ChildGroup {
     child: Child,
+    /// Closed when we end.
+    _life_line: Option<ChildStdin>,
     lines: Receiver<String>,
     words: Arc<Mutex<VecDeque<String>>>,
+    /// Once it was waited for. From then on its number may be somebody else's.
     status: Option<ExitStatus>,
 }
+
+/// How a process ended that did not end well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// In words.
+    pub how: String,
+    /// By SIGKILL, which nobody can be asked about.
+    pub killed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Running,
+    /// And still to be waited for.
+    Ended,
+    /// And there is nothing to wait for.
+    Gone,
+}
+
+/// How the description of a process begins that SIGKILL ended.
+pub const KILLED: &str = "signal 9";
 
 /// What the child's stdout has to say.
 pub enum Heard {
@@ -38,8 +85,10 @@ pub enum Heard {
 }
 
 impl ChildGroup {
-    /// Starts it and gives it `input`.
+    /// Starts it and gives it `input` and a newline.
     pub fn start(command: &mut Command, input: &str) -> std::io::Result<Self> {
+        keep_only_inherited(command);
+        end_with_parent(command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn()?;
         let (to, lines) = channel();
@@ -53,11 +102,12 @@ impl ChildGroup {
             thread::spawn(move || read_lines(stderr, &to));
             thread::spawn(move || lines.iter().for_each(|line| keep(&kept, line)));
         }
-        if let Some(mut stdin) = child.stdin.take() {
+        let mut stdin = child.stdin.take();
+        if let Some(stdin) = &mut stdin {
             // A child that ends without reading is judged by its end, not by this.
-            let _ = stdin.write_all(input.as_bytes());
+            let _ = stdin.write_all(format!("{input}\n").as_bytes());
         }
-        Ok(Self { child, lines, words, status: None })
+        Ok(Self { child, _life_line: stdin, lines, words, status: None })
     }
 
     /// What it says within `patience`.
@@ -81,25 +131,43 @@ impl ChildGroup {
         self.words.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    fn ended(&mut self) -> bool {
-        if self.status.is_none() {
-            self.status = self.child.try_wait().ok().flatten();
-        }
-        self.status.is_some()
+    fn ended(&self) -> bool {
+        self.status.is_some() || self.state() != State::Running
     }
 
-    /// Waits for its end for a short while, ends it if need be, and says how it ended: nothing for 0, or why.
-    pub fn wait(&mut self) -> Option<String> {
+    /// How it is, without waiting for it, so that its number stays its own.
+    fn state(&self) -> State {
+        // SAFETY: a `siginfo_t` of zeroes is a valid value of that plain struct.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: `waitid` writes to the struct it is given and, with WNOWAIT, changes nothing else.
+        let result = unsafe {
+            libc::waitid(libc::P_PID, self.child.id(), &mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)
+        };
+        match (result, info.si_signo) {
+            (0, libc::SIGCHLD) => State::Ended,
+            (0, _) => State::Running,
+            // Where SIGCHLD is ignored the kernel takes leave of children by itself.
+            _ => State::Gone,
+        }
+    }
+
+    fn wait_ended(&self) -> bool {
         let deadline = Instant::now() + GRACE;
         while !self.ended() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
         }
-        if !self.ended() {
+        self.ended()
+    }
+
+    /// Waits for its end for a short while, ends it if need be, and says how it ended: nothing for 0, or why.
+    pub fn wait(&mut self) -> Option<End> {
+        if !self.wait_ended() {
             self.end();
-            return Some("it closed its output and did not end".into());
+            return Some(End { how: "it closed its output and did not end".into(), killed: false });
         }
         // Its last words may still be on their way through the pipe.
         thread::sleep(Duration::from_millis(20));
+        self.reap();
         self.status.and_then(describe)
     }
 
@@ -107,21 +175,23 @@ impl ChildGroup {
     pub fn end(&mut self) {
         if !self.ended() {
             self.signal(libc::SIGTERM);
-            let deadline = Instant::now() + GRACE;
-            while !self.ended() && Instant::now() < deadline {
-                thread::sleep(Duration::from_millis(5));
-            }
+            self.wait_ended();
         }
-        // What it started may live on after it.
-        self.signal(libc::SIGKILL);
-        if self.status.is_none() {
+        self.reap();
+    }
+
+    /// Ends what it started, which may live on after it, and then takes leave of it: in this order, because the group's
+    /// number is free for others once its leader was waited for.
+    fn reap(&mut self) {
+        if self.status.is_none() && self.state() != State::Gone {
+            self.signal(libc::SIGKILL);
             self.status = self.child.wait().ok();
         }
     }
 
     fn signal(&self, signal: i32) {
-        // SAFETY: `kill` touches no memory of ours. The group is the child's own (`process_group(0)`), so a
-        // negative id reaches it and what it started and nobody else; if all are gone the call fails harmlessly.
+        // SAFETY: `kill` touches no memory of ours. The group is the child's own (`process_group(0)`) and the child was
+        // not waited for, so a negative id reaches it and what it started and nobody else.
         unsafe {
             libc::kill(-(self.child.id() as i32), signal);
         }
@@ -134,19 +204,58 @@ impl Drop for ChildGroup {
     }
 }
 
+/// Leaves a command the variables of the list and those that were set for it.
+fn keep_only_inherited(command: &mut Command) {
+    let set: Vec<(OsString, Option<OsString>)> =
+        command.get_envs().map(|(name, value)| (name.into(), value.map(Into::into))).collect();
+    command.env_clear();
+    command.envs(std::env::vars_os().filter(|(name, _)| is_inherited(&name.to_string_lossy())));
+    for (name, value) in set {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+}
+
+fn is_inherited(name: &str) -> bool {
+    INHERITED.contains(&name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Has the kernel kill the child when we end, even by SIGKILL.
+#[cfg(target_os = "linux")]
+fn end_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    let ask = move || {
+        // SAFETY: two system calls that touch no memory; nothing else happens between fork and exec.
+        let (asked, alive) = unsafe {
+            (libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong), libc::getppid() as u32 == parent)
+        };
+        // Without the help of the kernel its stdin still tells it. If we ended before it asked, nobody will.
+        if asked != 0 || alive { Ok(()) } else { Err(std::io::Error::from_raw_os_error(libc::ESRCH)) }
+    };
+    // SAFETY: the closure makes system calls that are safe after a fork, and allocates nothing.
+    unsafe { command.pre_exec(ask) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn end_with_parent(_: &mut Command) {}
+
 /// How a process ended, if not well.
-fn describe(status: ExitStatus) -> Option<String> {
-    match (status.code(), status.signal()) {
-        (Some(0), _) => None,
-        (Some(code), _) => Some(format!("exit code {code}")),
-        (None, Some(signal)) => Some(match signal {
-            libc::SIGKILL => "signal 9 (SIGKILL, as the system sends when memory runs out)".into(),
+fn describe(status: ExitStatus) -> Option<End> {
+    let killed = status.signal() == Some(libc::SIGKILL);
+    let how = match (status.code(), status.signal()) {
+        (Some(0), _) => return None,
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => match signal {
+            libc::SIGKILL => format!("{KILLED} (SIGKILL, as the system sends when memory runs out)"),
             libc::SIGSEGV => "signal 11 (SIGSEGV)".into(),
             libc::SIGABRT => "signal 6 (SIGABRT)".into(),
             other => format!("signal {other}"),
-        }),
-        (None, None) => Some("an unknown end".into()),
-    }
+        },
+        (None, None) => "an unknown end".into(),
+    };
+    Some(End { how, killed })
 }
 
 fn keep(words: &Mutex<VecDeque<String>>, line: String) {
@@ -174,3 +283,7 @@ fn read_lines(from: impl Read, to: &Sender<String>) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "child_tests.rs"]
+mod tests;

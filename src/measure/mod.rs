@@ -3,10 +3,14 @@
 //! A [`Measurement`] is the joint between measuring and predicting: one flat row of
 //! `results/<machine>/measurements.csv`, with all that is needed to fit to it again years later.
 
+#[cfg(not(target_os = "macos"))]
+mod cgroup;
 pub mod child;
 pub mod footprint;
+pub mod guard;
 pub mod observe;
 pub mod probe;
+pub(crate) mod room;
 pub mod row;
 pub mod summary;
 
@@ -190,6 +194,27 @@ impl Measurement {
         self.measured.best_validation_loss = last.map(|v| v.best_validation_loss);
         self.measured.best_step = last.map(|v| v.best_step);
         self
+    }
+
+    /// It was ended for want of memory: by a watch over a limit, a guard, or a system that said so.
+    pub fn died_of_memory(&self) -> bool {
+        matches!(self.outcome, Outcome::OutOfMemory { .. })
+    }
+
+    /// It was killed, and nobody said why: most often for want of memory.
+    pub fn was_killed(&self) -> bool {
+        matches!(&self.outcome, Outcome::Crashed { reason, .. } if reason.starts_with(child::KILLED))
+    }
+
+    /// What a run that died of memory had taken by then: it needs at least that.
+    pub fn had_taken(&self) -> Bytes {
+        let predicted = self.predicted.footprint_bytes.map(|f| f.high);
+        self.measured.footprint_bytes.or(predicted).unwrap_or_default()
+    }
+
+    /// It has something to say: a speed, or that the run does not fit.
+    pub fn says_something(&self) -> bool {
+        self.has_speed() || self.died_of_memory() || self.was_killed()
     }
 
     /// It ran long enough to have a speed.

@@ -6,18 +6,19 @@
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::measure::child::{ChildGroup, Heard};
+use crate::measure::child::{ChildGroup, End, Heard};
+use crate::measure::room::{LOOK, Room, Spare};
 use crate::measure::summary;
 use crate::trainer::{Job, Outcome, Step, TrainEvent};
 use crate::units::{Bytes, Seconds};
 
-/// Between two looks at the child's memory: short beside the time in which memory fills.
-const LOOK: Duration = Duration::from_millis(25);
+/// Share of the limit that a killed process had taken, from which on it was killed for that.
+const NEAR_THE_LIMIT: f64 = 0.9;
 
 /// When to stop a trial.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,7 +66,7 @@ pub struct Observed {
     pub wall_time: Seconds,
 }
 
-/// Runs `job` in `command`, which reads it as JSON from stdin and writes [`Line`]s to stdout.
+/// Runs `job` in `command`, which reads it as a line of JSON from stdin and writes [`Line`]s to stdout.
 ///
 /// One at a time: two trials at once would measure each other. `interrupted` ends the trial early;
 /// what was measured until then is returned.
@@ -104,6 +105,12 @@ struct Watch<'a> {
     started: Instant,
     heard: Instant,
     looked: Option<Instant>,
+    room: Room,
+    /// What the system had left when it was last asked.
+    spare: Option<Spare>,
+    /// Left under the limits of the control groups when it began.
+    left_before: Option<Bytes>,
+    kills_before: u64,
     ready: Option<TrainEvent>,
     steps: Vec<Step>,
     footprint: Bytes,
@@ -113,13 +120,17 @@ struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     fn new(child: ChildGroup, limits: &'a Limits) -> Self {
-        let now = Instant::now();
+        let (now, room) = (Instant::now(), Room::here());
         Self {
             child,
             limits,
             started: now,
             heard: now,
             looked: None,
+            spare: None,
+            left_before: room.left(),
+            kills_before: room.oom_kills(),
+            room,
             ready: None,
             steps: Vec::new(),
             footprint: Bytes(0),
@@ -130,7 +141,7 @@ impl<'a> Watch<'a> {
 
     /// Hears one line, looks at the memory and the clock, and says whether that was the end.
     fn look(&mut self, interrupted: &AtomicBool, on: &mut dyn FnMut(&TrainEvent)) -> Option<Outcome> {
-        match self.child.hear(LOOK) {
+        match self.child.hear(self.spare.map_or(LOOK, Spare::pause)) {
             Heard::Line(line) => self.take(&line, on),
             Heard::Silence => {}
             Heard::End => return Some(self.ended()),
@@ -172,12 +183,15 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// Over the limit, or so near to the end of all memory that the system would end it, or somebody else, any moment.
     fn over_memory(&mut self) -> bool {
-        if self.looked.is_none_or(|at| at.elapsed() >= LOOK) {
+        let pause = self.spare.map_or(LOOK, Spare::pause);
+        if self.looked.is_none_or(|at| at.elapsed() >= pause) {
             self.looked = Some(Instant::now());
             self.footprint = self.footprint.max(self.child.footprint().highest());
+            self.spare = self.room.spare();
         }
-        self.footprint > self.limits.memory
+        self.footprint > self.limits.memory || self.spare.is_some_and(Spare::is_gone)
     }
 
     /// Enough steps: as many as asked, or the median known well.
@@ -200,16 +214,29 @@ impl<'a> Watch<'a> {
             (None, None) => Outcome::Crashed { at_step, reason: "it ended without saying how".into() },
             (None, Some(end)) => {
                 let words = self.child.last_words();
-                if words.iter().any(|line| speaks_of_memory(line)) {
+                if words.iter().any(|line| speaks_of_memory(line)) || (end.killed && self.killed_for_memory()) {
                     return Outcome::OutOfMemory { at_step };
                 }
                 // Ours says what was wrong and then what to do about it; others say what was wrong last.
                 let said =
                     words.iter().rev().find_map(|line| line.strip_prefix("error: ")).or(words.last().map(|l| &**l));
                 let last = said.map_or_else(String::new, |line| format!(": {line}"));
-                Outcome::Crashed { at_step, reason: format!("{end}{last}") }
+                let End { how, .. } = end;
+                Outcome::Crashed { at_step, reason: format!("{how}{last}") }
             }
         }
+    }
+
+    /// Somebody killed it. It was the kernel, for want of memory, where the kernel counts one more of those; it most
+    /// likely was for that where little of its limit was left.
+    fn killed_for_memory(&mut self) -> bool {
+        if self.room.oom_kills() > self.kills_before {
+            // It grew between two looks: what its group had left when it began is what it had taken in the end.
+            let all = self.left_before.unwrap_or_default().min(self.limits.memory);
+            self.footprint = self.footprint.max(all);
+            return true;
+        }
+        self.footprint > self.limits.memory.scale(NEAR_THE_LIMIT)
     }
 
     fn finish(self, outcome: Outcome) -> Observed {

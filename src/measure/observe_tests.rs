@@ -1,6 +1,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::*;
 use crate::spec::run::RunConfig;
@@ -86,6 +87,9 @@ fn the_last_words_are_kept() {
     assert_eq!(seen.outcome, Outcome::Crashed { at_step: 0, reason: "exit code 7: it broke".into() });
     let seen = see(&format!("{}echo 'error: too hot' >&2; echo 'hint: cool it' >&2; exit 2", echo(&[READY])));
     assert_eq!(seen.outcome, Outcome::Crashed { at_step: 0, reason: "exit code 2: too hot".into() });
+    let seen = see(&format!("{}kill -KILL $$", echo(&[READY])));
+    let Outcome::Crashed { reason, .. } = seen.outcome else { panic!("{:?}", seen.outcome) };
+    assert!(reason.starts_with("signal 9"), "{reason}");
     let seen = see(&format!("{}echo 'memory allocation of 99 bytes failed' >&2; kill -ABRT $$", echo(&[READY])));
     assert_eq!(seen.outcome, Outcome::OutOfMemory { at_step: 0 });
 }
@@ -127,6 +131,19 @@ fn what_it_tells_of_its_memory_counts_too() {
     let (seen, _) =
         watch(&format!("{}sleep 30", echo(&[READY, &step(1, 1.0), &heavy])), &limit, &AtomicBool::new(false));
     assert_eq!(seen.unwrap().outcome, Outcome::OutOfMemory { at_step: 2 });
+}
+
+#[test]
+fn a_kill_near_the_limit_was_for_memory() {
+    // Told from inside, as a look from outside may come too late: 0.95 and 0.5 of the limit.
+    for (told, died) in [(950, true), (500, false)] {
+        let limit = Limits { memory: Bytes::from_mib(1000), ..limits() };
+        let step = step(1, 1.0).replace("2000", &(told << 20).to_string());
+        let (seen, _) = watch(&format!("{}kill -KILL $$", echo(&[READY, &step])), &limit, &AtomicBool::new(false));
+        let seen = seen.unwrap();
+        assert_eq!(seen.outcome == Outcome::OutOfMemory { at_step: 1 }, died, "{:?}", seen.outcome);
+        assert_eq!(seen.footprint, Bytes::from_mib(told));
+    }
 }
 
 #[test]

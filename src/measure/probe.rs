@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, ProcessRefreshKind, RefreshKind, System};
 
 use crate::error::{Error, Result};
+use crate::measure::room::Room;
 use crate::spec::machine::Machine;
 use crate::units::Bytes;
 
@@ -134,12 +135,11 @@ fn largest_other() -> Option<(String, Bytes)> {
     others.max_by_key(|p| p.memory()).map(|p| (p.name().to_string_lossy().into_owned(), Bytes(p.memory())))
 }
 
-/// Free to a new process: what the system counts as available, and in a container no more than its limit
-/// leaves. The container's page cache is given back on demand and so does not count as taken.
+/// Free to a new process: what the system counts as available, and no more than the limits of this process leave. Page
+/// cache is given back on demand and so does not count as taken.
 fn available(system: &System) -> Bytes {
-    let free = system.available_memory();
-    let left = system.cgroup_limits().map_or(free, |c| c.total_memory.saturating_sub(c.rss));
-    Bytes(free.min(left))
+    let free = Bytes(system.available_memory());
+    Room::here().left().map_or(free, |left| left.min(free))
 }
 
 /// This machine, asked and not looked up, as far as it can tell.
@@ -156,10 +156,13 @@ pub fn this_machine() -> Result<Machine> {
 #[cfg(not(target_os = "macos"))]
 pub fn this_machine() -> Result<Machine> {
     let system = memory()?;
-    let limit = system.cgroup_limits().map_or(u64::MAX, |c| c.total_memory);
-    let memory = Bytes(system.total_memory().min(limit));
+    let (room, total) = (Room::here(), Bytes(system.total_memory()));
+    // A container is a machine; a job with a limit of its own runs on the machine that it was measured on without.
+    let whole = room.outermost().map_or(total, |limit| limit.min(total));
+    let memory = room.limit().map_or(whole, |limit| limit.min(whole));
     let (chip, ghz) = cpu();
-    Ok(linux::processor((chip, ghz), memory, available(&system)))
+    let machine = linux::processor((chip, ghz), whole, available(&system));
+    Ok(Machine { memory, working_set: memory, max_buffer: memory, ..machine })
 }
 
 /// Name and clock in GHz of the processor.

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
 
+/// The answer of a program of the system, named by its whole path: a folder in PATH is anybody's.
 fn ask(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).output().ok().filter(|o| o.status.success())?;
     String::from_utf8(output.stdout).ok()
@@ -16,7 +17,7 @@ fn ask(program: &str, args: &[&str]) -> Option<String> {
 
 /// Memory pressure, temperature and power mode.
 pub fn state() -> MachineState {
-    let level = ask("sysctl", &["-n", "kern.memorystatus_vm_pressure_level"]);
+    let level = ask("/usr/sbin/sysctl", &["-n", "kern.memorystatus_vm_pressure_level"]);
     let process = NSProcessInfo::processInfo();
     let thermal = match process.thermalState() {
         NSProcessInfoThermalState::Nominal => "nominal",
@@ -29,7 +30,7 @@ pub fn state() -> MachineState {
         pressure: level.and_then(|level| level.trim().parse().ok()),
         thermal: Some(thermal.into()),
         low_power: Some(process.isLowPowerModeEnabled()),
-        on_battery: ask("pmset", &["-g", "batt"]).and_then(|out| text::on_battery(&out)),
+        on_battery: ask("/usr/bin/pmset", &["-g", "batt"]).and_then(|out| text::on_battery(&out)),
         ..MachineState::default()
     }
 }
@@ -37,7 +38,7 @@ pub fn state() -> MachineState {
 /// This Mac: the table's figures for its chip, corrected by what the system and Metal say.
 pub fn machine(brand: String, memory: Bytes, available: Bytes) -> Result<Machine> {
     let chip = text::chip_name(&brand);
-    let cores = ask("ioreg", &["-rc", "AGXAccelerator", "-d1"]).and_then(|out| text::gpu_cores(&out));
+    let cores = ask("/usr/sbin/ioreg", &["-rc", "AGXAccelerator", "-d1"]).and_then(|out| text::gpu_cores(&out));
     let known = Machine::named(chip, Some(memory), cores).ok();
     let mut machine = known.unwrap_or_else(|| unknown(chip, cores.unwrap_or(8), memory));
     machine.available = available;

@@ -61,6 +61,9 @@ pub const LARGEST_BUFFER: &str = "largest buffer";
 /// Of what the user is willing to give.
 pub const BUDGET: &str = "budget";
 
+/// Of a run that needs no more than this one, and died of memory on this machine.
+pub const DIED: &str = "a run that died of memory here";
+
 /// Whether a run fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -115,7 +118,7 @@ pub fn fits_within(limit: Bytes, calibration: &Calibration, formula: &Formula, c
 /// Predicts a run and holds it against the machine's limits, and against `budget` where one is given.
 pub fn assess(request: &Request<'_>, confidence: f64, budget: Option<Bytes>) -> Result<Assessment> {
     let prediction = predict(request, two_sided(confidence))?;
-    let limits = limits(request, &prediction, budget);
+    let limits = limits(request, &prediction, budget)?;
     let over = |limit: &Limit| limit.point > limit.limit;
     let verdict = if limits.iter().all(|l| l.high <= l.limit) {
         Verdict::Fits
@@ -131,7 +134,7 @@ pub fn assess(request: &Request<'_>, confidence: f64, budget: Option<Bytes>) -> 
     Ok(Assessment { prediction, verdict, limits, confidence, surely_fails })
 }
 
-fn limits(request: &Request<'_>, prediction: &Prediction, budget: Option<Bytes>) -> Vec<Limit> {
+fn limits(request: &Request<'_>, prediction: &Prediction, budget: Option<Bytes>) -> Result<Vec<Limit>> {
     let Machine { available, working_set, max_buffer, accelerator, .. } = *request.machine;
     let (footprint, peak) = (&prediction.footprint, &prediction.peak_memory);
     let of = |name, limit, e: &Estimate<Bytes>| Limit { name, limit, low: e.low, point: e.point, high: e.high };
@@ -148,13 +151,23 @@ fn limits(request: &Request<'_>, prediction: &Prediction, budget: Option<Bytes>)
         limits.push(known);
     }
     limits.extend(budget.map(|b| of(BUDGET, b, footprint)));
-    limits
+    if let Some(died) = request.outdoes_a_dead_run()? {
+        // However little the formulas think that it takes: it takes more than that one had when it died.
+        let least = |bytes: Bytes| bytes.max(Bytes(died.had_taken.0 + 1));
+        limits.push(of(DIED, died.had_taken, &footprint.map(least)));
+    }
+    Ok(limits)
 }
 
 impl Assessment {
     /// The limit that is nearest, or furthest exceeded.
     pub fn binding(&self) -> Option<&Limit> {
         self.limits.iter().max_by(|a, b| a.load().total_cmp(&b.load()))
+    }
+
+    /// Fits by the formulas, whatever died here.
+    pub fn fits_by_formula(&self) -> bool {
+        self.limits.iter().all(|l| l.name == DIED || l.high <= l.limit)
     }
 
     /// Fits with the confidence that was asked for.

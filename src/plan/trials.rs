@@ -51,9 +51,16 @@ pub struct Candidate {
     pub run: RunConfig,
     /// What it costs.
     pub formula: Formula,
+    /// A run that needs no more died of memory here; see [`Subject::mark`].
+    pub deadly: bool,
 }
 
 impl Candidate {
+    /// Its upper bound lies within the limit, and nothing that needs less has died.
+    pub fn surely_fits(&self, limit: Bytes, calibration: &Calibration, confidence: f64) -> bool {
+        !self.deadly && fits_within(limit, calibration, &self.formula, confidence)
+    }
+
     /// Least time that it takes as a trial, by what is known.
     pub fn seconds(&self, calibration: &Calibration) -> Seconds {
         let step = calibration.typical_time(&self.formula.cost);
@@ -98,8 +105,8 @@ impl Decision<'_> {
     /// How it stands by what is known.
     pub fn standing(&self, calibration: &Calibration) -> Standing {
         let formulas: Vec<&Formula> = self.options.iter().map(|o| &o.formula).collect();
-        let fits = |f: &&Formula| fits_within(self.limit, calibration, f, self.confidence);
-        let fit: Vec<bool> = formulas.iter().map(fits).collect();
+        let fit: Vec<bool> =
+            self.options.iter().map(|o| o.surely_fits(self.limit, calibration, self.confidence)).collect();
         let time = |i: &usize| calibration.typical_time(&formulas[*i].cost);
         let choice = (0..formulas.len()).filter(|i| fit[*i]).min_by(|a, b| time(a).total_cmp(&time(b)));
         // The same guesses each time, so that a run of trials can be repeated.
@@ -107,7 +114,7 @@ impl Decision<'_> {
         let (mut chances, mut lost) = (vec![0.0; formulas.len()], 0.0);
         for _ in 0..GUESSES {
             let guess = calibration.guess(&formulas, &mut rng);
-            let fits = |i: &usize| guess[*i][1] <= self.limit.as_f64().ln();
+            let fits = |i: &usize| !self.options[*i].deadly && guess[*i][1] <= self.limit.as_f64().ln();
             let best = (0..guess.len()).filter(fits).min_by(|a, b| guess[*a][0].total_cmp(&guess[*b][0]));
             if let Some(best) = best {
                 chances[best] += 1.0 / GUESSES as f64;
@@ -171,7 +178,17 @@ impl Subject<'_> {
     fn candidate(&self, run: RunConfig, lengths: &TokenLengths) -> Result<Candidate> {
         let Self { spec, machine, calibration, .. } = *self;
         let request = Request { spec, machine, run: &run, lengths: Some(lengths), calibration };
-        Ok(Candidate { formula: request.formula()?, run })
+        Ok(Candidate { formula: request.formula()?, run, deadly: false })
+    }
+
+    /// Marks those that need at least as much memory, by the ledger, as a run that died of it.
+    pub fn mark(&self, candidates: &mut [Candidate], calibration: &Calibration) -> Result<()> {
+        let Self { spec, machine, lengths, .. } = *self;
+        for candidate in candidates {
+            let request = Request { spec, machine, run: &candidate.run, lengths: Some(lengths), calibration };
+            candidate.deadly = request.outdoes_a_dead_run()?.is_some();
+        }
+        Ok(())
     }
 
     /// Every execution of this run's recipe, this run's own among them.

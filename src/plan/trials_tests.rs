@@ -1,6 +1,6 @@
 use super::*;
 use crate::predict::Measured;
-use crate::predict::calibration::Observation;
+use crate::predict::calibration::{Died, Observation};
 use crate::spec::catalogue;
 use crate::stats::normal_quantile;
 use rand::Rng;
@@ -100,4 +100,44 @@ fn nothing_known_is_not_settled_and_everything_known_is() {
     assert!(standing.settled() && standing.fit.iter().enumerate().all(|(i, fits)| !fits || time(choice) <= time(i)));
     let nothing = decision(0.01).standing(prior);
     assert!(nothing.choice.is_none() && nothing.regret.is_infinite());
+}
+
+#[test]
+fn what_needs_as_much_as_a_run_that_died_is_never_chosen() {
+    let machine = &Machine::named("M2 Pro", None, None).unwrap();
+    let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
+    let prior = &Calibration::prior(machine, Engine::Candle);
+    let lengths = &TokenLengths::new(vec![400; 100]);
+    let around = Subject { spec, machine, lengths, calibration: prior };
+    let (mut options, trials) = (around.options(&run()).unwrap(), around.trials(&run()).unwrap());
+    let limit = Bytes::from_gib(60.0);
+    let filled =
+        |run: &RunConfig| Request { spec, machine, run, lengths: None, calibration: prior }.filled_peak().unwrap();
+    let choose = |options: &[Candidate], calibration: &Calibration| {
+        let decision = Decision { options, limit, confidence: CONFIDENCE };
+        decision.standing(calibration).choice.map(|i| options[i].run.clone())
+    };
+    let first = choose(&options, prior).unwrap();
+    // Its trial dies; so does that of whatever is chosen next, until nothing is left.
+    let (mut calibration, mut last, mut died) = (prior.clone(), Bytes(u64::MAX), 0);
+    let mut chosen = Some(first);
+    while let Some(run) = chosen {
+        let peak = filled(&run);
+        assert!(peak < last, "{peak} is no less than {last}, which died");
+        (last, died) = (peak, died + 1);
+        calibration.died = Some(Died { peak, had_taken: Bytes::from_gib(1.0) });
+        around.mark(&mut options, &calibration).unwrap();
+        let deadly: Vec<Bytes> = options.iter().filter(|o| o.deadly).map(|o| filled(&o.run)).collect();
+        assert!(deadly.contains(&peak) && deadly.iter().all(|p| *p >= peak));
+        chosen = choose(&options, &calibration);
+    }
+    assert!(died > 2 && options.iter().all(|o| o.deadly));
+    // The same holds wherever a run is held against the machine.
+    let padded = TokenLengths::filled();
+    calibration.died = Some(Died { peak: Bytes(1), had_taken: Bytes::from_gib(50.0) });
+    let run = &trials[0].run;
+    let request = Request { spec, machine, run, lengths: Some(&padded), calibration: &calibration };
+    let assessment = crate::plan::assess(&request, 0.99, None).unwrap();
+    assert_eq!(assessment.verdict, crate::plan::Verdict::DoesNotFit);
+    assert!(assessment.fits_by_formula() && assessment.binding().unwrap().name == crate::plan::DIED);
 }

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::run::Engine;
 use crate::stats::{Belief, huber_weights, normal_quantile, student_t_quantile};
+use crate::units::Bytes;
 
 /// Robust standard deviations beyond which a run counts less; 95 % efficient on normal errors at 1.345, and 2.5
 /// hardly touches them.
@@ -49,6 +50,15 @@ pub struct Observation {
     pub measured: Measured,
 }
 
+/// A run that died of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Died {
+    /// Tensors at their highest, by the ledger, with every row filled up.
+    pub peak: Bytes,
+    /// What the process had taken when it ended: the run needs more than that.
+    pub had_taken: Bytes,
+}
+
 /// What is known of a machine and an engine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
@@ -70,6 +80,10 @@ pub struct Calibration {
     pub memory_outside: f64,
     /// Rates that the efficiencies are shares of: FLOP/s and bytes/s.
     pub rates: [f64; 2],
+    /// The smallest run that died of memory here and has not been outdone since. What needs as much by the ledger does
+    /// not fit, whatever its bound: the ledger orders runs better than the bound knows their size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub died: Option<Died>,
 }
 
 /// A figure's logarithm: its mean, its standard deviation, and the degrees of freedom of the latter.
@@ -138,6 +152,7 @@ impl Calibration {
                 _ => 1.0,
             },
             rates: [matrix.unwrap_or(machine.peak_flops).0, machine.bandwidth],
+            died: None,
         }
     }
 

@@ -6,7 +6,7 @@ pub mod coverage;
 
 use serde::{Deserialize, Serialize};
 
-use self::calibration::{Calibration, LogNormal, Observation};
+use self::calibration::{Calibration, Died, LogNormal, Observation};
 use self::coverage::Point;
 use crate::cost;
 use crate::cost::Heaviest;
@@ -148,6 +148,17 @@ impl Request<'_> {
     /// What is in memory when, in a usual run.
     pub fn worst_ledger(&self) -> Result<MemoryLedger> {
         self.ledger(USUAL)
+    }
+
+    /// The run that died of memory on this machine though it needs no more than this one, if there is one.
+    pub fn outdoes_a_dead_run(&self) -> Result<Option<Died>> {
+        let Some(died) = self.calibration.died else { return Ok(None) };
+        Ok((self.filled_peak()? >= died.peak).then_some(died))
+    }
+
+    /// Peak of the ledger with every row filled up to the greatest length.
+    pub fn filled_peak(&self) -> Result<Bytes> {
+        Ok(Request { lengths: Some(&TokenLengths::filled()), ..*self }.worst_ledger()?.peak())
     }
 
     fn ledger(&self, quantile: f64) -> Result<MemoryLedger> {

@@ -47,6 +47,9 @@ pub struct Row {
     pub best: bool,
     /// Where it was run.
     pub checked: Option<Checked>,
+    /// What it had taken when its last trial died of memory, or was killed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub died: Option<Bytes>,
 }
 
 /// Tokens per second and footprint of a run whose rows are all filled up to the longest: expected and measured.
@@ -140,10 +143,20 @@ impl Sweep {
         let sure = 100.0 * self.confidence;
         let _ = writeln!(
             out,
-            "{fit} of {} runs fit ({sure:.0} % sure), for {} of {recipes} recipes; each at its fastest:\n",
+            "{fit} of {} runs fit ({sure:.0} % sure), for {} of {recipes} recipes; each at its fastest:",
             rows.len(),
             best.len()
         );
+        let died = rows.iter().filter(|r| r.died.is_some()).count();
+        if died > 0 {
+            let were = if died == 1 {
+                "1 run did not fit when it was"
+            } else {
+                &format!("{died} runs did not fit when they were")
+            };
+            let _ = writeln!(out, "{were} tried; what needs as much memory is not counted as fitting");
+        }
+        let _ = writeln!(out);
         let mut columns: Vec<(&str, usize)> =
             self.varied.iter().enumerate().map(|(i, f)| column(i, f, &shown)).collect();
         // Where the line is short, the time goes, which follows from the speed; then the widest values are cut.
@@ -178,6 +191,9 @@ impl Sweep {
             let _ = writeln!(out, "{line}{verdict}{memory:>9}{:>8.0}{time}", row.tokens_per_s.point);
             if let Some(Checked { measured: (speed, footprint), .. }) = row.checked {
                 let _ = writeln!(out, "      measured with every row filled up: {speed:.0} tokens/s, {footprint}");
+            }
+            if let Some(footprint) = row.died {
+                let _ = writeln!(out, "      did not fit when it was tried: it was ended at {footprint}");
             }
         }
         let more = best.len().saturating_sub(SHOWN);
@@ -280,6 +296,7 @@ mod tests {
             front: false,
             best: false,
             checked: None,
+            died: None,
         }
     }
 

@@ -6,7 +6,7 @@
 //! out when reading and cut off before the next append.
 
 pub mod checksums;
-mod quote;
+pub mod quote;
 pub mod run_folder;
 pub mod stream;
 mod temporary;

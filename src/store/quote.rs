@@ -1,14 +1,17 @@
-//! Paths in a command that is meant to be typed.
+//! Words that a person can type into a shell as they stand.
 
 use std::path::Path;
 
-/// A path as one word of a POSIX shell: in single quotes where it holds anything but harmless characters, and never
-/// taken for an option.
+/// A word in POSIX single quotes where it needs them.
+pub fn shell_quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+/// A path, as it is typed; one that begins with a dash would be read as a flag.
 pub fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
-    let text = if text.starts_with('-') { format!("./{text}") } else { text.into_owned() };
-    let harmless = |c: char| c.is_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | ',' | ':' | '@' | '%');
-    if !text.is_empty() && text.chars().all(harmless) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    shell_quote(&if text.starts_with('-') { format!("./{text}") } else { text.into_owned() })
 }
 
 #[cfg(test)]
@@ -16,19 +19,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_one_word() {
+    fn what_is_quoted_can_be_typed() {
         let cases = [
-            ("runs/mine-1", "runs/mine-1"),
-            ("my runs/a", "'my runs/a'"),
+            ("runs/my-1.toml", "runs/my-1.toml"),
+            ("two words", "'two words'"),
             ("it's", r"'it'\''s'"),
-            ("$HOME;x", "'$HOME;x'"),
-            ("-rf", "./-rf"),
+            ("$(rm)", "'$(rm)'"),
+            ("new\nline", "'new\nline'"),
+            ("größe", "'größe'"),
             ("", "''"),
-            ("a\nb", "'a\nb'"),
-            ("läufe/運行", "läufe/運行"),
         ];
-        for (path, expected) in cases {
-            assert_eq!(quoted(Path::new(path)), expected);
+        for (word, expected) in cases {
+            assert_eq!(shell_quote(word), expected);
+            let echo = std::process::Command::new("/bin/sh").args(["-c", &format!("printf %s {expected}")]).output();
+            assert_eq!(String::from_utf8(echo.unwrap().stdout).unwrap(), word);
         }
+        assert_eq!(quoted(Path::new("-n")), "./-n");
+        assert_eq!(quoted(Path::new("my runs/a")), "'my runs/a'");
     }
 }
