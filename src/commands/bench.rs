@@ -41,8 +41,8 @@ pub fn known(engine: Engine, machine: &Machine, results: &Path) -> Result<Calibr
     Ok(Bench::of_machine((engine, None), (machine, machine.available), results)?.calibration)
 }
 
-/// A run that had taken so much when it died says nothing of a limit that is larger by more than this factor: it may have
-/// been ended a little below the limit that it had, before the system was.
+/// A run that died of memory says nothing of a limit that is larger by more than this factor than the one that it had. What
+/// is free differs by a few per cent from one look to the next, and it may have been ended a little before it was gone.
 const LARGER: f64 = 1.25;
 
 /// The run file at `path`, with paths that stay right wherever it is copied to.
@@ -197,7 +197,7 @@ impl Bench {
     /// What the last trial of a run had taken when it died of memory, under a limit like that of now.
     pub fn died(&self, run: &RunConfig) -> Option<Bytes> {
         let last = self.trials(run).rfind(|m| m.says_something()).filter(|m| m.died_of_memory())?;
-        Some(last.had_taken()).filter(|had_taken| self.tells_of_now(*had_taken))
+        self.tells_of_now(last).then(|| last.had_taken())
     }
 
     /// What the last trial of a run had taken when it was killed for reasons unknown.
@@ -206,8 +206,9 @@ impl Bench {
         last.was_killed().then(|| last.had_taken())
     }
 
-    fn tells_of_now(&self, had_taken: Bytes) -> bool {
-        self.limit < had_taken.scale(LARGER)
+    /// A kill that nobody explained counts until a later trial ends better, whatever the limit is now.
+    fn tells_of_now(&self, died: &Measurement) -> bool {
+        died.was_killed() || self.limit < died.ran_into().scale(LARGER)
     }
 
     /// Where they are written down.
@@ -231,9 +232,7 @@ impl Bench {
             self.unusable += 1;
             return;
         };
-        // A kill that nobody explained counts until a later trial ends better, whatever the limit is now.
-        let tells = !m.died_of_memory() || self.tells_of_now(m.had_taken());
-        if !died || tells {
+        if !died || self.tells_of_now(m) {
             self.tried.push(Tried { peak: formula.ledger.peak(), died: died.then(|| m.had_taken()) });
         }
         let measured = measured(m).filter(|_| m.pad_to_max);

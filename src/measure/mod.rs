@@ -212,6 +212,15 @@ impl Measurement {
         self.measured.footprint_bytes.or(predicted).unwrap_or_default()
     }
 
+    /// The memory that was there for a run that died of it, as far as the row tells: with more, it may end better.
+    pub fn ran_into(&self) -> Bytes {
+        let had_taken = self.had_taken();
+        let bound = self.predicted.footprint_bytes.map_or(Bytes(0), |f| f.high);
+        // No run starts under a limit below its bound. One that stayed below it was not ended by a limit that was set,
+        // but by the system, and had all that was free.
+        if had_taken <= bound { had_taken.max(self.state.available_bytes.unwrap_or_default()) } else { had_taken }
+    }
+
     /// It has something to say: a speed, or that the run does not fit.
     pub fn says_something(&self) -> bool {
         self.has_speed() || self.died_of_memory() || self.was_killed()
@@ -222,3 +231,7 @@ impl Measurement {
         self.measured.step_time_s.is_some()
     }
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

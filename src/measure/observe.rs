@@ -108,8 +108,6 @@ struct Watch<'a> {
     room: Room,
     /// What the system had left when it was last asked.
     spare: Option<Spare>,
-    /// Left under the limits of the control groups when it began.
-    left_before: Option<Bytes>,
     kills_before: u64,
     ready: Option<TrainEvent>,
     steps: Vec<Step>,
@@ -128,7 +126,6 @@ impl<'a> Watch<'a> {
             heard: now,
             looked: None,
             spare: None,
-            left_before: room.left(),
             kills_before: room.oom_kills(),
             room,
             ready: None,
@@ -229,14 +226,8 @@ impl<'a> Watch<'a> {
 
     /// Somebody killed it. It was the kernel, for want of memory, where the kernel counts one more of those; it most
     /// likely was for that where little of its limit was left.
-    fn killed_for_memory(&mut self) -> bool {
-        if self.room.oom_kills() > self.kills_before {
-            // It grew between two looks: what its group had left when it began is what it had taken in the end.
-            let all = self.left_before.unwrap_or_default().min(self.limits.memory);
-            self.footprint = self.footprint.max(all);
-            return true;
-        }
-        self.footprint > self.limits.memory.scale(NEAR_THE_LIMIT)
+    fn killed_for_memory(&self) -> bool {
+        self.room.oom_kills() > self.kills_before || self.footprint > self.limits.memory.scale(NEAR_THE_LIMIT)
     }
 
     fn finish(self, outcome: Outcome) -> Observed {
