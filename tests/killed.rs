@@ -1,7 +1,7 @@
 //! Trials and those who started them, ended by force: who outlives whom, what is written down, and what is made of it.
 
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used)] // the helpers of tests are tests too
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use headroom::commands::bench::read_measurements;
 use headroom::measure::Measurement;
+use headroom::measure::guard::Guard;
 use headroom::trainer::scripted::{Mishap, Script};
 use headroom::trainer::{Job, Outcome};
 
@@ -42,7 +43,7 @@ impl Place {
     }
 
     fn sweep(&self) -> Command {
-        self.command(&["sweep", "grid.toml", "--measure", "--trial-time", "2s", "--quiet"])
+        self.command(&["sweep", "grid.toml", "--measure", "--trial-time", "60s", "--quiet"])
     }
 
     fn measurements(&self) -> Vec<Measurement> {
@@ -156,7 +157,7 @@ fn a_trial_ends_when_its_stdin_is_closed() {
 
 #[test]
 fn a_killed_trial_is_written_down_and_never_called_fitting() {
-    let place = Place::new(64);
+    let place = Place::new(16);
     let sweep = place.sweep().spawn().unwrap();
     kill(trial_of(sweep.id()), libc::SIGKILL);
     let (code, said, _) = text(&sweep.wait_with_output().unwrap());
@@ -264,4 +265,67 @@ fn results_that_cannot_be_written_are_found_out_before_a_trial() {
     let (code, said, why) = text(&place.command(&calibrate).output().unwrap());
     assert!(code == Some(2) && why.contains("cannot add to") && !said.contains("a step"), "{said}{why}");
     assert_eq!(fs::read_to_string(&table).unwrap(), older);
+}
+
+/// Touches new memory with so many threads until it is ended.
+fn fill(threads: usize) -> ! {
+    let fill = || {
+        let mut held = Vec::new();
+        loop {
+            held.push(std::hint::black_box(vec![1u8; 1 << 20]));
+        }
+    };
+    std::thread::scope(|scope| {
+        (1..threads).for_each(|_| _ = scope.spawn(fill));
+        fill()
+    })
+}
+
+/// The process that is guarded: this test, started again with these variables.
+const GUARDED: [&str; 2] = ["GUARDED_THREADS", "GUARDED_LAST_WORDS"];
+
+#[test]
+fn a_guarded_process_fills_the_memory_where_it_is_told_to() {
+    let [Ok(threads), Ok(path)] = GUARDED.map(std::env::var) else { return };
+    let _guard = Guard::start(None, move |footprint| fs::write(path, footprint.0.to_string()).unwrap());
+    fill(threads.parse().unwrap());
+}
+
+#[test]
+#[ignore = "as root, with version 1 of the memory controller of control groups"]
+fn the_guard_acts_before_the_kernel() {
+    let place = Place::new(4);
+    let mut first = Vec::new();
+    for mib in [64u64, 100, 200, 400, 1000, 4000] {
+        for threads in [1, 2, 4] {
+            for round in 0..5 {
+                let group = PathBuf::from(format!("/sys/fs/cgroup/memory/headroom-{}-{mib}", std::process::id()));
+                fs::create_dir_all(&group).unwrap();
+                fs::write(group.join("memory.limit_in_bytes"), (mib << 20).to_string()).unwrap();
+                let name = format!("{mib}-{threads}-{round}");
+                let script = format!(
+                    "echo $$ > {}/tasks && exec {} --exact a_guarded_process_fills_the_memory_where_it_is_told_to",
+                    group.display(),
+                    std::env::current_exe().unwrap().display()
+                );
+                let mut command = Command::new("sh");
+                let [a, b] = GUARDED;
+                command.args(["-c", &script]).env(a, threads.to_string()).env(b, place.path(&name));
+                let output = command.stdout(Stdio::null()).stderr(Stdio::null()).output().unwrap();
+                let said = fs::read_to_string(place.path(&name)).ok();
+                let guarded = output.status.code() == Some(1) && said.is_some();
+                println!(
+                    "{mib} MiB, {threads} threads: {}, {:?}",
+                    output.status,
+                    said.map(|s| s.parse::<u64>().unwrap() >> 20)
+                );
+                first.push(guarded);
+                fs::remove_dir(&group).unwrap();
+            }
+        }
+    }
+    let guarded = first.iter().filter(|g| **g).count();
+    println!("the guard was first in {guarded} of {}", first.len());
+    // Memory that fills as fast as it can, on a busy machine, may now and then fill between two looks.
+    assert!(20 * guarded >= 19 * first.len());
 }

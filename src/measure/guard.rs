@@ -123,7 +123,7 @@ mod tests {
     fn watcher(limit: Option<Bytes>, at: &Cell<(u64, u64)>) -> Watcher<impl Fn() -> Sample> {
         let sample = || {
             let (footprint, left) = at.get();
-            Sample { footprint: mib(footprint), spare: Some(Spare { left: mib(left), of: mib(1024) }) }
+            Sample { footprint: mib(footprint), spare: Some(Spare { left: mib(left), of: mib(1200) }) }
         };
         Watcher { limit, over: Arc::default(), sample }
     }
@@ -145,10 +145,10 @@ mod tests {
         let at = Cell::new((100, 900));
         for limit in [None, Some(mib(200)), Some(mib(5000))] {
             let watcher = watcher(limit, &at);
-            at.set((100, 33));
+            at.set((100, 51));
             assert!(matches!(watcher.look(), Look::Fine(_)));
             // Others took it: the kernel does not care whose fault it is.
-            at.set((100, 31));
+            at.set((100, 49));
             assert_eq!(watcher.look(), Look::Gone(mib(100)));
             assert_eq!(watch(&watcher, &AtomicBool::new(false)), Some(mib(100)));
         }
