@@ -131,7 +131,15 @@ fn tethered(place: &Place, job: &str) -> Child {
 
 fn job(examples: usize) -> String {
     let config = headroom::spec::run::RunConfig::from_toml(&run("4", examples), Path::new("run.toml")).unwrap();
-    let job = Job { config, out: None, stop_after: None, resume: false, save_every: 0, pad_to_max: true };
+    let job = Job {
+        config,
+        out: None,
+        stop_after: None,
+        resume: false,
+        accept_changes: false,
+        save_every: 0,
+        pad_to_max: true,
+    };
     serde_json::to_string(&job).unwrap()
 }
 
