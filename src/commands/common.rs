@@ -12,7 +12,7 @@ use crate::spec::catalogue;
 use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
 use crate::spec::run::{BUILTIN, DEFAULT_EPOCHS, Data, RunConfig};
-use crate::trainer::rows::Rows;
+use crate::trainer::rows::{self, Rows};
 use crate::trainer::source::{ModelSource, looks_like_path};
 use crate::trainer::text::Text;
 use crate::units::grouped;
@@ -88,6 +88,15 @@ pub fn lengths_or_estimate(model: &Model, data: &Data, output: &Output) -> Resul
     }
 }
 
+/// Whether an error says that a file, or the weights of a model, are not on this machine.
+pub fn is_absent(error: &Error) -> bool {
+    match error {
+        Error::NoWeights { .. } => true,
+        Error::Read { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
 /// Lengths without the model's tokenizer: by the one that ships, of the rows that ship, and else by the size of the text.
 pub fn estimate(data: &Data, output: &Output) -> Result<TokenLengths> {
     if data.train().as_os_str() == BUILTIN {
@@ -108,12 +117,7 @@ fn estimated_lengths(data: &Path) -> Result<Vec<u32>> {
     let text = crate::store::read_text(data)?;
     let mut lengths = Vec::new();
     for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-        let row: serde_json::Value = serde_json::from_str(line).map_err(|e| Error::Parse {
-            path: data.into(),
-            line: Some(i + 1),
-            message: e.to_string(),
-            hint: Some("one JSON object a line, such as {\"text\": \"...\"}".into()),
-        })?;
+        let row = rows::parsed(line, data, i + 1)?;
         lengths.push(text_bytes(&row).div_ceil(BYTES_PER_TOKEN) as u32);
     }
     if lengths.is_empty() {

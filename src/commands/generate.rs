@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::{Answer, Output, common};
 use crate::cli::GenerateArgs;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::spec::run::BUILTIN;
-use crate::trainer::generate::{Choice, Generator};
+use crate::trainer::generate::{self, Choice};
 
 #[derive(Serialize)]
 struct Answers {
@@ -22,10 +22,7 @@ pub fn run(args: &GenerateArgs, output: &Output) -> Result<Answer> {
     let (model, adapter) = subject(args)?;
     let choice =
         Choice { temperature: args.temperature, top_p: args.top_p, seed: args.seed, max_tokens: args.max_tokens };
-    if !(0.0..=10.0).contains(&args.temperature) {
-        return Err(Error::invalid("--temperature", args.temperature, "between 0 and 10"));
-    }
-    let ask = |adapter: Option<&Path>| Generator::open(&model, adapter)?.answer(&args.prompt, choice);
+    let ask = |adapter: Option<&Path>| generate::answer(&model, adapter, &args.prompt, choice);
     let adapted = adapter.as_deref().map(|folder| ask(Some(folder))).transpose()?;
     // With an adapter the base's answer is the comparison, and asked for.
     let base = if adapted.is_none() || args.compare { Some(ask(None)?) } else { None };

@@ -33,8 +33,8 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     }
     let counted = match common::lengths_or_estimate(&model, &run.data, output) {
         Ok(lengths) => Some(lengths),
-        // The worst case can be told without the data.
-        Err(Error::NoWeights { .. } | Error::Read { .. }) => {
+        // The worst case can be told without the data; data that are there and cannot be read are refused by `launch` too.
+        Err(error) if common::is_absent(&error) => {
             output.note(&format!("`{}` cannot be read: its lengths are assumed", run.data.train().display()));
             None
         }

@@ -81,7 +81,7 @@ fn subjects(grid: &Grid, output: &Output) -> Result<Subjects> {
         let longest = grid.runs.iter().map(|(r, _)| r.recipe.max_seq_length).max().unwrap_or_default();
         let lengths = match common::lengths_or_estimate(&model, &run.data, output) {
             Ok(lengths) => lengths,
-            Err(Error::NoWeights { .. } | Error::Read { .. }) => {
+            Err(error) if common::is_absent(&error) => {
                 output.note(&format!("{} with `{}`: {}", model.name, key(run).1, common::assumed(run, longest)));
                 TokenLengths::assumed(ASSUMED_EXAMPLES, longest)
             }

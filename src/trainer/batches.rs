@@ -1,5 +1,7 @@
 //! Which examples go into which step: a fixed function of the seed, so that a run can go on from any step.
 
+use std::ops::Range;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -67,9 +69,16 @@ impl<'a> Batches<'a> {
     }
 }
 
+/// Which tokens of an example are learned, in a run that does not pad: those within the longest length, after the first,
+/// and after the prompt where it is masked.
+pub fn targets(example: &Example, run: &RunConfig) -> Range<usize> {
+    let first = if run.recipe.mask_prompt { example.prompt.max(1) } else { 1 };
+    first..example.tokens.len().min(run.recipe.max_seq_length)
+}
+
 /// Lays examples end to end, each cut to the run's longest length.
 pub fn pack(examples: &[&Example], run: &RunConfig, pad_to_max: bool) -> MicroBatch {
-    let (cap, mask_prompt) = (run.recipe.max_seq_length, run.recipe.mask_prompt);
+    let cap = run.recipe.max_seq_length;
     let mut batch = MicroBatch::default();
     for example in examples {
         let mut tokens: Vec<u32> = example.tokens.iter().copied().take(cap).collect();
@@ -78,8 +87,8 @@ pub fn pack(examples: &[&Example], run: &RunConfig, pad_to_max: bool) -> MicroBa
         }
         let start = batch.tokens.len();
         let rows = tokens.len() - 1;
-        let first_target = if mask_prompt && !pad_to_max { example.prompt.max(1) } else { 1 };
-        batch.targets.extend((first_target..tokens.len()).map(|t| ((start + t - 1) as u32, tokens[t])));
+        let learned = if pad_to_max { 1..tokens.len() } else { targets(example, run) };
+        batch.targets.extend(learned.map(|t| ((start + t - 1) as u32, tokens[t])));
         batch.tokens.extend(&tokens[..rows]);
         batch.examples.push(start..start + rows);
     }

@@ -3,6 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use super::guard;
 use crate::units::Bytes;
 
 /// The system's allocator, with a count of the bytes alive and of their highest number.
@@ -22,6 +23,7 @@ fn grow(bytes: usize) {
 // SAFETY: every call is passed on to the system's allocator unchanged; counting touches no memory of the caller.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        guard::taking(layout.size());
         // SAFETY: the caller's promise is passed on.
         let p = unsafe { System.alloc(layout) };
         if !p.is_null() {
@@ -31,6 +33,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        guard::taking(layout.size());
         // SAFETY: as above.
         let p = unsafe { System.alloc_zeroed(layout) };
         if !p.is_null() {
@@ -43,14 +46,17 @@ unsafe impl GlobalAlloc for Counting {
         // SAFETY: as above.
         unsafe { System.dealloc(p, layout) };
         LIVE.fetch_sub(layout.size(), Relaxed);
+        guard::giving(layout.size());
     }
 
     unsafe fn realloc(&self, p: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        guard::taking(new_size);
         // SAFETY: as above.
         let q = unsafe { System.realloc(p, layout, new_size) };
         if !q.is_null() {
             grow(new_size);
             LIVE.fetch_sub(layout.size(), Relaxed);
+            guard::giving(layout.size());
         }
         q
     }
@@ -64,6 +70,16 @@ pub fn keep_freed_memory() {
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
+    }
+}
+
+/// Hands back to the kernel what was freed: what a thread that is gone had freed would serve nobody else. Does nothing
+/// elsewhere.
+pub(super) fn hand_back_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it only looks for pages without a live allocation.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

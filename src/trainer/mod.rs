@@ -7,6 +7,7 @@ pub mod batches;
 pub mod candle;
 pub mod early_stopping;
 pub mod generate;
+pub(crate) mod guard;
 pub mod inputs;
 pub mod memory;
 pub mod rows;

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::spec::gguf::{Described, from_metadata};
 use crate::spec::model::ModelSpec;
 use crate::spec::storage::{Format, Other, Storage};
+use crate::trainer::guard::{self, Bounds};
 
 /// Where one tensor is.
 #[derive(Debug)]
@@ -40,6 +41,9 @@ pub struct GgufFile {
     /// By transformers' names.
     tensors: HashMap<String, Info>,
 }
+
+/// Bytes that stand for a token or a merge of a tokenizer.
+const BYTES_OF_ENTRY: usize = 16;
 
 /// ggml's formats beyond those that candle reads, by their numbers, for messages.
 const UNREAD: [(u32, &str); 13] = [
@@ -173,9 +177,13 @@ impl GgufFile {
             metadata.filter_map(|key| self.content.metadata.get(&key).map(|v| (key, v.clone()))).collect();
         metadata.insert("tokenizer.ggml.pre".into(), Value::String(known.into()));
         merges_fit(&metadata).map_err(|reason| format!("{reason}: {beside}"))?;
+        let entries: usize = metadata.values().map(|v| v.to_vec().map_or(1, Vec::len)).sum();
         let content = Content { metadata, tensor_infos: HashMap::new(), ..self.content };
-        let tokenizer = Tokenizer::from_gguf(&content).map_err(|e| format!("{e}: {beside}"))?;
-        tokenizer.to_string(false).map_err(|e| e.to_string())
+        let rebuilt = guard::run("its tokenizer", Bounds::of(BYTES_OF_ENTRY * entries), move || {
+            let tokenizer = Tokenizer::from_gguf(&content).map_err(|e| format!("{e}: {beside}"))?;
+            tokenizer.to_string(false).map_err(|e| e.to_string())
+        });
+        rebuilt.map_err(|stopped| format!("{stopped}: {beside}"))?
     }
 
     /// tokenizer_config.json, as far as the metadata know it: the template and the tokens around a text.

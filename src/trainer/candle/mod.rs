@@ -177,6 +177,7 @@ impl Session {
         // Data and tokenizer first: they are quick to read, and what is wrong with them shows before the weights load.
         let text = Text::open(&source, &spec, &run.model)?;
         let rows = Rows::read(&run.data, &text, spec.vocab_size)?;
+        rows.untrained(&run)?;
         drop(text);
         // From here on it is tensors that are allocated: what was there before is not counted as theirs.
         let before = memory::live();
