@@ -113,6 +113,44 @@ fn data_that_cannot_be_used_is_named_by_line() {
 }
 
 #[test]
+fn data_that_are_there_and_cannot_be_read_are_refused_and_only_absent_ones_assumed() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("latin1.jsonl"), b"{\"text\": \"caf\xe9 au lait\"}\n").unwrap();
+    std::fs::create_dir(folder.path().join("folder.jsonl")).unwrap();
+    let answer = |file: &str, verb: &str| {
+        let run = RUN.replace("data = \"builtin\"", &format!("data = \"{file}\""));
+        std::fs::write(folder.path().join("run.toml"), run).unwrap();
+        headroom(folder.path(), &[verb, "run.toml"])
+    };
+    for verb in ["predict", "launch"] {
+        for file in ["latin1.jsonl", "folder.jsonl"] {
+            let (code, said) = answer(file, verb);
+            assert!(code == 2 && said.contains("cannot read") && said.contains(file), "{verb} {file}: {code}, {said}");
+        }
+    }
+    let (code, said) = answer("absent.jsonl", "predict");
+    assert!(code == 0 && said.contains("its lengths are assumed"), "{code}, {said}");
+}
+
+#[test]
+fn a_run_that_learns_nothing_is_refused_and_rows_that_teach_nothing_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = RUN.replace("data = \"builtin\"", "data = \"rows.jsonl\"") + "mask_prompt = true\n";
+    std::fs::write(folder.path().join("run.toml"), run).unwrap();
+    let long = format!("{{\"prompt\": \"{}\", \"completion\": \"Over.\"}}\n", "The bell rang. ".repeat(40));
+    let short = "{\"prompt\": \"Who works?\", \"completion\": \" Max.\"}\n";
+    std::fs::write(folder.path().join("rows.jsonl"), long.repeat(3)).unwrap();
+    for verb in ["predict", "launch"] {
+        let (code, said) = headroom(folder.path(), &[verb, "run.toml"]);
+        assert!(code == 2 && said.contains("no row has anything to learn"), "{verb}: {code}, {said}");
+    }
+    assert!(!folder.path().join("runs/run").exists());
+    std::fs::write(folder.path().join("rows.jsonl"), long.repeat(3) + short).unwrap();
+    let (code, said) = headroom(folder.path(), &["predict", "run.toml"]);
+    assert!(code == 0 && said.contains("3 of 4 rows teach nothing"), "{code}, {said}");
+}
+
+#[test]
 fn the_footprint_is_that_of_the_run_and_not_of_who_started_it() {
     // A parent with a quarter of a gigabyte in use; the built-in run takes some 40 MB.
     let large = vec![1u8; 256 << 20];

@@ -72,11 +72,35 @@ pub fn run_or_adapter(folder: &Path) -> Result<(Option<String>, Option<PathBuf>)
     Ok((Some(run.model), Some(folder.join("adapter"))))
 }
 
-/// Lengths of the data's examples under a model's tokenizer.
-pub fn lengths(model: &Model, data: &Data) -> Result<TokenLengths> {
+/// The data's examples under a model's tokenizer.
+fn rows(model: &Model, data: &Data) -> Result<Rows> {
     let source = ModelSource::find(&model.name)?;
     let text = Text::open(&source, &model.spec, &model.name)?;
-    Ok(Rows::read(data, &text, model.spec.vocab_size)?.lengths())
+    Rows::read(data, &text, model.spec.vocab_size)
+}
+
+/// Lengths of the data's examples under a model's tokenizer.
+pub fn lengths(model: &Model, data: &Data) -> Result<TokenLengths> {
+    Ok(rows(model, data)?.lengths())
+}
+
+/// Lengths of a run's examples, as [`lengths_or_estimate`] has them. Rows from which the run learns nothing are said; if
+/// there are no others, it is an error.
+pub fn lengths_of_run(model: &Model, run: &RunConfig, output: &Output) -> Result<TokenLengths> {
+    match rows(model, &run.data) {
+        Ok(rows) => {
+            let (without, all) = (rows.untrained(run)?, rows.train.len());
+            if without > 0 {
+                let cut = run.recipe.max_seq_length;
+                output.note(&format!(
+                    "{without} of {all} rows teach nothing: their prompts, which `mask_prompt` leaves out, fill the {cut} tokens of `max_seq_length`"
+                ));
+            }
+            Ok(rows.lengths())
+        }
+        Err(Error::NoWeights { .. }) if run.data.train().as_os_str() != BUILTIN => estimate(&run.data, output),
+        Err(error) => Err(error),
+    }
 }
 
 /// [`lengths`], or an estimate where the tokenizer is not on this machine, which is said. The rows that ship stand for no

@@ -31,7 +31,7 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
         let must = format!("at most {}, what `{}` was made for", model.spec.max_position_embeddings, run.model);
         return Err(Error::invalid("max_seq_length", run.recipe.max_seq_length, must));
     }
-    let counted = match common::lengths_or_estimate(&model, &run.data, output) {
+    let counted = match common::lengths_of_run(&model, &run, output) {
         Ok(lengths) => Some(lengths),
         // The worst case can be told without the data; data that are there and cannot be read are refused by `launch` too.
         Err(error) if common::is_absent(&error) => {

@@ -18,11 +18,12 @@ use std::time::Duration;
 
 use crate::units::{Bytes, Seconds};
 
-/// Stack of the thread, bytes: recursion as deep as the bounds on sizes and instructions allow has room in it. Only what
-/// is used of it becomes memory.
+/// Stack of the thread, bytes. Recursion that allocates is ended far above; what does not allocate (parsing a long
+/// template, letting go of a deep value) is as deep as the bounds on sizes and instructions let it be, and has room. Only
+/// what is used of it becomes memory.
 const STACK: usize = 512 << 20;
-/// Stack that is left when the depth counts as too great, bytes.
-const RESERVE: usize = 1 << 20;
+/// Stack that may be in use when something is allocated, bytes.
+const DEEPEST: usize = 64 << 20;
 /// How often the time is looked at. Ticks are counted and not the clock, so that a machine that sleeps or pages stops
 /// both sides alike.
 const TICK: Duration = Duration::from_millis(10);
@@ -44,7 +45,7 @@ impl Bounds {
 
     /// For something to be done with a text of that many bytes: twice and more what ordinary texts take.
     pub(crate) fn of(bytes: usize) -> Self {
-        Self { memory: (64 << 20) + 512 * bytes, time: Duration::from_secs(2 + bytes as u64 / 100_000) }
+        Self { memory: (32 << 20) + 512 * bytes, time: Duration::from_secs(2 + bytes as u64 / 100_000) }
     }
 }
 
@@ -187,7 +188,7 @@ impl Watch {
     /// From here on this thread is watched.
     fn enter(&self) {
         LEFT.set(self.turn().bounds.memory);
-        FLOOR.set(stack_pointer() - STACK + RESERVE);
+        FLOOR.set(stack_pointer() - DEEPEST);
         WATCH.set(self);
     }
 
