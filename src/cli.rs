@@ -105,7 +105,7 @@ pub struct PlanArgs {
     #[command(flatten)]
     pub limits: LimitArgs,
     /// Longest run, in hours [default: 8]
-    #[arg(long, value_name = "H", help_heading = "Limits")]
+    #[arg(long, value_name = "H", help_heading = "Limits", value_parser = hours)]
     pub hours: Option<f64>,
     /// What is to be kept.
     #[command(flatten)]
@@ -194,7 +194,7 @@ pub struct SweepArgs {
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = duration, requires = "measure")]
     pub trial_time: Seconds,
     /// Measure each configuration this often, in turns: on a busy machine the same run differs from minute to minute
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "measure")]
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "measure", value_parser = repeats)]
     pub repeats: usize,
     /// Folder of reports; the table goes to `<name of the grid>/sweep.csv` in it
     #[arg(long, value_name = "DIR", default_value = "reports")]
@@ -266,7 +266,7 @@ pub struct LaunchArgs {
     #[arg(long)]
     pub force: bool,
     /// Optimizer steps between checkpoints
-    #[arg(long, value_name = "N", default_value_t = 50)]
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = count)]
     pub save_every: usize,
     /// Probability that the upper bounds hold
     #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = probability)]
@@ -289,7 +289,7 @@ pub struct AutoArgs {
     #[arg(long)]
     pub engine: Option<Engine>,
     /// Longest run
-    #[arg(long, value_name = "HOURS")]
+    #[arg(long, value_name = "HOURS", value_parser = hours)]
     pub hours: Option<f64>,
     /// Folder of the run; under `runs/` if not given
     #[arg(long, value_name = "DIR")]
@@ -384,16 +384,16 @@ pub struct GenerateArgs {
     #[arg(long, requires = "adapter")]
     pub compare: bool,
     /// 0 takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
     pub temperature: f64,
     /// Keep only the likeliest tokens up to this share
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = share)]
     pub top_p: Option<f64>,
     /// Of the drawing
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// At most this many
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = tokens)]
     pub max_tokens: usize,
 }
 
@@ -434,12 +434,54 @@ fn duration(text: &str) -> Result<Seconds, String> {
         _ => return Err(wrong()),
     };
     let value: f64 = text[..text.len() - 1].trim().parse().map_err(|_| wrong())?;
-    if value > 0.0 && value.is_finite() { Ok(Seconds(value * factor)) } else { Err(wrong()) }
+    let time = Seconds(value * factor);
+    if time > Seconds::from_hours(MOST_HOURS) {
+        return Err(format!("it must be at most {MOST_HOURS} hours"));
+    }
+    if time > Seconds(0.0) { Ok(time) } else { Err(wrong()) }
+}
+
+/// Longest time that may be asked for: eleven years.
+const MOST_HOURS: f64 = 1e5;
+
+/// A number for which `ok` holds, which is never so for NaN.
+fn number(text: &str, ok: impl Fn(f64) -> bool, must: impl std::fmt::Display) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    if ok(value) { Ok(value) } else { Err(format!("it must be {must}")) }
 }
 
 fn probability(text: &str) -> Result<f64, String> {
-    let value: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
-    if (0.5..1.0).contains(&value) { Ok(value) } else { Err("it must be at least 0.5 and less than 1".into()) }
+    number(text, |p| (0.5..1.0).contains(&p), "at least 0.5 and less than 1")
+}
+
+fn hours(text: &str) -> Result<f64, String> {
+    number(text, |h| h > 0.0 && h <= MOST_HOURS, format!("more than 0 and at most {MOST_HOURS}"))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, |p| p > 0.0 && p <= 1.0, "more than 0 and at most 1")
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    number(text, |t| (0.0..=10.0).contains(&t), "between 0 and 10")
+}
+
+/// A whole number from 1 to `most`.
+fn up_to(text: &str, most: usize) -> Result<usize, String> {
+    let value: usize = text.parse().map_err(|_| format!("`{text}` is not a whole number"))?;
+    if (1..=most).contains(&value) { Ok(value) } else { Err(format!("it must be between 1 and {most}")) }
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    up_to(text, 1_000_000_000)
+}
+
+fn repeats(text: &str) -> Result<usize, String> {
+    up_to(text, 1000)
+}
+
+fn tokens(text: &str) -> Result<usize, String> {
+    up_to(text, 1 << 20)
 }
 
 #[cfg(test)]
@@ -452,8 +494,45 @@ mod tests {
     fn the_commands_are_well_formed() {
         Cli::command().debug_assert();
         assert_eq!(["90s", "3m", "0.5h"].map(duration), [Ok(Seconds(90.0)), Ok(Seconds(180.0)), Ok(Seconds(1800.0))]);
-        for bad in ["", "m", "3", "-3m", "3x", "infs"] {
+        for bad in ["", "m", "3", "-3m", "3x", "infs", "nans", "0s", "1e308h", "1e300s", "\u{e9}", "3\u{e9}"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_are_refused() {
+        let plan = &["plan"][..];
+        let auto = &["auto"][..];
+        let sweep = &["sweep", "g.toml", "--measure"][..];
+        let launch = &["launch", "r.toml"][..];
+        let calibrate = &["calibrate"][..];
+        let generate = &["generate", "hello"][..];
+        let cases: [(&[&str], &str, &[&str], &[&str]); 14] = [
+            (plan, "--hours", &["0", "-1", "nan", "inf", "1e300", "x"], &["0.01", "8"]),
+            (auto, "--hours", &["0", "-1", "nan", "inf", "1e300", "x"], &["0.01", "8"]),
+            (plan, "--ram", &["0G", "-8G", "nanG", "1e300G", "99999999T"], &["8G"]),
+            (plan, "--budget", &["0G", "0.0000000001M", "99999999T"], &["100M"]),
+            (sweep, "--repeats", &["0", "-1", "1001", "18446744073709551615", "1.5"], &["1", "20"]),
+            (sweep, "--trial-time", &["0s", "nans", "1e300h", "90"], &["90s"]),
+            (launch, "--save-every", &["0", "-1", "18446744073709551615"], &["1", "50"]),
+            (launch, "--confidence", &["nan", "0", "1", "-1", "inf"], &["0.5", "0.99"]),
+            (launch, "--limit", &["0G", "-1G", "99999999T"], &["60M"]),
+            (calibrate, "--budget", &["0s", "-3m", "1e300h", "infm"], &["3m"]),
+            (calibrate, "--limit", &["0G"], &["60M"]),
+            (generate, "--top-p", &["0", "-1", "5", "nan"], &["1", "0.5"]),
+            (generate, "--temperature", &["-1", "nan", "inf", "11"], &["0", "0.7"]),
+            (generate, "--max-tokens", &["0", "-1", "18446744073709551615"], &["1", "128"]),
+        ];
+        for (verb, option, bad, good) in cases {
+            let parse = |value: &str| {
+                let option = format!("{option}={value}");
+                Cli::try_parse_from(["headroom"].iter().chain(verb).chain([&option.as_str()]))
+            };
+            for value in bad {
+                let error = parse(value).expect_err(value).to_string();
+                assert!(error.contains(option) && error.contains(value), "{verb:?} {option} {value}: {error}");
+            }
+            good.iter().for_each(|value| drop(parse(value).unwrap_or_else(|e| panic!("{verb:?} {option}: {e}"))));
         }
     }
 }

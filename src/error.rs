@@ -158,6 +158,14 @@ pub enum Error {
         /// The file or folder.
         path: PathBuf,
     },
+    /// Run folders that could not be read; what could be is reported.
+    #[error("{} of {of} runs could not be read: {}", unread.len(), messages(unread))]
+    Unread {
+        /// What is wrong with each.
+        unread: Vec<Error>,
+        /// How many were asked for.
+        of: usize,
+    },
     /// A signal, such as Ctrl-C, was obeyed.
     #[error("interrupted: {kept}")]
     Interrupted {
@@ -251,6 +259,20 @@ pub enum Error {
     },
 }
 
+/// Each error on a line of its own, with its causes.
+fn messages(errors: &[Error]) -> String {
+    let mut text = String::new();
+    for error in errors {
+        text += &format!("\n  {error}");
+        let mut cause = std::error::Error::source(error);
+        while let Some(inner) = cause {
+            text += &format!(": {inner}");
+            cause = inner.source();
+        }
+    }
+    text
+}
+
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -279,6 +301,7 @@ impl Error {
                 Some("put it back as it was, or let the rest of the run learn from what is there now with `--accept-changes`".into())
             }
             Self::Interrupted { resume, .. } => resume.as_ref().map(|resume| format!("go on with `{resume}`")),
+            Self::Unread { unread, of } if unread.len() < *of => Some("the page holds the others".into()),
             Self::Exists { .. } => Some("give another place with `--out`, or replace it with `--force`".into()),
             Self::NoSuchExport { .. } => {
                 Some("`--format fused` holds every model as transformers and mlx-lm load it, with its own config.json and tokenizer".into())

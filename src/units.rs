@@ -17,7 +17,11 @@ const GIB: f64 = MIB * 1024.0;
 const GIGA: f64 = 1e9;
 const TERA: f64 = 1e12;
 
-/// A number of bytes.
+/// More than is asked for anywhere: sums and products of a few sizes up to this cannot overflow.
+const LARGEST: Bytes = Bytes(1 << 50);
+
+/// A number of bytes. Sums and products end at the largest that there is: a file that holds nonsense must not make a
+/// small number of large ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
@@ -114,23 +118,27 @@ impl FromStr for Bytes {
             "" => return Err(format!("`{text}` has no unit; write `{number}G` for {number} GiB")),
             other => return Err(format!("unknown unit `{other}`; use M, G or T as in 8G")),
         };
-        if value <= 0.0 || !value.is_finite() {
+        let bytes = Self::from_f64(value * factor);
+        if bytes == Self(0) {
             return Err(format!("`{text}` is not more than zero"));
         }
-        Ok(Self::from_f64(value * factor))
+        if bytes > LARGEST {
+            return Err(format!("`{text}` is more than any machine has"));
+        }
+        Ok(bytes)
     }
 }
 
 impl Add for Bytes {
     type Output = Self;
     fn add(self, other: Self) -> Self {
-        Self(self.0 + other.0)
+        Self(self.0.saturating_add(other.0))
     }
 }
 
 impl AddAssign for Bytes {
     fn add_assign(&mut self, other: Self) {
-        self.0 += other.0;
+        *self = *self + other;
     }
 }
 
@@ -144,7 +152,7 @@ impl Sub for Bytes {
 impl Mul<u64> for Bytes {
     type Output = Self;
     fn mul(self, n: u64) -> Self {
-        Self(self.0 * n)
+        Self(self.0.saturating_mul(n))
     }
 }
 
@@ -186,7 +194,8 @@ impl fmt::Display for Seconds {
             let minutes = (s / 60.0).round() as u64;
             format!("{} h {:02} min", minutes / 60, minutes % 60)
         } else {
-            format!("{:.1} days", s / 86_400.0)
+            let days = s / 86_400.0;
+            if days < 1e9 { format!("{days:.1} days") } else { format!("{days:.1e} days") }
         };
         f.pad(&text)
     }
@@ -286,9 +295,20 @@ mod tests {
         assert_eq!("512m".parse::<Bytes>(), Ok(Bytes(512 << 20)));
         assert_eq!("0.5T".parse::<Bytes>(), Ok(Bytes(512 << 30)));
         assert!("8".parse::<Bytes>().unwrap_err().contains("8G"));
-        for bad in ["", "G", "-8G", "0G", "8X", "8G4"] {
+        for bad in ["", "G", "-8G", "0G", "8X", "8G4", "0.0000000001M", "nanG", "infG", "1e3G", "2000T"] {
             assert!(bad.parse::<Bytes>().is_err(), "{bad}");
         }
+        let long = format!("{}G", "9".repeat(400));
+        assert!(long.parse::<Bytes>().unwrap_err().contains("more than any machine has"));
+    }
+
+    #[test]
+    fn sums_of_nonsense_stay_large() {
+        let most = Bytes(u64::MAX);
+        let mut sum = most;
+        sum += Bytes(5);
+        assert_eq!([most + most, most * 2, [most, most].into_iter().sum(), sum], [most; 4]);
+        assert_eq!(Seconds(1e308).to_string(), "1.2e303 days");
     }
 
     #[test]

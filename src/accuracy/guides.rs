@@ -121,6 +121,22 @@ pub enum Figure {
     GeneratedPerS(f64),
 }
 
+impl Figure {
+    /// A figure that can be held against another.
+    fn check(self) -> Result<()> {
+        let (field, value) = match self {
+            Self::MemoryGb(value) => ("memory_gb", value),
+            Self::TokensPerS(value) => ("tokens_per_s", value),
+            Self::Hours(value) => ("hours", value),
+            Self::Fits(_) => return Ok(()),
+            Self::WeightsGb(value) => ("weights_gb", value),
+            Self::MinimumRamGb(value) => ("minimum_ram_gb", value),
+            Self::GeneratedPerS(value) => ("generated_per_s", value),
+        };
+        if value > 0.0 && value <= MOST { Ok(()) } else { Err(Error::invalid(field, value, "more than 0")) }
+    }
+}
+
 /// Examples and passes of [`Figure::Hours`].
 const EXAMPLES: usize = 2000;
 const EPOCHS: f64 = 3.0;
@@ -198,14 +214,45 @@ pub struct Checked {
     pub ours: Option<Bytes>,
 }
 
-/// The text of the file at `path`.
+/// The text of the file at `path`, with every claim checked as a run is that somebody wants to make.
 pub fn read(text: &str, path: &Path) -> Result<Guides> {
     let guides: Guides = toml::from_str(text).map_err(|e| toml_error(&e, text, path))?;
-    if let Some(claim) = guides.claim.iter().find(|c| !guides.guide.iter().any(|g| g.key == c.guide)) {
-        return Err(Error::invalid("guide", format!("`{}`", claim.guide), "the key of a [[guide]]"));
+    for (i, claim) in guides.claim.iter().enumerate() {
+        claim.may_be_asked(&guides.guide).map_err(as_claims_say).map_err(|e| Error::Parse {
+            path: path.into(),
+            line: claim_line(text, i),
+            message: format!("claim {} (`{}`): {e}", i + 1, claim.guide),
+            hint: e.hint(),
+        })?;
     }
     Ok(guides)
 }
+
+/// An error of a run or a machine, with the field named as a claim names it.
+fn as_claims_say(error: Error) -> Error {
+    let names = [
+        ("--ram", "ram_gib"),
+        ("--gpu-cores", "gpu_cores"),
+        ("max_seq_length", "seq"),
+        ("effective_batch_size", "batch_size"),
+    ];
+    match error {
+        Error::Invalid { field, got, must } => {
+            let name = names.iter().find(|(known, _)| *known == field).map(|(_, name)| (*name).to_owned());
+            Error::Invalid { field: name.unwrap_or(field), got, must }
+        }
+        other => other,
+    }
+}
+
+/// Where a claim begins.
+fn claim_line(text: &str, number: usize) -> Option<usize> {
+    let heads = text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("[[claim]]"));
+    heads.map(|(i, _)| i + 1).nth(number)
+}
+
+/// More than this of anything that guides give figures of is a slip of the pen.
+const MOST: f64 = 1e9;
 
 /// Every claim, checked.
 pub fn check(guides: &Guides) -> Result<Vec<Checked>> {
@@ -228,6 +275,37 @@ struct Answer {
 }
 
 impl Claim {
+    /// What it names exists, it is a run, and its figure is one.
+    fn may_be_asked(&self, guides: &[Guide]) -> Result<()> {
+        if !guides.iter().any(|g| g.key == self.guide) {
+            return Err(Error::invalid("guide", format!("`{}`", self.guide), "the key of a [[guide]]"));
+        }
+        let spec = &catalogue::find(&self.model)?.spec;
+        if !(self.ram_gib > 0.0 && self.ram_gib <= MOST) {
+            return Err(Error::invalid("ram_gib", self.ram_gib, "more than 0"));
+        }
+        Machine::named(&self.machine, Some(Bytes::from_gib(self.ram_gib)), self.gpu_cores)?;
+        self.run(Engine::MlxLm).check()?;
+        if self.seq > spec.max_position_embeddings {
+            let must = format!("at most {}, what `{}` was made for", spec.max_position_embeddings, self.model);
+            return Err(Error::invalid("seq", self.seq, must));
+        }
+        self.says.check()
+    }
+
+    fn run(&self, engine: Engine) -> RunConfig {
+        let lora = Lora { rank: self.rank, alpha: 2.0 * self.rank as f64, ..Lora::default() };
+        let recipe = Recipe {
+            max_seq_length: self.seq,
+            effective_batch_size: self.batch_size,
+            epochs: Some(EPOCHS),
+            lora,
+            ..Recipe::default()
+        };
+        let execution = Execution { batch_size: self.batch_size, weights: self.weights, ..Execution::default() };
+        RunConfig { model: self.model.clone(), data: Data::builtin(), engine, seed: 0, recipe, execution }
+    }
+
     fn check(&self) -> Result<Checked> {
         let entry = catalogue::find(&self.model)?;
         let subject = Subject {
@@ -284,27 +362,13 @@ fn decimal(bytes: Bytes) -> String {
 }
 
 impl Subject<'_> {
-    fn run(&self, engine: Engine) -> RunConfig {
-        let c = self.claim;
-        let lora = Lora { rank: c.rank, alpha: 2.0 * c.rank as f64, ..Lora::default() };
-        let recipe = Recipe {
-            max_seq_length: c.seq,
-            effective_batch_size: c.batch_size,
-            epochs: Some(EPOCHS),
-            lora,
-            ..Recipe::default()
-        };
-        let execution = Execution { batch_size: c.batch_size, weights: c.weights, ..Execution::default() };
-        RunConfig { model: c.model.clone(), data: Data::builtin(), engine, seed: 0, recipe, execution }
-    }
-
     fn predicted(&self, engine: Engine) -> Result<Prediction> {
-        let (run, calibration) = (self.run(engine), Calibration::prior(&self.machine, engine));
+        let (run, calibration) = (self.claim.run(engine), Calibration::prior(&self.machine, engine));
         predict(&self.request(&run, &calibration), LEVEL)
     }
 
     fn assessed(&self, machine: &Machine) -> Result<Assessment> {
-        let run = self.run(Engine::MlxLm);
+        let run = self.claim.run(Engine::MlxLm);
         let calibration = Calibration::prior(machine, Engine::MlxLm);
         assess(&Request { machine, ..self.request(&run, &calibration) }, CONFIDENCE, None)
     }
@@ -362,7 +426,7 @@ impl Subject<'_> {
     /// FLOPs of a token, at least, and the tokens per second at the machine's nominal rate.
     fn ceiling(&self) -> Result<(f64, f64)> {
         // Whatever the guide leaves open, the arithmetic of the leanest step is done.
-        let mut run = self.run(Engine::MlxLm);
+        let mut run = self.claim.run(Engine::MlxLm);
         run.execution.grad_checkpoint = false;
         let cost = step_cost(self.spec, &self.machine, &run, Some(&self.lengths))?;
         let flops = cost.flops() / cost.tokens;
@@ -509,5 +573,49 @@ mod tests {
         assert!(wrong("[[guide]]\nkey = 1").contains("guides.toml"));
         let claim = "guide = []\n[[claim]]\nguide = \"x\"\nmodel = \"m\"\nmachine = \"M1\"\nram_gib = 8\nweights = \"bf16\"\nsays = { hours = 3 }";
         assert!(wrong(claim).contains("`x`"), "{}", wrong(claim));
+    }
+
+    #[test]
+    fn a_claim_is_checked_as_a_run_is() {
+        let base = [
+            ("guide", "\"g\""),
+            ("model", "\"Qwen2.5-1.5B-Instruct\""),
+            ("machine", "\"M2\""),
+            ("ram_gib", "8"),
+            ("weights", "\"bf16\""),
+            ("says", "{ memory_gb = 5.2 }"),
+        ];
+        for (field, value, said) in [
+            ("batch_size", "0", "`batch_size` is 0"),
+            ("batch_size", "9223372036854775807", "`batch_size` is 9223372036854775807"),
+            ("seq", "0", "`seq` is 0"),
+            ("seq", "1000000000", "`seq` is 1000000000"),
+            ("seq", "1000000", "`seq` is 1000000, but must be at most 32768"),
+            ("rank", "0", "`rank` is 0"),
+            ("rank", "9000000", "`rank` is 9000000"),
+            ("ram_gib", "nan", "`ram_gib` is NaN"),
+            ("ram_gib", "-8", "`ram_gib` is -8"),
+            ("ram_gib", "1e300", "`ram_gib` is 1"),
+            ("ram_gib", "9", "`ram_gib` is 9.0 GiB"),
+            ("gpu_cores", "9000", "`gpu_cores` is 9000"),
+            ("model", "\"Qwen2.5-1.5B-Instuct\"", "unknown model `Qwen2.5-1.5B-Instuct`"),
+            ("machine", "\"M99\"", "unknown machine `M99`"),
+            ("guide", "\"x\"", "`guide` is `x`"),
+            ("says", "{ memory_gb = nan }", "`memory_gb` is NaN"),
+            ("says", "{ memory_gb = -1.0 }", "`memory_gb` is -1"),
+            ("says", "{ tokens_per_s = inf }", "`tokens_per_s` is inf"),
+            ("says", "{ hours = 0.0 }", "`hours` is 0"),
+            ("says", "{ weights_gb = 1e300 }", "`weights_gb` is 1"),
+            ("says", "{ minimum_ram_gb = -inf }", "`minimum_ram_gb` is -inf"),
+            ("says", "{ generated_per_s = nan }", "`generated_per_s` is NaN"),
+        ] {
+            let kept = base.iter().filter(|(key, _)| *key != field).map(|(key, value)| format!("{key} = {value}\n"));
+            let good: String = base.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+            let bad = format!("{field} = {value}\n{}", kept.collect::<String>());
+            let text = format!("[[guide]]\nkey = \"g\"\nname = \"n\"\n[[claim]]\n{good}[[claim]]\n{bad}");
+            let error = read(&text, "guides.toml".as_ref()).unwrap_err().to_string();
+            assert!(error.starts_with("`guides.toml`, line 11: claim 2 ("), "{field} = {value}: {error}");
+            assert!(error.contains(said), "{field} = {value}: {error}");
+        }
     }
 }

@@ -17,12 +17,16 @@ pub mod sweep;
 pub mod trial;
 
 use std::io::{self, Write};
+use std::ops::Deref;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::cli::{Cli, Command, OutputArgs, ReportOf};
 use crate::error::{Error, Result};
+use crate::report::layout::printable_json;
+
+pub use crate::report::layout::printable;
 
 /// Whether the answer was yes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,16 +81,18 @@ impl Output {
         }
         let text = if self.args.json {
             let json = serde_json::to_string_pretty(value);
-            json.map_err(|e| Error::Serialise { what: "the answer", reason: e.to_string() })? + "\n"
+            let json = json.map_err(|e| Error::Serialise { what: "the answer", reason: e.to_string() })?;
+            printable_json(&json) + "\n"
         } else {
-            text(terminal_size::terminal_size().map_or(WIDTH, |(w, _)| usize::from(w.0).clamp(60, WIDEST)))
+            let width = terminal_size::terminal_size().map_or(WIDTH, |(w, _)| usize::from(w.0).clamp(60, WIDEST));
+            printable(&text(width))
         };
         print(&text)
     }
 
     /// A part of a longer answer, for people; machines get the whole at its end, by [`Output::data`].
     pub fn part(&self, text: &str) -> Result<()> {
-        if self.args.json || self.silent { Ok(()) } else { print(&format!("{text}\n")) }
+        if self.args.json || self.silent { Ok(()) } else { print(&printable(&format!("{text}\n"))) }
     }
 
     /// The whole of an answer whose parts people have seen, for machines.
@@ -100,26 +106,46 @@ impl Output {
     }
 
     /// A bar on stderr over `length` steps; none where nobody looks.
-    pub fn bar(&self, length: u64) -> ProgressBar {
+    pub fn bar(&self, length: u64) -> Bar {
         if self.args.quiet {
-            return ProgressBar::hidden();
+            return Bar(ProgressBar::hidden());
         }
         let bar = ProgressBar::new(length); // draws on stderr, and not at all where that is no terminal
-        match ProgressStyle::with_template("{bar:24} {pos}/{len} {wide_msg}") {
+        Bar(match ProgressStyle::with_template("{bar:24} {pos}/{len} {wide_msg}") {
             Ok(style) => bar.with_style(style),
             Err(_) => bar,
-        }
+        })
     }
 
     /// A remark beside the answer.
     pub fn note(&self, text: &str) {
         if !self.args.quiet {
             // A closed stderr is no reason to fail.
-            let _ = writeln!(anstream::stderr(), "{text}");
+            let _ = writeln!(anstream::stderr(), "{}", printable(text));
         }
     }
 }
 
+/// A progress bar whose message may be any text.
+#[derive(Clone, Debug)]
+pub struct Bar(ProgressBar);
+
+impl Bar {
+    /// What is being done.
+    pub fn set_message(&self, text: impl AsRef<str>) {
+        self.0.set_message(printable(text.as_ref()));
+    }
+}
+
+impl Deref for Bar {
+    type Target = ProgressBar;
+
+    fn deref(&self) -> &ProgressBar {
+        &self.0
+    }
+}
+
+/// Text that [`printable`] has seen, or JSON that [`printable_json`] has.
 fn print(text: &str) -> Result<()> {
     let mut stdout = anstream::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(closed)

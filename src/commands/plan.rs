@@ -29,9 +29,6 @@ pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
     let machine = common::machine(&args.machine)?;
     let confidence = common::confidence(&args.limits)?;
     let hours = args.hours.unwrap_or(common::HOURS);
-    if !(hours > 0.0 && hours.is_finite()) {
-        return Err(Error::invalid("--hours", hours, "more than 0"));
-    }
     let model = args.given.model.as_deref().map(common::model).transpose()?;
     let start = start(&args.given)?;
     let counted = lengths(&args.given, model.as_ref(), output)?;

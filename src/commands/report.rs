@@ -6,6 +6,7 @@ use crate::cli::ReportArgs;
 use crate::commands::Output;
 use crate::commands::bench::{self, Bench, Subject};
 use crate::error::{Error, Result};
+use crate::measure::Measurement;
 use crate::predict::predict;
 use crate::report::compare::{PredictionFile, RunReport};
 use crate::report::{brief, compare, page};
@@ -17,22 +18,29 @@ const LEVEL: f64 = 0.9;
 
 /// The verb; returns the page.
 pub fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
-    let folders = if args.runs.is_empty() {
-        RunFolder::all_in(Path::new("runs"))?
+    let folders: Vec<Result<RunFolder>> = if args.runs.is_empty() {
+        RunFolder::all_in(Path::new("runs"))?.into_iter().map(Ok).collect()
     } else {
-        args.runs.iter().map(|path| RunFolder::open(path)).collect::<Result<_>>()?
+        args.runs.iter().map(|path| RunFolder::open(path)).collect()
     };
-    if folders.is_empty() {
+    let of = folders.len();
+    if of == 0 {
         return Err(Error::invalid("runs", "empty", "at least one run folder; `headroom launch` makes them"));
     }
-    let mut reports = folders.iter().map(read_report).collect::<Result<Vec<_>>>()?;
-    for report in &mut reports {
-        // What formulas say and what measurements say; without them, or without the model, the page does without.
-        report.calibration = changes(report, args).unwrap_or_default();
+    // One that is damaged keeps nobody from seeing the others.
+    let (mut reports, mut unread) = (Vec::new(), Vec::new());
+    for report in folders.into_iter().map(|folder| read_report(&folder?)) {
+        report.map_or_else(|error| unread.push(error), |report| reports.push(report));
     }
-    let name = match (&args.name, &folders[..]) {
+    if reports.is_empty() {
+        return Err(if of == 1 { unread.remove(0) } else { Error::Unread { unread, of } });
+    }
+    for report in &mut reports {
+        report.calibration = changes(report, args, output);
+    }
+    let name = match (&args.name, of) {
         (Some(name), _) => name.clone(),
-        (None, [one]) => one.name(),
+        (None, 1) => reports[0].name.clone(),
         (None, _) => "runs".into(),
     };
     let folder = args.reports.join(store::file_name(&name));
@@ -46,25 +54,39 @@ pub fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
     }
     output.part(&format!("page: {}", index.display()))?;
     output.data(&serde_json::json!({ "page": index, "data": folder.join("data.csv") }))?;
-    Ok(index)
+    if unread.is_empty() { Ok(index) } else { Err(Error::Unread { unread, of }) }
 }
 
 /// All that a run's folder says.
 pub fn read_report(folder: &RunFolder) -> Result<RunReport> {
     let exists = |path: PathBuf| path.exists().then_some(path);
     let lines: Vec<Metrics> = store::read_json_lines(&folder.metrics())?;
+    let record: Option<Measurement> = exists(folder.outcome()).map(|p| store::load_json(&p)).transpose()?;
+    if let Some(message) = record.as_ref().and_then(|record| record.check_schema().err()) {
+        return Err(Error::Parse { path: folder.outcome(), line: None, message, hint: None });
+    }
     Ok(RunReport {
         name: folder.name(),
         config: bench::read_run(&folder.config())?,
         prediction: exists(folder.prediction()).map(|p| store::load_json::<PredictionFile>(&p)).transpose()?,
-        record: exists(folder.outcome()).map(|p| store::load_json(&p)).transpose()?,
+        record,
         validations: lines.iter().filter_map(Metrics::validation).collect(),
         steps: lines.into_iter().map(|line| line.step).collect(),
         calibration: Vec::new(),
     })
 }
 
-fn changes(report: &RunReport, args: &ReportArgs) -> Result<Vec<compare::Change>> {
+/// What formulas say and what measurements say. Without them, or without the model, the page does without; a table that
+/// cannot be read is named.
+fn changes(report: &RunReport, args: &ReportArgs, output: &Output) -> Vec<compare::Change> {
+    let found = calibrated(report, args);
+    if let Err(error @ Error::Parse { .. }) = &found {
+        output.note(&format!("what calibrating changed is left out: {error}"));
+    }
+    found.unwrap_or_default()
+}
+
+fn calibrated(report: &RunReport, args: &ReportArgs) -> Result<Vec<compare::Change>> {
     let Some(record) = &report.record else { return Ok(Vec::new()) };
     let bench = Bench::of_record(record, &args.results)?;
     let subject = Subject::of(&report.config)?;

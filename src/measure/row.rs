@@ -142,32 +142,64 @@ impl Measurement {
                 Value::String(_) => Value::String(cell.clone()),
                 _ => serde_json::from_str(cell).map_err(|e| format!("`{column}` is `{cell}`: {e}"))?,
             };
+            if example.is_u64() && !leaf.is_u64() {
+                return Err(format!("`{column}` is `{cell}`: it must be a whole number"));
+            }
             put(&mut value, column, leaf);
         }
         let mut this: Self = serde_json::from_value(value).map_err(|e| e.to_string())?;
+        this.check_schema()?;
         if let Data::Split(DataSplit { train, valid: None }) = this.config.data {
             this.config.data = Data::Train(train);
         }
+        this.config.check().map_err(|e| e.to_string())?;
         this.measured.check()?;
         Ok(this)
     }
+
+    /// Columns of another version have another meaning.
+    pub(crate) fn check_schema(&self) -> Result<(), String> {
+        if self.schema == SCHEMA {
+            return Ok(());
+        }
+        Err(format!("`schema` is {}, but this version reads {SCHEMA}: another one of Headroom wrote it", self.schema))
+    }
 }
+
+/// What a measurement can show, from the least to the most: a nanosecond to thirty years, in seconds; up to a petabyte,
+/// in bytes; a token in thirty years to more than any machine can count.
+const TIME: (f64, f64) = (1e-9, 1e9);
+const MEMORY: (f64, f64) = (1.0, 1e15);
+const SPEED: (f64, f64) = (1e-9, 1e15);
+const TOKENS: (f64, f64) = (0.0, 1e15);
+const SPREAD: (f64, f64) = (0.0, 1e9);
+const LOSS: (f64, f64) = (-1e9, 1e9);
+/// Trials that show nothing may have taken none of it.
+const WHOLE: (f64, f64) = (0.0, 1e9);
 
 impl Measured {
     /// Figures that cannot have been measured would carry a calibration away.
     fn check(&self) -> Result<(), String> {
         let bytes = |b: Option<Bytes>| b.map(Bytes::as_f64);
         let figures = [
-            ("step_time_s", self.step_time_s),
-            ("tokens_per_s", self.tokens_per_s),
-            ("peak_memory_bytes", bytes(self.peak_memory_bytes)),
-            ("footprint_bytes", bytes(self.footprint_bytes)),
+            ("step_time_s", self.step_time_s, TIME),
+            ("tokens_per_s", self.tokens_per_s, SPEED),
+            ("peak_memory_bytes", bytes(self.peak_memory_bytes), MEMORY),
+            ("footprint_bytes", bytes(self.footprint_bytes), MEMORY),
+            ("load_time_s", self.load_time_s, WHOLE),
+            ("wall_time_s", Some(self.wall_time_s), WHOLE),
+            ("step_time_spread", self.step_time_spread, SPREAD),
+            ("tokens_per_step", self.tokens_per_step, TOKENS),
+            ("padded_tokens_per_step", self.padded_tokens_per_step, TOKENS),
+            ("best_validation_loss", self.best_validation_loss, LOSS),
         ];
-        let nonsense = figures.into_iter().find(|(_, f)| f.is_some_and(|f| !f.is_finite() || f <= 0.0));
-        nonsense.map_or(Ok(()), |(name, figure)| {
-            let value = figure.unwrap_or_default();
-            Err(format!("`measured.{name}` is {value}: no run can have shown that; remove the line"))
-        })
+        for (name, figure, (least, most)) in figures {
+            // Written so that NaN is nonsense too.
+            if let Some(value) = figure.filter(|f| !(least..=most).contains(f)) {
+                return Err(format!("`measured.{name}` is {value:?}: no run can have shown that; remove the line"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -189,8 +221,12 @@ mod tests {
 
     #[test]
     fn a_row_reads_back_as_it_was_written() {
-        let full = example();
-        assert_eq!(Measurement::from_row(&header(), &full.to_row().unwrap()).unwrap(), full);
+        let mut full = example();
+        // A run is as long as one of both says.
+        for (steps, epochs) in [(Some(1), None), (None, Some(1.0))] {
+            (full.config.recipe.steps, full.config.recipe.epochs) = (steps, epochs);
+            assert_eq!(Measurement::from_row(&header(), &full.to_row().unwrap()).unwrap(), full);
+        }
         let mut bare = example();
         (bare.predicted, bare.measured) = (Predicted::default(), Measured::default());
         bare.outcome = Outcome::Finished;
@@ -223,7 +259,9 @@ mod tests {
 
     #[test]
     fn broken_rows_say_where() {
-        let (columns, row) = (header(), example().to_row().unwrap());
+        let mut whole = example();
+        whole.config.recipe.epochs = None;
+        let (columns, row) = (header(), whole.to_row().unwrap());
         let with = |column: &str, cell: &str| {
             let mut row = row.clone();
             row[columns.iter().position(|c| c == column).unwrap()] = cell.into();
@@ -231,6 +269,33 @@ mod tests {
         };
         assert!(with("measured.steps", "many").unwrap_err().contains("measured.steps"));
         assert!(with("machine", "").unwrap_err().contains("machine"));
+        let nonsense = "no run can have shown that";
+        for (column, cell, said) in [
+            ("schema", "999", "`schema` is 999, but this version reads 1"),
+            ("schema", "", "schema"),
+            ("schema", "-1", "`-1`"),
+            ("measured.step_time_s", "1e-300", nonsense),
+            ("measured.step_time_s", "1e300", "`measured.step_time_s` is 1e300"),
+            ("measured.step_time_s", "0", nonsense),
+            ("measured.step_time_s", "-1", nonsense),
+            ("measured.step_time_s", "NaN", "measured.step_time_s"),
+            ("measured.step_time_s", "1e999", "measured.step_time_s"),
+            ("measured.tokens_per_s", "1e300", nonsense),
+            ("measured.tokens_per_s", "1e-300", nonsense),
+            ("measured.peak_memory_bytes", "0", nonsense),
+            ("measured.footprint_bytes", "18446744073709551615", nonsense),
+            ("measured.footprint_bytes", "1e300", "`measured.footprint_bytes` is `1e300`"),
+            ("measured.load_time_s", "-1", nonsense),
+            ("measured.wall_time_s", "1e300", nonsense),
+            ("measured.tokens_per_step", "1e300", nonsense),
+            ("measured.best_validation_loss", "-1e300", nonsense),
+            ("config.execution.batch_size", "0", "`batch_size` is 0"),
+            ("config.recipe.lora.rank", "4000000000", "`rank` is 4000000000"),
+            ("config.recipe.learning_rate", "-1", "`learning_rate` is -1"),
+        ] {
+            let wrong = with(column, cell).unwrap_err();
+            assert!(wrong.contains(said), "{column} {cell}: {wrong}");
+        }
         assert!(Measurement::from_row(&["dance".into()], &["1".into()]).unwrap_err().contains("dance"));
     }
 

@@ -228,16 +228,24 @@ pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     let (lucky, unlucky) = request.draw(&formula.ledger, level)?;
     let drawn = |e: Estimate<Bytes>| Estimate { low: e.low.scale(lucky), high: e.high.scale(unlucky), ..e };
     let trainable_params = trainable(spec, &run.recipe.lora)?;
+    let tokens_per_s = Estimate {
+        // Faster is less time, so the ends change places.
+        point: tokens / step_time.point.0,
+        low: tokens / step_time.high.0,
+        high: tokens / step_time.low.0,
+        level,
+    };
+    // JSON has no word for them: what is written here is read again.
+    for (field, e) in [("tokens_per_s", tokens_per_s), ("total_time_s", total_time.map(|t| t.0))] {
+        if let Some(figure) = [e.point, e.low, e.high].into_iter().find(|f| !f.is_finite()) {
+            let must = "a number: this run, or a measurement that its prediction rests on, is beyond all measure";
+            return Err(Error::invalid(field, figure, must));
+        }
+    }
     Ok(Prediction {
         peak_memory: drawn(estimate(calibration.peak(&formula), level, Bytes::from_f64)),
         footprint: drawn(estimate(calibration.footprint(&formula), level, Bytes::from_f64)),
-        // Faster is less time, so the ends change places.
-        tokens_per_s: Estimate {
-            point: tokens / step_time.point.0,
-            low: tokens / step_time.high.0,
-            high: tokens / step_time.low.0,
-            level,
-        },
+        tokens_per_s,
         energy_wh: machine.power_w.map(|watts| {
             let wh = watt_hours(watts, total_time.point).ln();
             let time = calibration.step_time(&formula);

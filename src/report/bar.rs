@@ -87,9 +87,10 @@ impl Bar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::layout::printable;
 
     fn plain(text: &str) -> String {
-        anstream::adapter::strip_str(text).to_string()
+        anstream::adapter::strip_str(&printable(text)).to_string()
     }
 
     fn pieces(sizes: &[u64]) -> Vec<Piece> {

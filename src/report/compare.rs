@@ -1,5 +1,7 @@
 //! A run beside what was predicted of it.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
@@ -75,11 +77,13 @@ impl PredictionFile {
         let lines = if self.timeline.is_empty() { &self.ledger } else { &self.timeline };
         let resident = lines.iter().filter(|l| l.phase == RESIDENT).map(item).collect();
         let mut phases: Vec<Phase> = Vec::new();
+        let mut places: HashMap<&str, usize> = HashMap::new();
         for line in lines.iter().filter(|l| l.phase != RESIDENT) {
-            match phases.iter_mut().find(|p| p.name == line.phase) {
-                Some(phase) => phase.items.push(item(line)),
-                None => phases.push(Phase { name: line.phase.clone(), items: vec![item(line)] }),
+            let place = *places.entry(&line.phase).or_insert(phases.len());
+            if place == phases.len() {
+                phases.push(Phase { name: line.phase.clone(), items: Vec::new() });
             }
+            phases[place].items.push(item(line));
         }
         (resident, phases)
     }
@@ -151,6 +155,7 @@ impl Quantity {
     pub fn show(self, value: f64) -> String {
         match self {
             Self::Peak | Self::Footprint => Bytes::from_f64(value).to_string(),
+            Self::Speed if value >= 1e9 => format!("{value:.1e} tok/s"),
             Self::Speed if value >= 99.5 => format!("{value:.0} tok/s"),
             Self::Speed => format!("{value:.1} tok/s"),
             // Finer than times are shown elsewhere: here they stand beside each other.
@@ -211,8 +216,25 @@ impl RunReport {
         (counted == self.steps.len()).then_some(record.measured.wall_time_s)
     }
 
+    /// The last step that was written down, where it was taken after what is known of an end: a run that was gone on with
+    /// has its next end only when it comes to it.
+    fn open_since(&self) -> Option<usize> {
+        let last = self.steps.iter().map(|s| s.step).max()?;
+        let Some(record) = &self.record else { return Some(last) };
+        match record.outcome {
+            Outcome::Stopped { at_step }
+            | Outcome::OutOfMemory { at_step }
+            | Outcome::TimedOut { at_step }
+            | Outcome::Crashed { at_step, .. } => (at_step > 0 && at_step < last).then_some(last),
+            Outcome::Finished | Outcome::EarlyStopped { .. } => None,
+        }
+    }
+
     /// One sentence: what happened, and whether it was what had been said.
     pub fn answer(&self) -> String {
+        if let Some(step) = self.open_since() {
+            return format!("It has not ended, or was ended without a word, after step {step}.");
+        }
         let Some(record) = &self.record else { return "It has not ended yet.".into() };
         let what = match &record.outcome {
             Outcome::Finished => "It fit and it finished".to_owned(),
@@ -257,4 +279,52 @@ pub fn csv(runs: &[RunReport]) -> (Vec<String>, Vec<Vec<String>>) {
         }
     }
     (header.map(String::from).to_vec(), rows)
+}
+
+/// A message without the folders of this machine: of every path that begins at a root the last part is left.
+pub(super) fn without_folders(message: &str) -> String {
+    let mut out = String::new();
+    for (i, part) in message.split('`').enumerate() {
+        if i > 0 {
+            out.push('`');
+        }
+        // A path in quotes may hold anything; elsewhere it ends with its word.
+        let quoted = i % 2 == 1 && part.starts_with('/');
+        let ends = |c: char| !quoted && (c.is_whitespace() || "\"'(),;:=<[".contains(c));
+        for word in part.split_inclusive(ends) {
+            let path = word.trim_end_matches(ends);
+            out += last_part(path);
+            out += &word[path.len()..];
+        }
+    }
+    out
+}
+
+/// The last part of a word that is a path from a root; any other word as it is.
+fn last_part(word: &str) -> &str {
+    let from_root = word.starts_with('/') && !word.starts_with("//");
+    let last = word.trim_end_matches('/').rsplit('/').next();
+    last.filter(|last| from_root && !last.is_empty()).unwrap_or(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_no_folder_of_this_machine() {
+        for (message, public) in [
+            ("cannot write `/home/somebody/my runs/a/state.json`", "cannot write `state.json`"),
+            (
+                "exit code 101: thread panicked at /home/somebody/x.rs:12:5",
+                "exit code 101: thread panicked at x.rs:12:5",
+            ),
+            ("(/Users/somebody/a, path=/Users/somebody/b/)", "(a, path=b)"),
+            ("see https://example.com/a/b and/or src/x.rs", "see https://example.com/a/b and/or src/x.rs"),
+            ("`headroom launch /home/somebody/r --resume` / nothing", "`headroom launch r --resume` / nothing"),
+            ("signal 9", "signal 9"),
+        ] {
+            assert_eq!(without_folders(message), public);
+        }
+    }
 }

@@ -73,6 +73,8 @@ struct View {
 struct GuideView {
     name: String,
     url: String,
+    /// The address is one that may be followed.
+    linked: bool,
     claims: Vec<Row>,
 }
 
@@ -89,6 +91,14 @@ struct Row {
 }
 
 const TEMPLATE: &str = include_str!("guides.html");
+
+/// Whether a click on an address opens a page of the web, and does nothing else. Browsers ignore case, and tabs and
+/// newlines inside: `java\tscript:` runs.
+fn may_be_followed(url: &str) -> bool {
+    let Some((scheme, rest)) = url.split_once("://") else { return false };
+    let web = ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    web && !rest.is_empty() && !url.contains(|c: char| c.is_control() || c.is_whitespace())
+}
 
 /// The same as a page.
 pub fn render(guides: &[Guide], all: &[Checked]) -> Result<String> {
@@ -109,11 +119,66 @@ pub fn render(guides: &[Guide], all: &[Checked]) -> Result<String> {
             .iter()
             .map(|g| GuideView {
                 name: g.name.clone(),
-                url: g.url.clone(),
+                url: g.url.trim().into(),
+                linked: may_be_followed(g.url.trim()),
                 claims: all.iter().filter(|c| c.guide == g.key).map(row).collect(),
             })
             .collect(),
         version: env!("CARGO_PKG_VERSION"),
     };
     page::fill(TEMPLATE, view)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: [&str; 4] = [
+        "https://example.com/a?b=c#d",
+        "http://example.com",
+        "HTTPS://example.com/",
+        " https://example.com/spaces-around ",
+    ];
+    const BAD: [&str; 14] = [
+        "javascript:alert(1)",
+        "JaVaScRiPt:alert(1)",
+        " javascript:alert(1)",
+        "java\tscript:alert(1)",
+        "java\nscript:alert(1)",
+        "\u{1}javascript:alert(1)",
+        "javascript://example.com/%0aalert(1)",
+        "data:text/html,<script>alert(1)</script>",
+        "vbscript:msgbox(1)",
+        "file:///etc/passwd",
+        "//example.com",
+        "https://",
+        "https://example.com/\u{202e}\u{9b}31m",
+        "\"><script>alert(1)</script>",
+    ];
+
+    #[test]
+    fn only_pages_of_the_web_are_linked() {
+        let guide = |url: &str| Guide { key: "g".into(), name: "<b>a guide</b>".into(), url: url.into() };
+        for url in GOOD {
+            let page = render(&[guide(url)], &[]).unwrap();
+            assert_eq!(page.matches("<a ").count(), 1, "{url}: {page}");
+            assert_eq!(hrefs(&page).len(), 1, "{url}");
+        }
+        for url in BAD {
+            let page = render(&[guide(url)], &[]).unwrap();
+            // The address can be read and not followed; and nothing of it is markup.
+            assert_eq!((hrefs(&page).len(), page.matches("<a").count()), (0, 0), "{url}: {page}");
+            assert!(!page.contains("<script") && !page.contains("<b>"), "{url}");
+        }
+        assert!(render(&[guide(BAD[0])], &[]).unwrap().contains(">javascript:alert(1)<"));
+    }
+
+    /// The addresses that the attributes of a page's elements hold.
+    fn hrefs(page: &str) -> Vec<String> {
+        let tags = page.split('<').skip(1).filter_map(|rest| rest.split_once('>')).map(|(tag, _)| tag);
+        let attributes = tags.flat_map(|tag| {
+            ["href=", "src=", "action=", "xlink:href="].into_iter().filter_map(move |name| tag.split_once(name))
+        });
+        attributes.map(|(_, value)| value.to_owned()).collect()
+    }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::cost::ledger::{Item, Phase};
 use crate::error::{Error, Result};
 use crate::measure::{Measurement, Validation};
-use crate::report::compare::{Comparison, PredictionFile, Quantity, RunReport};
+use crate::report::compare::{Comparison, PredictionFile, Quantity, RunReport, without_folders};
 use crate::report::plot::{self, Interval};
 use crate::units::{Bytes, Estimate, Seconds, grouped};
 
@@ -133,7 +133,7 @@ fn run_view(run: &RunReport) -> Result<RunView> {
         if resident.is_empty() && phases.is_empty() { None } else { Some(plot::ledger(&resident, &phases, limit)?) };
     Ok(RunView {
         name: run.name.clone(),
-        answer: run.answer(),
+        answer: without_folders(&run.answer()),
         level: comparisons.first().map(|c| percent(c.predicted.level)).unwrap_or_default(),
         rows: comparisons.iter().map(row).collect(),
         intervals: pictures(&comparisons)?,
@@ -144,7 +144,7 @@ fn run_view(run: &RunReport) -> Result<RunView> {
         legend: legend(&resident, &phases),
         changes: run.calibration.iter().map(change_row).collect(),
         facts: facts(run),
-        config: run.config.to_toml()?,
+        config: run.config.public().to_toml()?,
     })
 }
 
@@ -196,17 +196,26 @@ fn pictures(comparisons: &[Comparison]) -> Result<Vec<Picture>> {
     Ok(pictures)
 }
 
+fn loss(value: f64) -> String {
+    if value.abs() < 1e6 { format!("{value:.3}") } else { format!("{value:.1e}") }
+}
+
 fn loss_words(losses: &[(usize, f64)], validation: Option<&Validation>) -> String {
     let (Some(first), Some(last)) = (losses.first(), losses.last()) else { return String::new() };
     let validated = validation.map_or(String::new(), |v| {
         format!(
-            " On the validation rows the lowest loss was {:.3}, after step {}.",
-            v.best_validation_loss, v.best_step
+            " On the validation rows the lowest loss was {}, after step {}.",
+            loss(v.best_validation_loss),
+            v.best_step
         )
     });
     format!(
-        "From {:.3} in step {} to {:.3} in step {}. Each step, and their running mean over a twentieth of the run.{}",
-        first.1, first.0, last.1, last.0, validated
+        "From {} in step {} to {} in step {}. Each step, and their running mean over a twentieth of the run.{}",
+        loss(first.1),
+        first.0,
+        loss(last.1),
+        last.0,
+        validated
     )
 }
 
@@ -225,11 +234,11 @@ fn ledger_words(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> St
 fn legend(resident: &[Item], phases: &[Phase]) -> Vec<Swatch> {
     let named = plot::named(resident, phases);
     let all = resident.iter().chain(phases.iter().flat_map(|p| &p.items));
-    let others = all.filter(|i| i.bytes > Bytes(0) && !named.iter().any(|n| n.name == i.name)).count();
+    let others = all.filter(|i| i.bytes > Bytes(0)).any(|i| !named.iter().any(|n| n.name == i.name));
     let swatch = |name: &str, bytes: String, i: usize| Swatch { name: name.into(), bytes, colour: format!("s{i}") };
     let mut swatches: Vec<_> =
         named.iter().enumerate().map(|(i, item)| swatch(&item.name, item.bytes.to_string(), i)).collect();
-    if others > 0 {
+    if others {
         swatches.push(swatch("all else", String::new(), plot::SERIES));
     }
     swatches
@@ -342,7 +351,7 @@ mod tests {
     }
 
     fn run(name: &str) -> RunReport {
-        let text = "model = \"HuggingFaceTB/SmolLM2-135M\"\ndata = \"<script>alert(1)</script>.jsonl\"";
+        let text = "model = \"HuggingFaceTB/SmolLM2-135M\"\ndata = \"/home/somebody/<script>alert(1).jsonl\"";
         let config = RunConfig::from_toml(text, "run.toml".as_ref()).unwrap();
         let steps: Vec<Step> = (1..=120).map(step).collect();
         let observed = crate::measure::observe::Observed {
@@ -404,6 +413,47 @@ mod tests {
             let two = render("two runs", &[run("one"), run("two")]).unwrap();
             std::fs::write(format!("{folder}/two.html"), two).unwrap();
         }
+    }
+
+    #[test]
+    fn a_page_names_no_folder_and_no_other_process() {
+        let mut run = run("one");
+        run.config.model = "/home/somebody/models/mine".into();
+        run.config.recipe.lora.init_adapter = Some("/home/somebody/adapter".into());
+        let record = run.record.as_mut().unwrap();
+        let reason = "cannot write `/home/somebody/my runs/x/state.json`: panicked at /home/somebody/src/x.rs:1".into();
+        record.outcome = Outcome::Crashed { at_step: 120, reason };
+        record.config = run.config.clone();
+        record.state = crate::measure::probe::MachineState::filled();
+        record.state.largest_other = Some("secret-browser".into());
+        let page = render("run one", &[run.clone(), run]).unwrap();
+        for told in ["somebody", "secret-browser", "my runs"] {
+            assert!(!page.contains(told), "{told} in {page}");
+        }
+        for kept in [
+            "model = &quot;mine&quot;",
+            "init_adapter = &quot;adapter&quot;",
+            "cannot write `state.json`: panicked at x.rs:1",
+        ] {
+            assert!(page.contains(kept), "{kept} is not in {page}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_went_on_has_no_end_yet() {
+        let mut run = run("resumed");
+        let ended = |run: &RunReport| run.answer();
+        run.record.as_mut().unwrap().outcome = Outcome::Stopped { at_step: 5 };
+        assert_eq!(ended(&run), "It has not ended, or was ended without a word, after step 120.");
+        run.record.as_mut().unwrap().outcome = Outcome::OutOfMemory { at_step: 119 };
+        assert!(ended(&run).contains("after step 120"));
+        run.record.as_mut().unwrap().outcome = Outcome::Stopped { at_step: 120 };
+        assert!(ended(&run).starts_with("It was stopped after step 120"));
+        // It died before its first step: nothing has happened since.
+        run.record.as_mut().unwrap().outcome = Outcome::Crashed { at_step: 0, reason: "signal 9".into() };
+        assert!(ended(&run).starts_with("It died after step 0"));
+        run.record = None;
+        assert!(ended(&run).contains("ended without a word, after step 120"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! plotters writes fixed colours. Here each colour stands for a role, and after drawing is replaced by
 //! the page's variable of that role, so that one picture is right on a light and on a dark page.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use plotters::coord::Shift;
@@ -74,9 +75,29 @@ fn style(size: u32) -> TextStyle<'static> {
     (FONT, size).into_font().color(&TEXT)
 }
 
+/// Points of a curve; of a longer run every second step is drawn, or every third.
+const POINTS: usize = 20_000;
+
+/// Losses beyond this are drawn at it: an axis up to 1e308 has no length.
+const HIGHEST_LOSS: f64 = 1e9;
+
+/// Phases that are drawn; of more, the tallest.
+const PHASES: usize = 30;
+
+/// Things in memory that are drawn of a phase; those after them are one.
+const PIECES: usize = 60;
+
+/// The largest value that an axis reaches: beyond it, 1 is as good as nothing.
+const LONGEST_AXIS: f64 = 1e18;
+
+/// Lines of a scale: a step is a quarter of the axis or more.
+const MARKS: usize = 5;
+
 /// Loss over the optimizer steps: each step faint, a running mean over a twentieth of the run on top.
 pub fn loss_curve(losses: &[(usize, f64)]) -> Result<String> {
-    let losses: Vec<_> = losses.iter().copied().filter(|(_, loss)| loss.is_finite()).collect();
+    let every = losses.len().div_ceil(POINTS).max(1);
+    let seen = losses.iter().step_by(every).filter(|(_, loss)| loss.is_finite());
+    let losses: Vec<_> = seen.map(|&(step, loss)| (step, loss.clamp(-HIGHEST_LOSS, HIGHEST_LOSS))).collect();
     let smooth = running_mean(&losses);
     svg(300, "loss over the steps of the run", |root| {
         let last = losses.last().map_or(1, |l| l.0).max(2) as f64;
@@ -144,7 +165,7 @@ pub fn intervals(quantity: Quantity, rows: &[Interval]) -> Result<String> {
     const RIGHT: i32 = WIDTH as i32 - 90;
     let bottom = 8 + ROW * rows.len() as i32;
     let ends = rows.iter().flat_map(|r| [r.predicted.high, r.measured.unwrap_or(0.0)]);
-    let highest = ends.filter(|v| v.is_finite()).fold(0.0, f64::max).max(1e-9) * 1.05;
+    let highest = ends.filter(|v| v.is_finite()).fold(0.0, f64::max).clamp(1e-9, LONGEST_AXIS) * 1.05;
     let x = |value: f64| LEFT + ((RIGHT - LEFT) as f64 * (value / highest).clamp(0.0, 1.0)) as i32;
     svg((bottom + 34) as u32, &format!("{}: predicted intervals and measured values", quantity.name()), |root| {
         scale(root, quantity, highest, (x(0.0), x(highest), bottom))?;
@@ -173,7 +194,10 @@ pub fn intervals(quantity: Quantity, rows: &[Interval]) -> Result<String> {
 fn scale(root: &Area<'_>, quantity: Quantity, highest: f64, (left, right, bottom): (i32, i32, i32)) -> Result<()> {
     let step = round_step(quantity, highest / 4.0);
     let mut value = 0.0;
-    while value <= highest {
+    for _ in 0..MARKS {
+        if value > highest {
+            break;
+        }
         let x = left + ((right - left) as f64 * value / highest) as i32;
         root.draw(&PathElement::new([(x, 4), (x, bottom)], GRID.stroke_width(1))).map_err(failed)?;
         let label = style(12).pos(Pos::new(HPos::Center, VPos::Top));
@@ -204,8 +228,10 @@ fn shorten(text: &str, longest: usize) -> String {
 /// The things that get a colour of their own: the largest of any phase, with their largest size.
 pub fn named(resident: &[Item], phases: &[Phase]) -> Vec<Item> {
     let mut largest: Vec<Item> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
     for item in resident.iter().chain(phases.iter().flat_map(|p| &p.items)).filter(|i| i.bytes > Bytes(0)) {
-        match largest.iter_mut().find(|l| l.name == item.name) {
+        let place = *places.entry(&item.name).or_insert(largest.len());
+        match largest.get_mut(place) {
             Some(seen) => seen.bytes = seen.bytes.max(item.bytes),
             None => largest.push(item.clone()),
         }
@@ -230,20 +256,21 @@ pub fn ledger(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> Resu
     let tallest = base + phases.iter().map(Phase::total).max().unwrap_or_default();
     let limit = limit.filter(|l| is_near(*l, tallest));
     let highest = tallest.max(limit.unwrap_or_default()).as_f64().max(1.0) * 1.03;
-    let bottom = 8 + ROW * phases.len() as i32;
+    let (phases, hidden) = drawn(phases);
+    let bottom = 8 + ROW * (phases.len() + usize::from(hidden > 0)) as i32;
     let width = |bytes: Bytes| (f64::from(RIGHT - LEFT) * bytes.as_f64() / highest).round() as i32;
     svg((bottom + 34) as u32, "what is in memory in each phase of a step", |root| {
         scale(root, Quantity::Peak, highest, (LEFT, RIGHT, bottom))?;
         for (i, phase) in phases.iter().enumerate() {
             let y = 8 + ROW * i as i32;
             let label = style(13).pos(Pos::new(HPos::Right, VPos::Center));
-            root.draw(&Text::new(phase.name.clone(), (LEFT - 10, y + ROW / 2), label)).map_err(failed)?;
+            root.draw(&Text::new(shorten(&phase.name, 20), (LEFT - 10, y + ROW / 2), label)).map_err(failed)?;
             let mut sum = Bytes(0);
-            for item in resident.iter().chain(&phase.items).filter(|item| item.bytes > Bytes(0)) {
-                let colour = series(names.iter().position(|n| n.name == item.name).unwrap_or(SERIES));
+            for (name, bytes) in pieces(resident, phase) {
+                let colour = series(names.iter().position(|n| n.name == name).unwrap_or(SERIES));
                 // Ends are rounded and not widths, so that small items do not add up to a wrong bar.
-                let (from, to) = (LEFT + width(sum), LEFT + width(sum + item.bytes));
-                sum += item.bytes;
+                let (from, to) = (LEFT + width(sum), LEFT + width(sum + bytes));
+                sum += bytes;
                 root.draw(&Rectangle::new([(from, y + 5), (to, y + ROW - 5)], colour.filled())).map_err(failed)?;
                 root.draw(&PathElement::new([(to, y + 5), (to, y + ROW - 5)], SURFACE.stroke_width(1)))
                     .map_err(failed)?;
@@ -251,12 +278,39 @@ pub fn ledger(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> Resu
             let value = style(13).pos(Pos::new(HPos::Left, VPos::Center));
             root.draw(&Text::new(sum.to_string(), (LEFT + width(sum) + 8, y + ROW / 2), value)).map_err(failed)?;
         }
+        if hidden > 0 {
+            let place = (LEFT, 8 + ROW * phases.len() as i32 + ROW / 2);
+            let label = style(13).pos(Pos::new(HPos::Left, VPos::Center));
+            root.draw(&Text::new(format!("and {hidden} more phases, none of them taller"), place, label))
+                .map_err(failed)?;
+        }
         if let Some(limit) = limit {
             let x = LEFT + width(limit);
             root.draw(&PathElement::new([(x, 2), (x, bottom)], BAD.stroke_width(2))).map_err(failed)?;
         }
         Ok(())
     })
+}
+
+/// The phases that are drawn, in their order, and the number of those that are not.
+fn drawn(phases: &[Phase]) -> (Vec<&Phase>, usize) {
+    let mut tallest: Vec<(usize, &Phase)> = phases.iter().enumerate().collect();
+    tallest.sort_by_key(|(_, phase)| std::cmp::Reverse(phase.total()));
+    tallest.truncate(PHASES);
+    tallest.sort_by_key(|(i, _)| *i);
+    let hidden = phases.len() - tallest.len();
+    (tallest.into_iter().map(|(_, phase)| phase).collect(), hidden)
+}
+
+/// What is in memory in a phase, by name, as it is drawn.
+fn pieces<'a>(resident: &'a [Item], phase: &'a Phase) -> Vec<(&'a str, Bytes)> {
+    let items = || resident.iter().chain(&phase.items).filter(|item| item.bytes > Bytes(0));
+    let mut pieces: Vec<_> = items().take(PIECES).map(|item| (item.name.as_str(), item.bytes)).collect();
+    let rest: Bytes = items().skip(PIECES).map(|item| item.bytes).sum();
+    if rest > Bytes(0) {
+        pieces.push(("", rest));
+    }
+    pieces
 }
 
 /// Points of one kind.
@@ -304,7 +358,7 @@ impl Role {
 /// `diagonal` both axes are the same, and a line stands where they are equal.
 pub fn scatter(title: &str, [x, y]: [&str; 2], all: &[Cloud], diagonal: bool) -> Result<String> {
     let points = || all.iter().flat_map(|c| &c.points);
-    let end = |most: f64| if most > 0.0 { 1.06 * most } else { 1.0 };
+    let end = |most: f64| if most > 0.0 { 1.06 * most.min(LONGEST_AXIS) } else { 1.0 };
     let mut ends = [end(points().map(|p| p.0).fold(0.0, f64::max)), end(points().map(|p| p.1).fold(0.0, f64::max))];
     if diagonal {
         ends = [ends[0].max(ends[1]); 2];
@@ -328,7 +382,8 @@ pub fn scatter(title: &str, [x, y]: [&str; 2], all: &[Cloud], diagonal: bool) ->
         }
         for cloud in all {
             let colour = cloud.role.colour();
-            chart.draw_series(cloud.points.iter().map(|p| Circle::new(*p, 4, colour.filled()))).map_err(failed)?;
+            let inside = cloud.points.iter().map(|p| (p.0.min(ends[0]), p.1.min(ends[1])));
+            chart.draw_series(inside.map(|p| Circle::new(p, 4, colour.filled()))).map_err(failed)?;
         }
         Ok(())
     })
@@ -367,6 +422,39 @@ mod tests {
             assert!(!picture.contains("NaN") && !picture.contains("<run>"), "{picture}");
         }
         assert_eq!(named(&resident, &phases).len(), SERIES);
+    }
+
+    #[test]
+    fn nonsense_is_drawn_at_the_end_of_a_bounded_axis() {
+        const HUGE: [f64; 6] = [f64::MAX, 9e307, 1e18, f64::INFINITY, f64::NAN, 5e-324];
+        let short = |picture: String| assert!(picture.len() < 100_000, "{}", picture.len());
+        for huge in HUGE {
+            let estimate = Estimate { point: 1.0, low: -huge, high: huge, level: 0.9 };
+            for measured in [None, Some(huge), Some(-huge)] {
+                let row = Interval { label: "x".repeat(1000), predicted: estimate, measured };
+                for quantity in [Quantity::Peak, Quantity::Speed, Quantity::TotalTime] {
+                    short(intervals(quantity, std::slice::from_ref(&row)).unwrap());
+                }
+            }
+            short(loss_curve(&[(1, huge), (2, -huge), (usize::MAX, 1.0)]).unwrap());
+            let clouds = [Cloud { label: "c", role: Role::Bad, points: vec![(huge, 1.0), (1.0, huge)] }];
+            short(scatter("s", ["x", "y"], &clouds, true).unwrap());
+        }
+    }
+
+    #[test]
+    fn what_is_drawn_does_not_grow_with_the_file() {
+        let items = |n: usize, prefix: &str| (0..n).map(|i| Item::new(&format!("{prefix}{i}"), u64::MAX)).collect();
+        let mut phases: Vec<Phase> = (0..100_000).map(|i| Phase::new(&format!("p{i}"), items(1, "i"))).collect();
+        phases[70_000].items = items(10_000, "many");
+        let picture = ledger(&items(10_000, "r"), &phases, Some(Bytes(1))).unwrap();
+        assert!(picture.contains("and 99970 more phases") && picture.len() < 1_000_000, "{}", picture.len());
+        let losses: Vec<_> = (0..200_000).map(|i| (i, 1.0)).collect();
+        assert!(loss_curve(&losses).unwrap().len() < 1_000_000);
+        // The tallest is among them, and they stay in their order.
+        let phases: Vec<Phase> = (0..40).map(|i| Phase::new(&i.to_string(), vec![Item::new("x", i)])).collect();
+        let (shown, hidden) = drawn(&phases);
+        assert_eq!((hidden, &*shown[0].name, &*shown[29].name), (10, "10", "39"));
     }
 
     #[test]

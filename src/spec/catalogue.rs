@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::spec::config::HYBRID;
 use crate::spec::model::{ModelSpec, SUPPORTED};
+use crate::spec::run::LONGEST_NAME;
 
 /// One published model.
 #[derive(Clone, Debug)]
@@ -189,6 +190,9 @@ pub fn find_copy(name: &str) -> Option<&'static Entry> {
 
 /// Up to three ids that look like `name`, likest first.
 fn close_names(name: &str) -> Vec<String> {
+    if name.len() > LONGEST_NAME {
+        return Vec::new();
+    }
     let wanted = name.to_lowercase();
     let mut scored: Vec<(f64, &Entry)> = all()
         .iter()
@@ -218,6 +222,8 @@ mod tests {
         };
         assert_eq!(close[0], "`Qwen/Qwen2.5-1.5B-Instruct`");
         assert!(matches!(find("xyzzy"), Err(Error::UnknownModel { close, .. }) if close.is_empty()));
+        let long = format!("Qwen/Qwen2.5-1.5B-Instruct{}", "-1".repeat(100));
+        assert!(matches!(find(&long), Err(Error::UnknownModel { close, .. }) if close.is_empty()));
     }
 
     #[test]

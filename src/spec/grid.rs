@@ -1,12 +1,13 @@
 //! A grid: a run file in which any value may be several, and the machines to ask about.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::machine::Machine;
-use super::run::{RunConfig, toml_error};
+use super::run::{RunConfig, public_name, toml_error};
 use crate::error::{Error, Result};
 use crate::units::Bytes;
 
@@ -75,7 +76,7 @@ impl Grid {
     pub fn from_toml(text: &str, path: &Path) -> Result<Self> {
         let mut table: Table = toml::from_str(text).map_err(|e| toml_error(&e, text, path))?;
         let fail = |message: String| Error::Parse { path: path.into(), line: None, message, hint: None };
-        let machines = match table.remove("machine") {
+        let machines: Vec<GridMachine> = match table.remove("machine") {
             Some(value) => value.try_into().map_err(|e: toml::de::Error| fail(format!("machine: {}", e.message())))?,
             None => Vec::new(),
         };
@@ -83,8 +84,10 @@ impl Grid {
         collect(&table, &mut Vec::new(), &mut axes).map_err(fail)?;
         axes.sort_by_key(Axis::place);
         let size = axes.iter().try_fold(1usize, |n, axis: &Axis| n.checked_mul(axis.values.len()));
-        if size.is_none_or(|n| n > MOST) {
-            return Err(fail(format!("more than {MOST} combinations: vary fewer fields at a time")));
+        // Each is asked of every machine.
+        if size.and_then(|n| n.checked_mul(machines.len().max(1))).is_none_or(|n| n > MOST) {
+            let of = if machines.is_empty() { "" } else { " of runs and machines" };
+            return Err(fail(format!("more than {MOST} combinations{of}: vary fewer fields at a time")));
         }
         let mut grid =
             Self { machines, varied: axes.iter().map(Axis::name).collect(), runs: Vec::new(), refused: None };
@@ -92,10 +95,11 @@ impl Grid {
             let (mut run, mut values, mut rest) = (table.clone(), Vec::new(), i);
             // The last axis turns fastest.
             for axis in axes.iter().rev() {
-                let value = &axis.values[rest % axis.values.len()];
+                let at = rest % axis.values.len();
+                let value = &axis.values[at];
                 rest /= axis.values.len();
                 set(&mut run, &axis.at, value.clone());
-                values.push(shown(value));
+                values.push(axis.shown[at].clone());
             }
             values.reverse();
             grid.add(&run, values, path)?;
@@ -124,9 +128,20 @@ impl Grid {
 struct Axis {
     at: Vec<String>,
     values: Vec<Value>,
+    /// As tables show them.
+    shown: Vec<String>,
 }
 
 impl Axis {
+    fn new(at: Vec<String>, values: Vec<Value>) -> Self {
+        let typed: Vec<String> = values.iter().map(shown).collect();
+        let path =
+            matches!(&*at.join("."), "model" | "data" | "data.train" | "data.valid" | "recipe.lora.init_adapter");
+        let public: Vec<String> = typed.iter().map(|name| public_name(name)).collect();
+        let shown = if path && public != typed { distinct(public) } else { typed };
+        Self { at, values, shown }
+    }
+
     fn name(&self) -> String {
         self.at.join(".")
     }
@@ -155,7 +170,7 @@ fn collect(table: &Table, at: &mut Vec<String>, axes: &mut Vec<Axis>) -> Result<
             if values.is_empty() {
                 return Err(format!("{}: no values", at.join(".")));
             }
-            axes.push(Axis { at: at.clone(), values });
+            axes.push(Axis::new(at.clone(), values));
         }
         at.pop();
     }
@@ -184,6 +199,18 @@ fn set(table: &mut Table, at: &[String], value: Value) {
         }
         [] => {}
     }
+}
+
+/// Names of which several may have become the same, such as those of two folders called `model`: numbered from the second
+/// on.
+fn distinct(names: Vec<String>) -> Vec<String> {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let number = |name: String| {
+        let n = seen.entry(name.clone()).or_insert(0);
+        *n += 1;
+        if *n == 1 { name } else { format!("{name} ({n})") }
+    };
+    names.into_iter().map(number).collect()
 }
 
 /// A value as a table shows it: text without its quotes.
@@ -257,6 +284,34 @@ mod tests {
             let error = grid(&format!("{base}{text}")).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn machines_count_as_combinations() {
+        let of = |runs: usize, machines: usize| {
+            let text = format!("model = \"m\"\ndata = \"d\"\nseed = {{ from = 1, to = {runs} }}\n");
+            grid(&(text + &"[[machine]]\nram = \"8G\"\n".repeat(machines)))
+        };
+        assert_eq!(of(100, 1000).unwrap().machines.len(), 1000);
+        let error = of(100, 1001).unwrap_err().to_string();
+        assert!(error.contains("more than 100000 combinations of runs and machines"), "{error}");
+    }
+
+    #[test]
+    fn tables_name_no_folder_of_this_machine() {
+        let text = "model = [\"/home/somebody/a/model\", \"/home/somebody/b/model\", \"Qwen/Qwen3-8B\", \"./c\"]\n\
+                    data = [\"/home/somebody/rows.jsonl\", \"rows/more.jsonl\"]";
+        let grid = grid(text).unwrap();
+        let shown = |field: &str| {
+            let at = grid.varied.iter().position(|v| v == field).unwrap();
+            let mut all: Vec<&str> = grid.runs.iter().map(|(_, values)| &*values[at]).collect();
+            all.sort_unstable();
+            all.dedup();
+            all.join(", ")
+        };
+        assert_eq!(shown("model"), "./c, Qwen/Qwen3-8B, model, model (2)");
+        assert_eq!(shown("data"), "rows.jsonl, rows/more.jsonl");
+        assert!(grid.runs.iter().any(|(run, _)| run.model == "/home/somebody/b/model"));
     }
 
     #[test]

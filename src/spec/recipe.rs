@@ -134,6 +134,9 @@ impl Default for Recipe {
 /// Passes over the data when neither `steps` nor `epochs` is given.
 pub const DEFAULT_EPOCHS: f64 = 3.0;
 
+/// More passes than these are a slip of the pen, and steps are counted from them.
+const MOST_EPOCHS: f64 = 1e6;
+
 /// Low-rank adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -241,19 +244,20 @@ impl Recipe {
         if self.steps.is_some() && self.epochs.is_some() {
             return Err(Error::invalid("epochs", "given together with `steps`", "given alone"));
         }
-        if self.steps == Some(0) {
-            return Err(Error::invalid("steps", 0, "at least 1"));
-        }
         let epochs = self.epochs.unwrap_or(1.0);
-        real("epochs", epochs, epochs > 0.0, "more than 0")?;
+        real("epochs", epochs, epochs > 0.0 && epochs <= MOST_EPOCHS, "more than 0 and at most a million")?;
         real("learning_rate", self.learning_rate, self.learning_rate > 0.0, "more than 0")?;
         real("weight_decay", self.weight_decay, self.weight_decay >= 0.0, "0 or more")?;
         real("max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0.0, "0 (off) or more")?;
-        for (field, value) in
-            [("eval_steps", self.eval_steps), ("early_stopping_patience", self.early_stopping_patience)]
-        {
+        let counts = [
+            ("steps", self.steps),
+            ("eval_steps", self.eval_steps),
+            ("early_stopping_patience", self.early_stopping_patience),
+        ];
+        for (field, value) in counts {
             within(field, value.unwrap_or(1), 1, 1 << 40)?;
         }
+        within("warmup_steps", self.warmup_steps, 0, 1 << 40)?;
         self.lora.check()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! This is `run.toml`. The only defaults of any run setting are here and in [`super::recipe`].
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -186,6 +186,22 @@ impl RunConfig {
         toml::to_string(self).map_err(|e| Error::Serialise { what: "run.toml", reason: e.to_string() })
     }
 
+    /// The same with models and files as others may know them: of each path only its last part.
+    pub(crate) fn public(&self) -> Self {
+        let mut config = self.clone();
+        let cut = |path: &mut PathBuf| *path = public_name(&path.to_string_lossy()).into();
+        config.model = public_name(&config.model);
+        match &mut config.data {
+            Data::Train(train) => cut(train),
+            Data::Split(split) => {
+                cut(&mut split.train);
+                split.valid.iter_mut().for_each(cut);
+            }
+        }
+        config.recipe.lora.init_adapter.iter_mut().for_each(cut);
+        config
+    }
+
     /// Every rule that one value alone, or two together, must keep.
     pub fn check(&self) -> Result<()> {
         let (r, e) = (&self.recipe, &self.execution);
@@ -256,6 +272,17 @@ impl RunConfig {
     }
 }
 
+/// A model or a file as others may know it: a hub id or a name as it is, and the last part of a path that begins at a root
+/// or leads upwards, because the rest tells whose machine it was on.
+pub(crate) fn public_name(name: &str) -> String {
+    let path = Path::new(name);
+    let leads_out = path.components().any(|part| part == Component::ParentDir) || name.starts_with('~');
+    if !path.is_absolute() && !leads_out {
+        return name.into();
+    }
+    path.file_name().map_or_else(|| "folder".into(), |last| last.to_string_lossy().into_owned())
+}
+
 /// A TOML error with its file, its line and the key that was probably meant.
 pub fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Error {
     let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
@@ -268,9 +295,13 @@ pub fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Error {
     Error::Parse { path: path.into(), line, message, hint }
 }
 
+/// Bytes of a name from which on it is no misspelling of another, and is not compared: that takes the square of it.
+pub(super) const LONGEST_NAME: usize = 200;
+
 /// The known word nearest to `wrong`, if one is near.
 pub fn closest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
+        .filter(|_| wrong.len() <= LONGEST_NAME)
         .map(|k| (k, strsim::jaro_winkler(wrong, k)))
         .filter(|(_, s)| *s > 0.75)
         .max_by(|a, b| a.1.total_cmp(&b.1))
@@ -331,11 +362,45 @@ mod tests {
             ("[recipe]\nlearning_rate = inf", "`learning_rate` is inf"),
             ("[recipe]\neval_steps = 0", "`eval_steps` is 0"),
             ("[recipe]\nearly_stopping_patience = 3", "there are no validation rows"),
+            ("[recipe]\nepochs = nan", "`epochs` is NaN"),
+            ("[recipe]\nepochs = 1e300", "at most a million"),
+            ("[recipe]\nsteps = 0", "`steps` is 0"),
+            ("[recipe]\nsteps = 9223372036854775807", "`steps` is 9223372036854775807"),
+            ("[recipe]\nwarmup_steps = 9223372036854775807", "`warmup_steps` is 9223372036854775807"),
+            ("[execution]\nbatch_size = 9223372036854775807", "`batch_size` is 9223372036854775807"),
         ];
         for (text, expected) in cases {
             let error = parse(&format!("{base}{text}")).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn others_learn_no_folder_of_this_machine() {
+        for (name, public) in [
+            ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+            ("builtin", "builtin"),
+            ("/home/somebody/models/mine", "mine"),
+            ("/home/somebody/models/mine/", "mine"),
+            ("/Users/somebody/a b/rows.jsonl", "rows.jsonl"),
+            ("~/rows.jsonl", "rows.jsonl"),
+            ("grids/../../somebody/rows.jsonl", "rows.jsonl"),
+            ("..", "folder"),
+            ("/", "folder"),
+        ] {
+            assert_eq!(public_name(name), public);
+        }
+        let text = "model = \"/home/somebody/m.gguf\"\n[data]\ntrain = \"/home/somebody/t\"\nvalid = \"/home/somebody/v\"\n\
+                    [recipe.lora]\ninit_adapter = \"/home/somebody/a\"";
+        let public = parse(text).unwrap().public().to_toml().unwrap();
+        assert!(!public.contains("somebody") && public.contains("\"m.gguf\""), "{public}");
+    }
+
+    #[test]
+    fn a_name_of_a_megabyte_is_no_misspelling() {
+        let error = parse(&format!("model = \"m\"\ndata = \"d\"\n{} = 1", "x".repeat(1 << 20))).unwrap_err();
+        assert_eq!(error.hint(), None);
+        assert_eq!(closest(&"x".repeat(LONGEST_NAME + 1), ["x"].into_iter()), None);
     }
 
     #[test]

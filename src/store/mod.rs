@@ -303,11 +303,19 @@ fn first_line(file: &mut File) -> io::Result<Option<String>> {
     Ok(line.ends_with(b"\n").then(|| String::from_utf8_lossy(&line).into_owned()))
 }
 
-/// Puts a whole table in place.
+/// Puts a whole table in place, for people and their spreadsheets: nothing in it is a formula. Tables that are read back
+/// grow by [`append_csv`] and hold what was written.
 pub fn write_csv(path: &Path, header: &[String], rows: &[Vec<String>]) -> Result<()> {
+    let text = |row: &[String]| csv_line(&row.iter().map(|cell| no_formula(cell)).collect::<Vec<_>>());
     let lines: Vec<String> =
-        std::iter::once(header).chain(rows.iter().map(Vec::as_slice)).map(csv_line).collect::<Result<_>>()?;
+        std::iter::once(header).chain(rows.iter().map(Vec::as_slice)).map(text).collect::<Result<_>>()?;
     write(path, lines.concat().as_bytes())
+}
+
+/// A cell that a spreadsheet would compute is marked as text, as one does it there by hand.
+fn no_formula(cell: &str) -> String {
+    let computed = cell.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']) && cell.parse::<f64>().is_err();
+    if computed { format!("'{cell}") } else { cell.to_owned() }
 }
 
 /// Columns and rows of a table; both empty if the file is not there.
@@ -370,8 +378,10 @@ pub fn file_name(name: &str) -> String {
             out.push(kept);
         }
     }
-    let out: String = out.trim_matches(['.', '-']).chars().take(100).collect();
-    if out.is_empty() { "unnamed".into() } else { out }
+    let out = out.trim_matches(['.', '-']);
+    // File systems count bytes, and what is written beside a file has a longer name.
+    let out = &out[..out.floor_char_boundary(100)];
+    if out.is_empty() { "unnamed".into() } else { out.into() }
 }
 
 #[cfg(test)]

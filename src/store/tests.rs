@@ -107,6 +107,37 @@ fn names_stay_in_their_folder() {
         assert_eq!(file_name(name), expected);
     }
     assert_eq!(file_name(&"x".repeat(500)).len(), 100);
+    assert_eq!(file_name(&"\u{4e2d}".repeat(100)).len(), 99);
+}
+
+#[test]
+fn a_table_for_people_holds_no_formula() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.csv");
+    let cases = [
+        ("=1+1", "'=1+1"),
+        ("=HYPERLINK(0)", "'=HYPERLINK(0)"),
+        ("@SUM(1)", "'@SUM(1)"),
+        ("+cmd|x", "'+cmd|x"),
+        ("-2+3", "'-2+3"),
+        ("\t=1", "'\t=1"),
+        ("\r=1", "' =1"),
+        ("-1.5", "-1.5"),
+        ("+3e9", "+3e9"),
+        ("a=1", "a=1"),
+        ("-", "'-"),
+        ("", ""),
+    ];
+    for (cell, expected) in cases {
+        write_csv(&path, &strings(&["=name", "n"]), &[strings(&[cell, "1"])]).unwrap();
+        let (header, rows) = read_csv(&path).unwrap();
+        assert_eq!((header[0].as_str(), rows[0][0].as_str()), ("'=name", expected));
+        // What is measured is kept as it is.
+        let table = dir.path().join("measurements.csv");
+        let cell = cell.replace('\r', " ");
+        append_csv(&table, &strings(&["name", "n"]), &strings(&[&cell, "1"])).unwrap();
+        assert_eq!(read_csv(&table).unwrap().1.pop().unwrap()[0], cell);
+    }
 }
 
 #[test]

@@ -2,9 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use indicatif::ProgressBar;
-
 use super::{Launch, earlier};
+use crate::commands::Bar;
 use crate::commands::interrupt::interrupted;
 use crate::error::{Error, Result};
 use crate::store;
@@ -15,7 +14,7 @@ use crate::units::Seconds;
 pub struct Watch<'a, 'b> {
     launch: &'a mut Launch<'b>,
     /// Progress.
-    pub bar: ProgressBar,
+    pub bar: Bar,
     /// The [`TrainEvent::Ready`].
     pub ready: Option<TrainEvent>,
     /// Steps of this process.
