@@ -74,7 +74,7 @@ fn a_damaged_run_keeps_no_one_from_seeing_the_others() {
         }
         assert!(stdout.contains("good: It fit and it finished"), "{stdout}");
         let page = fs::read_to_string(folder.path().join("reports/runs/index.html")).unwrap();
-        assert!(page.contains("It fit and it finished") && !page.contains("bad"), "{page}");
+        assert!(page.contains("It fit and it finished") && !page.contains(">bad<"), "{page}");
         // Alone it is the answer.
         let (code, _, stderr) = headroom(folder.path(), &["report", "runs/bad"]);
         assert!(code == 2 && parts.iter().all(|part| stderr.contains(part)), "{file}: {stderr}");
@@ -123,7 +123,7 @@ fn nothing_from_a_file_commands_the_terminal() {
     };
     let base = "data = \"builtin\"\n[recipe]\nsteps = 2\nmax_seq_length = 64\n";
     write("model.toml", format!("model = \"{EVIL}\"\n{base}"));
-    write("rows.toml", format!("model = \"builtin\"\ndata = \"{EVIL}\"\n"));
+    write("rows.toml", format!("model = \"builtin\"\ndata = \"{EVIL}\"\n[recipe]\nmax_seq_length = 64\n"));
     write("key.toml", format!("model = \"builtin\"\n\"{EVIL}\" = 1\n{base}"));
     write("targets.toml", format!("model = \"builtin\"\n{base}lora = {{ target_modules = [\"{EVIL}\"] }}\n"));
     write("grid.toml", format!("model = [\"builtin\", \"{EVIL}\"]\n{base}"));
@@ -209,7 +209,7 @@ fn a_row_that_no_run_can_have_shown_is_named_by_file_and_line() {
         let mut damaged = vec![rows[0].clone(), rows[0].clone()];
         damaged[1][columns.iter().position(|c| c == column).unwrap()] = cell.into();
         headroom::store::write_csv(&table, &columns, &damaged).unwrap();
-        for args in [&["predict", "run.toml"][..], &["report", "accuracy"], &["launch", "run.toml"]] {
+        for args in [&["predict", "run.toml"][..], &["launch", "run.toml"], &["sweep", "run.toml"]] {
             let (code, _, stderr) = headroom(folder.path(), args);
             assert_eq!(code, 2, "{args:?} {column}: {stderr}");
             assert!(
