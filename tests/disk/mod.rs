@@ -22,7 +22,7 @@ pub fn all() -> bool {
 
 /// The numbers from 1 to `count`, or `few` of them spread evenly.
 pub fn moments(count: usize, few: usize) -> Vec<usize> {
-    if all() || count <= few {
+    if count <= few || all() {
         return (1..=count).collect();
     }
     (0..few).map(|i| 1 + i * (count - 1) / (few - 1)).collect()
