@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock};
@@ -88,6 +89,8 @@ pub struct World {
     trace: PathBuf,
     /// Bytes of address space that a command may take.
     pub memory: Option<u64>,
+    /// Seconds of a processor that a command may take.
+    pub processor: Option<u64>,
     pub patience: Duration,
 }
 
@@ -97,7 +100,7 @@ impl World {
         let whole = root.path().canonicalize().unwrap();
         let path = whole.join("w");
         fs::create_dir(&path).unwrap();
-        Self { _root: root, path, trace: whole.join("trace"), memory: None, patience: PATIENCE }
+        Self { _root: root, path, trace: whole.join("trace"), memory: None, processor: None, patience: PATIENCE }
     }
 
     pub fn at(&self, name: &str) -> PathBuf {
@@ -132,17 +135,23 @@ impl World {
             command.env("LD_PRELOAD", library()).env("DISK_UNDER", &self.path).env("DISK_TRACE", &self.trace);
             command.env("DISK_AT", fault.at.to_string()).env("DISK_DO", &fault.what);
         }
-        if let Some(memory) = self.memory {
-            let limit = libc::rlimit { rlim_cur: memory, rlim_max: memory };
-            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: between fork and exec only two system calls are made.
-            unsafe {
-                command.pre_exec(move || {
-                    libc::setrlimit(libc::RLIMIT_AS, &raw const limit);
-                    libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
-                    Ok(())
-                });
-            }
+        let limits = [
+            (libc::RLIMIT_AS, self.memory),
+            (libc::RLIMIT_CPU, self.processor),
+            (libc::RLIMIT_CORE, self.memory.or(self.processor).map(|_| 0)),
+        ];
+        // SAFETY: between fork and exec only system calls are made.
+        unsafe {
+            command.pre_exec(move || {
+                for (what, most) in limits {
+                    let Some(most) = most else { continue };
+                    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+                    if libc::setrlimit(what, &raw const limit) != 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
         }
     }
 
@@ -325,7 +334,9 @@ impl Table {
                     let world = world();
                     loop {
                         let Some(case) = next.lock().unwrap().next() else { break };
-                        if let Err(why) = attempt(&world, case) {
+                        // One that cannot even be tried is told like the others.
+                        let tried = catch_unwind(AssertUnwindSafe(|| attempt(&world, case)));
+                        if let Err(why) = tried.unwrap_or_else(|_| Err("the attempt itself failed, see above".into())) {
                             faults.lock().unwrap().push(format!("{row}, {case:?}: {why}"));
                         }
                     }
