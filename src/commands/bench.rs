@@ -207,7 +207,7 @@ impl Bench {
     }
 
     /// A kill that nobody explained counts until a later trial ends better, whatever the limit is now.
-    fn tells_of_now(&self, died: &Measurement) -> bool {
+    pub fn tells_of_now(&self, died: &Measurement) -> bool {
         died.was_killed() || self.limit < died.ran_into().scale(LARGER)
     }
 

@@ -10,7 +10,7 @@ use crate::measure::Measurement;
 use crate::predict::predict;
 use crate::report::compare::{PredictionFile, RunReport};
 use crate::report::{brief, compare, page};
-use crate::store::{self, RunFolder};
+use crate::store::{self, RunFolder, run_folder};
 use crate::trainer::Metrics;
 
 /// Of the intervals before and after calibrating.
@@ -67,6 +67,11 @@ pub fn read_report(folder: &RunFolder) -> Result<RunReport> {
     }
     Ok(RunReport {
         name: folder.name(),
+        activity: match folder.activity() {
+            run_folder::Activity::Idle => compare::Activity::Idle,
+            run_folder::Activity::Running(_) => compare::Activity::Running,
+            run_folder::Activity::Ended(_) => compare::Activity::Killed,
+        },
         config: bench::read_run(&folder.config())?,
         prediction: exists(folder.prediction()).map(|p| store::load_json::<PredictionFile>(&p)).transpose()?,
         record,

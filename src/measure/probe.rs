@@ -91,6 +91,11 @@ pub fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+/// When the machine was started, seconds since 1970; 0 where it does not say.
+pub fn boot_time() -> u64 {
+    System::boot_time().unwrap_or_default()
+}
+
 /// The operating system, with its version.
 pub fn os() -> String {
     System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.into())

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
-use crate::measure::{Measurement, Outcome, Step, Validation};
+use crate::measure::{Measurement, Outcome, Predicted, Step, Validation};
 use crate::spec::run::RunConfig;
 use crate::units::{Bytes, Estimate, Seconds};
 
@@ -34,6 +34,18 @@ pub struct PredictionFile {
     pub trainable_params: u64,
     /// All parameters.
     pub total_params: u64,
+}
+
+/// Whether a process works on a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activity {
+    /// None does.
+    #[default]
+    Idle,
+    /// One does now.
+    Running,
+    /// One did, and was ended without a chance to say so.
+    Killed,
 }
 
 /// One thing in memory.
@@ -71,6 +83,16 @@ pub fn ledger_lines(ledger: &MemoryLedger) -> Vec<LedgerLine> {
 }
 
 impl PredictionFile {
+    /// As a row of measurements keeps it.
+    pub fn predicted(&self) -> Predicted {
+        Predicted {
+            peak_memory_bytes: Some(self.peak_memory_bytes),
+            footprint_bytes: Some(self.footprint_bytes),
+            tokens_per_s: Some(self.tokens_per_s),
+            step_time_s: Some(self.step_time_s.map(|s| s.0)),
+        }
+    }
+
     /// The lines as resident items and phases again.
     pub fn phases(&self) -> (Vec<Item>, Vec<Phase>) {
         let item = |line: &LedgerLine| Item { name: line.name.clone(), bytes: line.bytes };
@@ -94,6 +116,8 @@ impl PredictionFile {
 pub struct RunReport {
     /// Name of its folder.
     pub name: String,
+    /// Whether it goes on.
+    pub activity: Activity,
     /// What was run.
     pub config: RunConfig,
     /// What was expected.
@@ -232,6 +256,12 @@ impl RunReport {
 
     /// One sentence: what happened, and whether it was what had been said.
     pub fn answer(&self) -> String {
+        let last = self.steps.iter().map(|s| s.step).max().unwrap_or_default();
+        match self.activity {
+            Activity::Running => return format!("It is running; step {last} was its last so far."),
+            Activity::Killed => return format!("It was killed, or the machine went down, after step {last}."),
+            Activity::Idle => {}
+        }
         if let Some(step) = self.open_since() {
             return format!("It has not ended, or was ended without a word, after step {step}.");
         }

@@ -292,7 +292,7 @@ fn state_words(record: &Measurement) -> String {
 mod tests {
     use super::*;
     use crate::measure::{Measured, Place};
-    use crate::report::compare::{Change, LedgerLine, LimitLine, RESIDENT};
+    use crate::report::compare::{Activity, Change, LedgerLine, LimitLine, RESIDENT};
     use crate::spec::run::RunConfig;
     use crate::trainer::{Job, Outcome, Step};
 
@@ -380,6 +380,7 @@ mod tests {
             after: estimate(1.1 * p),
         };
         RunReport {
+            activity: Activity::Idle,
             name: name.into(),
             config,
             prediction: Some(prediction()),

@@ -175,12 +175,18 @@ pub struct Holder {
     pub pid: u32,
     /// Start of its work, seconds since 1970.
     pub unix_time: u64,
-    /// Processes that the kernel had ended for memory in the same control group by then, where it counts them.
+    /// Processes that the kernel had ended for want of memory by then, in the control groups of this one.
+    pub oom_kills: u64,
+    /// It ended itself, because memory was about to run out.
     #[serde(default)]
-    pub oom_kills: Option<u64>,
+    pub gave_up: bool,
 }
 
 impl Holder {
+    fn text(self) -> Result<String> {
+        serde_json::to_string(&self).map_err(|e| Error::Serialise { what: "run.lock", reason: e.to_string() })
+    }
+
     /// What the lock file says of its holder; nothing where it was given back in order.
     fn read(file: &mut File) -> Option<Self> {
         let mut text = String::new();
@@ -246,17 +252,15 @@ impl RunLock {
 
     /// Writes down who works here from now on.
     pub fn hold(&mut self, holder: Holder) -> Result<()> {
-        let text =
-            serde_json::to_string(&holder).map_err(|e| Error::Serialise { what: "run.lock", reason: e.to_string() })?;
         self.held = true;
-        self.fill(&text).map_err(writing(&self.path))
+        fill(&self.file, &holder.text()?).map_err(writing(&self.path))
     }
 
-    fn fill(&mut self, text: &str) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.write_all(text.as_bytes())?;
-        self.file.sync_all()
+    /// Something that says of `holder` that it gave up, for a moment in which there is no memory left to make it.
+    pub fn last_words(&self, holder: Holder) -> Result<impl FnOnce() + Send + 'static> {
+        let text = Holder { gave_up: true, ..holder }.text()?;
+        let file = self.file.try_clone().map_err(writing(&self.path))?;
+        Ok(move || drop(fill(&file, &text)))
     }
 }
 
@@ -264,7 +268,14 @@ impl Drop for RunLock {
     fn drop(&mut self) {
         // A panic is no orderly end.
         if self.held && !std::thread::panicking() {
-            let _ = self.fill("");
+            let _ = fill(&self.file, "");
         }
     }
+}
+
+fn fill(mut file: &File, text: &str) -> io::Result<()> {
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
 }

@@ -170,7 +170,7 @@ fn a_run_has_its_folder_for_itself() {
     // While one works there nobody else does, and afterwards everybody may.
     let mut new = RunFolder::create(&path).unwrap();
     assert_eq!(new.folder.activity(), Activity::Running(None));
-    let holder = Holder { pid: 7, unix_time: 8, oom_kills: Some(9) };
+    let holder = Holder { pid: 7, unix_time: 8, oom_kills: 9, gave_up: false };
     new.lock.hold(holder).unwrap();
     let error = RunFolder::create(&path).unwrap_err();
     assert!(matches!(error, Error::InUse { pid: Some(7), .. }), "{error}");
@@ -193,7 +193,7 @@ fn a_run_has_its_folder_for_itself() {
 fn a_holder_that_was_killed_is_known() {
     let dir = tempfile::tempdir().unwrap();
     let folder = RunFolder::create(dir.path()).unwrap().folder;
-    let holder = Holder { pid: 7, unix_time: 8, oom_kills: None };
+    let holder = Holder { pid: 7, unix_time: 8, oom_kills: 9, gave_up: false };
     let mut lock = folder.lock().unwrap();
     assert_eq!(lock.killed(), None);
     lock.hold(holder).unwrap();

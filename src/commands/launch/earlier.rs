@@ -2,14 +2,20 @@
 
 use std::path::Path;
 
-use crate::commands::bench;
+use crate::commands::bench::{self, Bench};
 use crate::error::{Error, Result};
-use crate::measure::Measurement;
+use crate::measure::observe::Observed;
+use crate::measure::probe::{self, MachineState};
+use crate::measure::room::Room;
+use crate::measure::{Measurement, Place};
+use crate::report::compare::PredictionFile;
 use crate::spec::run::RunConfig;
 use crate::store::checksums::{self, Checked, SUMS};
+use crate::store::run_folder::Holder;
 use crate::store::{self, RunFolder, RunLock};
 use crate::trainer::candle::adapter_file::Layout;
-use crate::trainer::{Metrics, Outcome, Validation};
+use crate::trainer::{Job, Metrics, Outcome, Step, Validation};
+use crate::units::Seconds;
 
 /// Files that are final once a part of a run has ended.
 const FINAL: [&str; 3] = ["prediction.json", "metrics.jsonl", "outcome.json"];
@@ -20,6 +26,7 @@ pub struct Earlier {
     pub folder: RunFolder,
     /// Nobody else works in it.
     pub lock: RunLock,
+    config: RunConfig,
     /// One line a step.
     pub metrics: Vec<Metrics>,
 }
@@ -48,17 +55,78 @@ impl Earlier {
                 return Err(damaged(&folder.metrics(), reason));
             }
         }
-        Ok(Self { folder, lock, metrics })
+        Ok(Self { folder, lock, config: run.clone(), metrics })
     }
 }
 
 impl Earlier {
+    /// What is known of a process that worked here and could not say how it ended.
+    pub fn measurement_of(&self, killed: &Holder, place: &Place) -> Measurement {
+        let steps: Vec<Step> = self.metrics.iter().map(|line| line.step.clone()).collect();
+        let at_step = steps.len();
+        let outcome = match ended_by(killed) {
+            EndedBy::Memory => Outcome::OutOfMemory { at_step },
+            EndedBy::Restart => Outcome::Crashed { at_step, reason: "the machine was started anew".into() },
+            EndedBy::Unknown => Outcome::Crashed { at_step, reason: "its process was killed".into() },
+        };
+        let footprint = steps.iter().map(|s| s.footprint_bytes).max().unwrap_or_default();
+        let wall_time = Seconds(steps.iter().map(|s| s.step_time_s).sum());
+        let observed = Observed { ready: None, steps, outcome, footprint, garbage: 0, wall_time };
+        let predicted = store::load_json::<PredictionFile>(&self.folder.prediction()).map(|p| p.predicted());
+        let job = Job {
+            config: self.config.clone(),
+            out: None,
+            stop_after: None,
+            resume: false,
+            accept_changes: false,
+            save_every: 0,
+            pad_to_max: false,
+        };
+        let state = MachineState::default();
+        let measurement = Measurement::new(place, &job, &observed, predicted.unwrap_or_default(), state);
+        Measurement { unix_time: killed.unix_time, ..measurement }
+    }
+
+    /// Refuses to go on where memory ran out before and there is no more of it now.
+    pub fn check_room(&self, bench: &Bench) -> Result<()> {
+        let Some(killed) = self.lock.killed().filter(|killed| ended_by(killed) == EndedBy::Memory) else {
+            return Ok(());
+        };
+        let died = self.measurement_of(&killed, &bench.place);
+        if bench.tells_of_now(&died) {
+            let what = format!("the run, which ran out of memory after step {},", self.metrics.len());
+            return Err(Error::DoesNotFit { what, needs: died.had_taken(), limit: bench.limit });
+        }
+        Ok(())
+    }
+
     /// There is nothing left to do: it ended by itself, and what it learned is there.
     pub fn is_finished(&self) -> bool {
         let outcome = store::load_json::<Measurement>(&self.folder.outcome()).map(|m| m.outcome);
         matches!(outcome, Ok(Outcome::Finished | Outcome::EarlyStopped { .. }))
             && checksums::check(self.folder.path(), &FINAL) == Checked::Whole
             && checksums::check(&self.folder.adapter(), &[Layout::Peft.weights_file()]) == Checked::Whole
+    }
+}
+
+/// What ended a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EndedBy {
+    /// The kernel for want of memory, or the process itself just before.
+    Memory,
+    /// The machine went down.
+    Restart,
+    /// Somebody, for some reason.
+    Unknown,
+}
+
+fn ended_by(killed: &Holder) -> EndedBy {
+    if killed.gave_up || Room::here().oom_kills() > killed.oom_kills {
+        EndedBy::Memory
+    } else if probe::boot_time() > killed.unix_time {
+        EndedBy::Restart
+    } else {
+        EndedBy::Unknown
     }
 }
 

@@ -13,11 +13,13 @@ use crate::commands::Output;
 use crate::commands::bench::{self, Bench, Subject};
 use crate::commands::report::read_report;
 use crate::error::{Error, Result};
+use crate::measure::guard::Guard;
 use crate::measure::observe::Observed;
+use crate::measure::room::Room;
 use crate::measure::{Measurement, probe};
 use crate::plan::Assessment;
 use crate::report::brief;
-use crate::report::compare::ledger_lines;
+use crate::report::compare::{Activity, RunReport, ledger_lines};
 use crate::spec::run::RunConfig;
 use crate::store::run_folder::{Holder, NewRun};
 use crate::store::{self, RunFolder, RunLock};
@@ -91,6 +93,9 @@ pub fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, output: &Ou
     let subject = Subject::of(&run)?;
     let plan = bench.assess(&subject, &run, settings.confidence)?;
     preflight(&plan, settings.force)?;
+    if let Some(earlier) = earlier.as_ref().filter(|_| !settings.force) {
+        earlier.check_room(&bench)?;
+    }
     let mut trainer = bench::trainer(run.engine, settings.bench.script.as_deref())?;
     // Only now, when all that can be wrong with the question has been asked, is anything written.
     let site = match (earlier, place) {
@@ -113,6 +118,21 @@ fn preflight(plan: &Assessment, force: bool) -> Result<()> {
             limit: limit.limit,
         }),
         _ => Ok(()),
+    }
+}
+
+/// This process, for the lock of a run folder.
+fn holder() -> Holder {
+    let oom_kills = Room::here().oom_kills();
+    Holder { pid: std::process::id(), unix_time: probe::unix_time(), oom_kills, gave_up: false }
+}
+
+/// How a process ended that could not say so itself.
+fn end(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::OutOfMemory { at_step } => format!("memory ran out after step {at_step}"),
+        Outcome::Crashed { at_step, reason } => format!("{reason}, after step {at_step}"),
+        other => other.name().to_owned(),
     }
 }
 
@@ -188,7 +208,8 @@ impl Launch<'_> {
         };
         let predicted = bench::predicted(&self.plan.prediction);
         let (state, started) = (probe::state(), Instant::now());
-        let mut watch = Watch::new(self);
+        let guard = self.guard()?;
+        let mut watch = Watch::new(self, &guard);
         let result = trainer.train(&job, &mut |event| watch.on(event));
         watch.bar.finish_and_clear();
         let at_step = watch.last_step();
@@ -203,7 +224,8 @@ impl Launch<'_> {
             Err(error) if watch.steps.is_empty() => return Err(error),
             result => result,
         };
-        let footprint = watch.steps.iter().map(|s| s.footprint_bytes).max().unwrap_or_default();
+        let seen = watch.steps.iter().map(|s| s.footprint_bytes).chain(guard.exceeded());
+        let footprint = seen.max().unwrap_or_default();
         let wall_time = Seconds(started.elapsed().as_secs_f64());
         let (ready, steps, validations) = (watch.ready, watch.steps, watch.validations);
         let observed = Observed { ready, steps, outcome, footprint, garbage: 0, wall_time };
@@ -236,8 +258,27 @@ impl Launch<'_> {
             earlier::reopen(&self.folder, &earlier.metrics, done)?;
             self.output.note(&format!("going on after step {done}"));
         }
-        let holder = Holder { pid: std::process::id(), unix_time: probe::unix_time(), oom_kills: None };
-        self.site.lock().hold(holder)
+        let killed = self.site.lock().killed();
+        if let (Site::Again(earlier), Some(killed)) = (&self.site, killed) {
+            let measurement = earlier.measurement_of(&killed, &self.bench.place);
+            self.output.note(&format!("the process before did not end by itself: {}", end(&measurement.outcome)));
+            self.bench.add(measurement)?;
+        }
+        self.site.lock().hold(holder())
+    }
+
+    /// Watches the memory while steps are taken, and ends the process before the kernel would.
+    fn guard(&mut self) -> Result<Guard> {
+        let words = self.site.lock().last_words(holder())?;
+        let command = self.resume_command();
+        let text = format!(
+            "error: the system has next to no memory left; the run was ended before the system would have ended it\n\n\
+             hint: free some memory and go on from the last checkpoint with `{command}`\n"
+        );
+        Ok(Guard::start(self.limit, move |_| {
+            words();
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+        }))
     }
 
     /// What goes on with this run from another prompt.
@@ -247,7 +288,8 @@ impl Launch<'_> {
 
     /// Says how it went, and what to do next.
     fn conclude(&self, measurement: &Measurement) -> Result<()> {
-        let report = read_report(&self.folder)?;
+        // The process that works there is this one, and it is done.
+        let report = RunReport { activity: Activity::Idle, ..read_report(&self.folder)? };
         self.output.part(&report.answer())?;
         self.output.part(&brief::comparisons(&report.comparisons()))?;
         self.output.data(measurement)?;

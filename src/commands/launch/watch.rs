@@ -6,6 +6,7 @@ use super::{Launch, earlier};
 use crate::commands::Bar;
 use crate::commands::interrupt::interrupted;
 use crate::error::{Error, Result};
+use crate::measure::guard::Guard;
 use crate::store;
 use crate::trainer::{Flow, Metrics, Step, TrainEvent, Validation};
 use crate::units::Seconds;
@@ -13,6 +14,7 @@ use crate::units::Seconds;
 /// A run while it goes on.
 pub struct Watch<'a, 'b> {
     launch: &'a mut Launch<'b>,
+    guard: &'a Guard,
     /// Progress.
     pub bar: Bar,
     /// The [`TrainEvent::Ready`].
@@ -29,10 +31,10 @@ pub struct Watch<'a, 'b> {
 
 impl<'a, 'b> Watch<'a, 'b> {
     /// Of a run that begins now.
-    pub fn new(launch: &'a mut Launch<'b>) -> Self {
+    pub fn new(launch: &'a mut Launch<'b>, guard: &'a Guard) -> Self {
         let bar = launch.output.bar(launch.plan.prediction.steps as u64);
         interrupted();
-        Self { launch, bar, ready: None, steps: Vec::new(), validations: Vec::new(), over: false, failure: None }
+        Self { launch, guard, bar, ready: None, steps: Vec::new(), validations: Vec::new(), over: false, failure: None }
     }
 
     /// Optimizer steps done, those of earlier processes included.
@@ -68,6 +70,7 @@ impl<'a, 'b> Watch<'a, 'b> {
             // What could not be written down must happen again, so no checkpoint may say that it did.
             return Flow::Abort;
         }
+        self.over |= self.guard.exceeded().is_some();
         if self.over || interrupted().load(Ordering::Relaxed) { Flow::Stop } else { Flow::Continue }
     }
 
