@@ -86,6 +86,10 @@ impl GgufFile {
         for tensor in opened.spec.tensors() {
             let Some(stored) = opened.spec.gguf_name(&tensor.name) else { continue };
             let Some(info) = opened.content.tensor_infos.get(&stored) else { continue };
+            if info.shape.dims() != tensor.shape {
+                let (is, say) = (info.shape.dims(), &tensor.shape);
+                return Err(wrong(format!("`{stored}` is {is:?}, but its metadata say {say:?}")));
+            }
             let heads = opened.spec.gguf_interleaved_heads(&tensor.name);
             let start = opened.content.tensor_data_offset.saturating_add(info.offset);
             let info = Info { dtype: info.ggml_dtype, shape: info.shape.dims().to_vec(), start, heads };
@@ -109,7 +113,7 @@ impl GgufFile {
     pub fn format(&self, name: &str, shape: &[usize]) -> Option<Result<Format, String>> {
         let info = self.tensors.get(name)?;
         if info.shape != shape {
-            return Some(Err(format!("is {:?}, but its metadata say {shape:?}", info.shape)));
+            return Some(Err(format!("is {:?} and not {shape:?}", info.shape)));
         }
         Some(format(info.dtype).ok_or_else(|| format!("is stored as {:?}; {READ}", info.dtype)))
     }
