@@ -334,11 +334,16 @@ fn damaged_checkpoints_are_refused() {
     assert!(refuse(&whole[..300]).contains("is it a GGUF file, and whole?"));
     assert!(refuse(b"not a model").contains("is it a GGUF file"));
     let mut wide = whole.clone();
-    let key = b"llama.embedding_length";
+    let key = b"llama.feed_forward_length";
     let at = whole.windows(key.len()).position(|w| w == key).unwrap() + key.len() + 4;
     wide[at] += 32;
     let error = refuse(&wide);
-    assert!(error.contains("`token_embd.weight` is [") && error.contains("but its metadata say ["), "{error}");
+    assert!(error.contains("`blk.0.ffn_gate.weight` is [") && error.contains("but its metadata say ["), "{error}");
+    let mut part = whole.clone();
+    let key = b"llama.embedding_length";
+    let at = whole.windows(key.len()).position(|w| w == key).unwrap() + key.len() + 4;
+    part[at] += 32;
+    assert!(refuse(&part).contains("`llama.rope.dimension_count` is"));
     let mut mamba = whole.clone();
     let at = whole.windows(5).position(|w| w == b"llama").unwrap();
     mamba[at..at + 5].copy_from_slice(b"mamba");

@@ -77,6 +77,10 @@ pub fn from_metadata(file: &Described<'_>) -> Result<ModelSpec> {
     let head_dim = number("attention.key_length").unwrap_or(width / heads);
     config.insert("head_dim".into(), json!(head_dim as u64));
     if let Some(dims) = number("rope.dimension_count") {
+        if !["phi3", "gpt2"].contains(&name) && dims != head_dim {
+            let must = format!("{head_dim}: the heads of this family are rotated whole");
+            return Err(Error::invalid(format!("{name}.rope.dimension_count"), dims, must));
+        }
         config.insert("partial_rotary_factor".into(), json!(dims / head_dim));
     }
     // llama.cpp tells Gemma's 27B from the others by their blocks, and has their scales in its code.
