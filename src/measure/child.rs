@@ -222,7 +222,8 @@ fn is_inherited(name: &str) -> bool {
     INHERITED.contains(&name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Has the kernel kill the child when we end, even by SIGKILL.
+/// Has the kernel kill the child when we end, even by SIGKILL; more exactly, when the thread ends that started it, which
+/// is the one that listens to it.
 #[cfg(target_os = "linux")]
 fn end_with_parent(command: &mut Command) {
     let parent = std::process::id();

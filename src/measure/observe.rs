@@ -182,13 +182,15 @@ impl<'a> Watch<'a> {
 
     /// Over the limit, or so near to the end of all memory that the system would end it, or somebody else, any moment.
     fn over_memory(&mut self) -> bool {
-        let pause = self.spare.map_or(LOOK, Spare::pause);
-        if self.looked.is_none_or(|at| at.elapsed() >= pause) {
+        // This is asked at every line and as often as little is left, and takes no time; the other goes through all
+        // processes that there are.
+        self.spare = self.room.spare();
+        let gone = self.spare.is_some_and(Spare::is_gone);
+        if gone || self.looked.is_none_or(|at| at.elapsed() >= LOOK) {
             self.looked = Some(Instant::now());
             self.footprint = self.footprint.max(self.child.footprint().highest());
-            self.spare = self.room.spare();
         }
-        self.footprint > self.limits.memory || self.spare.is_some_and(Spare::is_gone)
+        gone || self.footprint > self.limits.memory
     }
 
     /// Enough steps: as many as asked, or the median known well.

@@ -63,16 +63,6 @@ impl Room {
         Self::default()
     }
 
-    /// The least limit on the memory of this process, if there is one.
-    pub fn limit(&self) -> Option<Bytes> {
-        None
-    }
-
-    /// The limit of the outermost group that can be seen: of a container, all that it is.
-    pub fn outermost(&self) -> Option<Bytes> {
-        None
-    }
-
     /// Left under the limits of the groups.
     pub fn left(&self) -> Option<Bytes> {
         None
