@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use headroom::commands::bench::read_measurements;
 use headroom::measure::Measurement;
 use headroom::measure::guard::Guard;
+use headroom::spec::run::RunConfig;
 use headroom::trainer::scripted::{Mishap, Script};
 use headroom::trainer::{Job, Outcome};
 
@@ -130,7 +131,7 @@ fn tethered(place: &Place, job: &str) -> Child {
 }
 
 fn job(examples: usize) -> String {
-    let config = headroom::spec::run::RunConfig::from_toml(&run("4", examples), Path::new("run.toml")).unwrap();
+    let config = RunConfig::from_toml(&run("4", examples), Path::new("run.toml")).unwrap();
     let job = Job {
         config,
         out: None,
@@ -215,6 +216,31 @@ fn what_died_of_memory_is_not_tried_again_and_larger_runs_do_not_fit() {
     assert!(answer["choice"]["execution"]["batch_size"].as_u64().unwrap() < 4, "{said}");
     let filled = |m: &Measurement| m.config.execution.batch_size * m.config.recipe.max_seq_length;
     assert!(place.measurements()[2..].iter().all(|m| filled(m) < 4 * 64));
+}
+
+#[test]
+fn what_is_recommended_has_not_died() {
+    let place = Place::new(4);
+    place.write("my.toml", &run("4", 8));
+    let script = Script { mishap: Some(Mishap::OutOfMemory(1)), lengths: vec![64; 10], ..Script::default() };
+    place.write("script.json", &serde_json::to_string(&script).unwrap());
+    // Three die, and the second time others.
+    for _ in 0..2 {
+        let (code, said, _) =
+            text(&place.command(&["calibrate", "my.toml", "--script", "script.json", "--json"]).output().unwrap());
+        let answer: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let seen = place.measurements();
+        assert!(code == Some(0) && seen.iter().all(Measurement::died_of_memory), "{said}");
+        let micro_batch = |config: &RunConfig| {
+            let e = &config.execution;
+            (config.recipe.max_seq_length, config.recipe.lora.rank, e.batch_size, e.grad_checkpoint, e.weights)
+        };
+        let choice: Option<RunConfig> = serde_json::from_value(answer["choice"].clone()).unwrap();
+        if let Some(choice) = &choice {
+            assert!(seen.iter().all(|m| micro_batch(&m.config) != micro_batch(choice)), "{said}");
+        }
+    }
+    assert!(place.measurements().len() >= 3);
 }
 
 #[test]

@@ -181,8 +181,9 @@ fn make_trials(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> Re
     }
     let mut result = Calibrated::default();
     // Of those that were killed for reasons unknown more is to be known.
-    let (mut again, mut new): (Vec<Candidate>, Vec<Candidate>) =
-        new.into_iter().partition(|t| bench.killed(&t.run).is_some());
+    let (mut again, mut new): (Vec<Candidate>, Vec<Candidate>) = new
+        .into_iter()
+        .partition(|t| bench.killed(&t.run).is_some() && t.surely_fits(bench.limit, &bench.calibration, CONFIDENCE));
     if what.again {
         again.extend(old);
     } else {
@@ -191,7 +192,7 @@ fn make_trials(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> Re
     let started = Instant::now();
     let bar = output.bar(what.budget.0 as u64);
     let mut failures = 0;
-    let (ended, standing) = loop {
+    let ended = loop {
         around.mark(&mut options, &bench.calibration)?;
         padded.mark(&mut new, &bench.calibration)?;
         let decision = Decision { options: &options, limit: bench.limit, confidence: common::CONFIDENCE };
@@ -199,7 +200,7 @@ fn make_trials(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> Re
         let left = what.budget.0 - started.elapsed().as_secs_f64();
         let trial = match pick(bench, (&decision, &standing), (&mut again, &mut new), left) {
             Ok(trial) => trial,
-            Err(ended) => break (ended, standing),
+            Err(ended) => break ended,
         };
         bar.set_position(started.elapsed().as_secs());
         bar.set_message(name(&trial.run));
@@ -214,13 +215,17 @@ fn make_trials(bench: &mut Bench, what: &Calibrating<'_>, output: &Output) -> Re
             result.measured += 1;
         }
         if interrupted().load(Ordering::Relaxed) {
-            break (Ended::Interrupted, standing);
+            break Ended::Interrupted;
         }
         if failures == FAILURES {
-            break (Ended::Failing, standing);
+            break Ended::Failing;
         }
     };
     bar.finish_and_clear();
+    // The last trial counts too, above all if it died.
+    around.mark(&mut options, &bench.calibration)?;
+    let decision = Decision { options: &options, limit: bench.limit, confidence: common::CONFIDENCE };
+    let standing = decision.standing(&bench.calibration);
     result.ended = Some(ended);
     result.choice = standing.choice.map(|i| options[i].run.clone());
     result.levers = result.choice.as_ref().and_then(|choice| price(bench, choice));
