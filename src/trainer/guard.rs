@@ -23,7 +23,7 @@ use crate::units::{Bytes, Seconds};
 /// what is used of it becomes memory.
 const STACK: usize = 512 << 20;
 /// Stack that may be in use when something is allocated, bytes.
-const DEEPEST: usize = 64 << 20;
+const DEEPEST: usize = 32 << 20;
 /// How often the time is looked at. Ticks are counted and not the clock, so that a machine that sleeps or pages stops
 /// both sides alike.
 const TICK: Duration = Duration::from_millis(10);

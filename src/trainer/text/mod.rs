@@ -22,6 +22,8 @@ use crate::units::Bytes;
 /// What is at fault when work on a text is ended.
 const TOKENIZER: &str = "the tokenizer";
 const TEMPLATE: &str = "the chat template";
+/// Largest tokenizer_config.json, bytes: several times the largest that is published.
+const LARGEST_CONFIG: usize = 8 << 20;
 /// Bytes that stand for the text of one token.
 const BYTES_OF_TOKEN: usize = 64;
 
@@ -78,14 +80,11 @@ impl Text {
                 spec.vocab_size - 1
             )));
         }
-        let config: Value = match source.tokenizer_config()? {
-            Some(text) => serde_json::from_str(&text).map_err(|e| wrong(format!("tokenizer_config.json: {e}")))?,
-            None => Value::Null,
-        };
-        let generation: Value = match source.generation_config()? {
-            Some(text) => serde_json::from_str(&text).unwrap_or(Value::Null),
-            None => Value::Null,
-        };
+        let config =
+            source.tokenizer_config()?.map_or(Ok(Value::Null), |text| config_of("tokenizer_config.json", &text));
+        let config = config.map_err(wrong)?;
+        let generation = source.generation_config()?.and_then(|text| config_of("generation_config.json", &text).ok());
+        let generation = generation.unwrap_or(Value::Null);
         let template = chat_template(source, &config)?.map(parsed);
         let tokens = SpecialTokens { bos: special(&config, "bos_token"), eos: special(&config, "eos_token") };
         let end = tokens.eos.as_deref().and_then(|t| tokenizer.token_to_id(t));
@@ -192,6 +191,15 @@ impl Text {
         memory::hand_back_freed_memory();
         done.unwrap_or_else(|stopped| Err(self.wrong(stopped.to_string())))
     }
+}
+
+/// A file of settings. JSON takes up to 80 times its size in memory, so none is longer than those of real models.
+fn config_of(file: &str, text: &str) -> Result<Value, String> {
+    if text.len() > LARGEST_CONFIG {
+        let (large, most) = (Bytes(text.len() as u64), Bytes(LARGEST_CONFIG as u64));
+        return Err(format!("{file} is {large} large, and at most {most} are taken"));
+    }
+    serde_json::from_str(text).map_err(|e| format!("{file}: {e}"))
 }
 
 /// Parses a chat template within bounds.

@@ -1,7 +1,6 @@
 use super::*;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -155,14 +154,7 @@ fn hostile_tokenizers_are_refused() {
     ];
     for (pointer, value, expected) in cases {
         let what: String = format!("{pointer} {value}").chars().take(120).collect();
-        let started = Instant::now();
         let error = tried.with(pointer, value).and_then(|text| everything(&text));
-        println!(
-            "{what}: {:?} {} {:?}",
-            started.elapsed(),
-            crate::trainer::memory::footprint_peak(),
-            error.as_ref().map_err(ToString::to_string)
-        );
         let error = error.map_err(|e| e.to_string());
         assert!(error.as_ref().is_err_and(|e| e.contains(expected)), "{what}: expected `{expected}`, got {error:?}");
     }
@@ -213,7 +205,7 @@ fn hostile_templates_are_refused() {
         ("{% set n = namespace() %}{% set n.a = n %}{{ n|tojson }}".into(), "nested too deeply"),
         ("{% set n = namespace() %}{% set n.a = n %}{% set m = namespace() %}{% set m.a = m %}{{ n == m }}".into(), ""),
         ("{% set n = namespace() %}{% set n.a = [n] %}{{ n.a|string|length }}".into(), "nested too deeply"),
-        ("{% set n = namespace() %}{% set n.a = n %}{% set n.b = 'a' * 100000 %}".into(), "holds itself"),
+        ("{% set n = namespace() %}{% set n.a = n %}{% set n.b = messages[0].content * 10000 %}".into(), "holds itself"),
         ("{% set n = namespace(a=[]) %}{% for i in range(100000) %}{% set n.a = [n.a] %}{% endfor %}{{ n.a }}".into(), ""),
         ("{% set n = namespace(a=[]) %}{% for i in range(40) %}{% set n.a = [n.a, n.a] %}{% endfor %}{{ n.a|string|length }}".into(), "of memory"),
         ("{% set n = namespace(a=[], b=[]) %}{% for i in range(40) %}{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a == n.b }}".into(), "takes longer than"),
@@ -226,14 +218,7 @@ fn hostile_templates_are_refused() {
     ];
     for (template, expected) in cases {
         let what: String = template.chars().take(100).collect();
-        let started = Instant::now();
         let error = tried.with_template(&template).and_then(|text| text.chat(&chat()).map(drop));
-        println!(
-            "{what}: {:?} {} {:?}",
-            started.elapsed(),
-            crate::trainer::memory::footprint_peak(),
-            error.as_ref().map_err(ToString::to_string)
-        );
         if !expected.is_empty() {
             let error = error.map_err(|e| e.to_string());
             assert!(
@@ -242,6 +227,53 @@ fn hostile_templates_are_refused() {
             );
         }
     }
+}
+
+#[test]
+fn a_gguf_file_whose_tokens_do_not_fit_its_merges_is_refused() {
+    let mut file = std::fs::read(fixture().with_file_name("gguf").join("chat.gguf")).unwrap();
+    let key = b"tokenizer.ggml.merges";
+    let at = file.windows(key.len()).position(|w| w == key).unwrap() + key.len();
+    // The kinds of value and of element, the number of elements, and the length of the first, before its text.
+    let (length, text) = (at + 16, at + 24);
+    let length = u64::from_le_bytes(file[length..text].try_into().unwrap()) as usize;
+    let merge = &mut file[text..text + length];
+    let space = merge.iter().position(|b| *b == b' ').unwrap();
+    merge.fill(1);
+    merge[space] = b' ';
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.gguf");
+    std::fs::write(&path, file).unwrap();
+    let error = ModelSource::Gguf(path).tokenizer().unwrap_err().to_string();
+    assert!(error.contains("put the model's tokenizer.json beside the file"), "{error}");
+}
+
+#[test]
+fn files_that_are_too_large_are_named() {
+    let tried = Tried::new();
+    let (mut tokenizer, mut config) = (tried.tokenizer.clone(), tried.config.clone());
+    config["x"] = json!("x".repeat(8 << 20));
+    tokenizer["x"] = json!("x".repeat(64 << 20));
+    let cases = [
+        (&tried.tokenizer, &config, "tokenizer_config.json is 8.0 MiB large, and at most 8.0 MiB are taken"),
+        (&tokenizer, &tried.config, "tokenizer.json is 64 MiB large, and at most 64 MiB are taken"),
+    ];
+    for (tokenizer, config, expected) in cases {
+        let error = tried.open(tokenizer, config).map(drop).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let text = tried.open(&tried.tokenizer, &tried.config).unwrap();
+    let error = text.plain(&"x".repeat(LONGEST_ROW + 1)).unwrap_err().to_string();
+    assert!(error.contains("a text of 4.0 MiB is too long to be tokenised: at most 4.0 MiB are taken"), "{error}");
+}
+
+#[test]
+fn tokens_that_the_tokenizer_lacks_render_as_nothing() {
+    let tried = Tried::new();
+    assert_eq!(tried.config.get("bos_token"), None);
+    let template = "[{{ bos_token }}|{{ eos_token }}|{{ bos_token is defined }}|{{ pad_token }}]";
+    let text = tried.with_template(template).unwrap();
+    assert_eq!(text.render(&chat(), false).unwrap(), "[|<|im_end|>|False|]");
 }
 
 /// Changes a value somewhere inside: drops, doubles, wraps, or puts something else in its place.

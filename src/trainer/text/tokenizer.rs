@@ -9,8 +9,8 @@ use crate::trainer::guard::{self, Bounds};
 use crate::trainer::memory;
 use crate::units::Bytes;
 
-/// Largest tokenizer.json, bytes: four times the largest that is published.
-const LARGEST: usize = 128 << 20;
+/// Largest tokenizer.json, bytes: twice the largest that is published.
+const LARGEST: usize = 64 << 20;
 /// Tokens that one byte of text may become: Unicode's own longest decomposition gives 18 bytes of one character of 3.
 const TOKENS_PER_BYTE: usize = 16;
 /// Tokens that may stand around any text.
