@@ -11,6 +11,11 @@ use crate::units::Bytes;
 
 /// Largest tokenizer.json, bytes: twice the largest that is published.
 const LARGEST: usize = 64 << 20;
+/// Memory for reading it: some, and so much for each byte of the file, up to a limit. BPE takes 12 bytes for each, and
+/// Unigram, which makes a tree of its vocabulary, 60.
+const BYTES_READING: usize = 64 << 20;
+const BYTES_PER_BYTE: usize = 128;
+const BYTES_AT_MOST: usize = 2 << 30;
 /// Tokens that one byte of text may become: Unicode's own longest decomposition gives 18 bytes of one character of 3.
 const TOKENS_PER_BYTE: usize = 16;
 /// Tokens that may stand around any text.
@@ -23,8 +28,10 @@ pub(super) fn parse(json: String) -> Result<Tokenizer, String> {
         let (large, most) = (Bytes(json.len() as u64), Bytes(LARGEST as u64));
         return Err(format!("tokenizer.json is {large} large, and at most {most} are taken"));
     }
-    let bounds =
-        Bounds { memory: (64 << 20) + 40 * json.len(), time: Duration::from_secs(10 + json.len() as u64 / 1_000_000) };
+    let bounds = Bounds {
+        memory: (BYTES_READING + BYTES_PER_BYTE * json.len()).min(BYTES_AT_MOST),
+        time: Duration::from_secs(10 + json.len() as u64 / 1_000_000),
+    };
     let parsed = guard::run("tokenizer.json", bounds, move || {
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
         tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
