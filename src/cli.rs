@@ -507,7 +507,8 @@ mod tests {
         let launch = &["launch", "r.toml"][..];
         let calibrate = &["calibrate"][..];
         let generate = &["generate", "hello"][..];
-        let cases: [(&[&str], &str, &[&str], &[&str]); 14] = [
+        type Words<'a> = &'a [&'a str];
+        let cases: [(Words, &str, Words, Words); 14] = [
             (plan, "--hours", &["0", "-1", "nan", "inf", "1e300", "x"], &["0.01", "8"]),
             (auto, "--hours", &["0", "-1", "nan", "inf", "1e300", "x"], &["0.01", "8"]),
             (plan, "--ram", &["0G", "-8G", "nanG", "1e300G", "99999999T"], &["8G"]),

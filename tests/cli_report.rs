@@ -50,17 +50,18 @@ fn a_damaged_run_keeps_no_one_from_seeing_the_others() {
     let folder = tempfile::tempdir().unwrap();
     run(folder.path(), "good");
     let bad = folder.path().join("runs/bad");
-    let cases: [(&str, &dyn Fn(&Path), &[&str]); 6] = [
-        ("metrics.jsonl", &|path| fs::write(path, "{}\n").unwrap(), &["metrics.jsonl`, line 1", "missing field"]),
+    type Damage = fn(&Path);
+    let cases: [(&str, Damage, &[&str]); 6] = [
+        ("metrics.jsonl", |path| fs::write(path, "{}\n").unwrap(), &["metrics.jsonl`, line 1", "missing field"]),
         (
             "prediction.json",
-            &|path| edit(path, |p| p["tokens_per_s"]["high"] = Value::Null),
+            |path| edit(path, |p| p["tokens_per_s"]["high"] = Value::Null),
             &["prediction.json`, line 1"],
         ),
-        ("outcome.json", &|path| edit(path, |o| o["schema"] = json!(999)), &["outcome.json`", "`schema` is 999"]),
-        ("outcome.json", &|path| fs::write(path, "{").unwrap(), &["outcome.json`, line 1"]),
-        ("run.toml", &|path| fs::write(path, "\n=").unwrap(), &["run.toml`, line 2"]),
-        ("run.toml", &|path| fs::remove_file(path).unwrap(), &["runs/bad", "holds no run"]),
+        ("outcome.json", |path| edit(path, |o| o["schema"] = json!(999)), &["outcome.json`", "`schema` is 999"]),
+        ("outcome.json", |path| fs::write(path, "{").unwrap(), &["outcome.json`, line 1"]),
+        ("run.toml", |path| fs::write(path, "\n=").unwrap(), &["run.toml`, line 2"]),
+        ("run.toml", |path| fs::remove_file(path).unwrap(), &["runs/bad", "holds no run"]),
     ];
     for (file, damage, parts) in cases {
         let _ = fs::remove_dir_all(&bad);

@@ -588,6 +588,7 @@ mod tests {
         for (field, value, said) in [
             ("batch_size", "0", "`batch_size` is 0"),
             ("batch_size", "9223372036854775807", "`batch_size` is 9223372036854775807"),
+            ("batch_size", "1048576", "`batch_size` is 1048576, but must be at most 2048"),
             ("seq", "0", "`seq` is 0"),
             ("seq", "1000000000", "`seq` is 1000000000"),
             ("seq", "1000000", "`seq` is 1000000, but must be at most 32768"),

@@ -96,6 +96,9 @@ impl Data {
     }
 }
 
+/// Tokens of a micro-batch that no machine works on at one time; what is counted of a run is counted by them.
+const MOST_TOKENS: usize = 1 << 22;
+
 /// One run, as `run.toml` says it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -216,6 +219,10 @@ impl RunConfig {
                 e.batch_size,
                 format!("a divisor of effective_batch_size ({})", r.effective_batch_size),
             ));
+        }
+        if e.batch_size > MOST_TOKENS / r.max_seq_length {
+            let must = format!("at most {} with rows of {} tokens", MOST_TOKENS / r.max_seq_length, r.max_seq_length);
+            return Err(Error::invalid("batch_size", e.batch_size, must));
         }
         let unseen = self.data.valid().is_none() && self.data.train().as_os_str() != BUILTIN;
         for (field, value) in [("eval_steps", r.eval_steps), ("early_stopping_patience", r.early_stopping_patience)] {
@@ -362,6 +369,10 @@ mod tests {
             ("[recipe]\nlearning_rate = inf", "`learning_rate` is inf"),
             ("[recipe]\neval_steps = 0", "`eval_steps` is 0"),
             ("[recipe]\nearly_stopping_patience = 3", "there are no validation rows"),
+            (
+                "[recipe]\nmax_seq_length = 32768\neffective_batch_size = 1024\n[execution]\nbatch_size = 1024",
+                "`batch_size` is 1024, but must be at most 128 with rows of 32768 tokens",
+            ),
             ("[recipe]\nepochs = nan", "`epochs` is NaN"),
             ("[recipe]\nepochs = 1e300", "at most a million"),
             ("[recipe]\nsteps = 0", "`steps` is 0"),
