@@ -99,6 +99,9 @@ impl Data {
 /// Tokens of a micro-batch that no machine works on at one time; what is counted of a run is counted by them.
 const MOST_TOKENS: usize = 1 << 22;
 
+/// Chunks of a micro-batch, each of which is counted.
+const MOST_CHUNKS: usize = 1 << 16;
+
 /// One run, as `run.toml` says it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -223,6 +226,16 @@ impl RunConfig {
         if e.batch_size > MOST_TOKENS / r.max_seq_length {
             let must = format!("at most {} with rows of {} tokens", MOST_TOKENS / r.max_seq_length, r.max_seq_length);
             return Err(Error::invalid("batch_size", e.batch_size, must));
+        }
+        let tokens = e.batch_size * r.max_seq_length;
+        let chunks = [("loss_chunk", e.loss_chunk), ("attention_chunk", e.attention_chunk), ("mlp_chunk", e.mlp_chunk)];
+        if let Some((field, chunk)) = chunks.into_iter().find(|(_, chunk)| tokens / chunk > MOST_CHUNKS) {
+            let least = tokens.div_ceil(MOST_CHUNKS);
+            return Err(Error::invalid(
+                field,
+                chunk,
+                format!("at least {least} with micro-batches of {tokens} tokens"),
+            ));
         }
         let unseen = self.data.valid().is_none() && self.data.train().as_os_str() != BUILTIN;
         for (field, value) in [("eval_steps", r.eval_steps), ("early_stopping_patience", r.early_stopping_patience)] {
@@ -372,6 +385,10 @@ mod tests {
             (
                 "[recipe]\nmax_seq_length = 32768\neffective_batch_size = 1024\n[execution]\nbatch_size = 1024",
                 "`batch_size` is 1024, but must be at most 128 with rows of 32768 tokens",
+            ),
+            (
+                "[recipe]\nmax_seq_length = 1048576\n[execution]\nmlp_chunk = 1",
+                "`mlp_chunk` is 1, but must be at least 16",
             ),
             ("[recipe]\nepochs = nan", "`epochs` is NaN"),
             ("[recipe]\nepochs = 1e300", "at most a million"),
