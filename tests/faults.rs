@@ -83,7 +83,11 @@ impl Whole {
         if !left.is_empty() {
             return Err(format!("left behind: {}", left.join(", ")));
         }
-        tables(world).and_then(|rows| if rows > 0 { Ok(()) } else { Err("no row in measurements.csv".into()) })
+        let outcome = fs::read_to_string(world.at(out).join("outcome.json")).map_err(|e| format!("no outcome: {e}"))?;
+        if !["finished", "early_stopped"].iter().any(|end| outcome.contains(end)) {
+            return Err(format!("outcome.json does not say that it finished: {outcome}"));
+        }
+        tables(world).map(drop)
     }
 }
 
@@ -517,7 +521,7 @@ fn inputs_that_are_put_back_are_gone_on_with() {
     cut.world.put("data/train.jsonl", [&rows[..], row.as_bytes()].concat());
     let ran = cut.world.run(&RESUME);
     assert_eq!(ran.code, 2, "{}", ran.said);
-    assert!(ran.said.contains("train.jsonl"), "{}", ran.said);
+    assert!(ran.said.contains("train"), "{}", ran.said);
     cut.world.put("data/train.jsonl", rows);
     go_on(&cut.world).unwrap();
     cut.whole.held(&cut.world, "runs/run").unwrap();

@@ -163,18 +163,17 @@ fn a_verb_that_is_killed_or_has_no_room_leaves_all_else_as_it_was() {
             desk.restore();
             let before = desk.world.listing();
             let ran = desk.world.run_with(verb.args, fault);
+            if desk.world.operations().len() < fault.at {
+                return Ok(()); // a calibration takes as many trials as it needs, and was done before that
+            }
             let killed = matches!(fault.what.as_str(), "kill" | "half");
             ended(&ran, if killed { &[137] } else { &[0, 2] })?;
             unharmed(&before, &desk.world, verb.own)?;
-            if killed {
-                // What it was about to write is cleared when it is done again, or refused.
-                let again = desk.world.run(verb.args);
-                if again.crashed() {
-                    return Err(again.brief());
-                }
-                unharmed(&before, &desk.world, verb.own)?;
-            }
-            tidy(&desk.world)
+            // What was being written is cleared when it is done again; one that is refused then clears nothing.
+            let again = desk.world.run(verb.args);
+            ended(&again, &[0, 2])?;
+            unharmed(&before, &desk.world, verb.own)?;
+            if again.code == 0 { tidy(&desk.world) } else { Ok(()) }
         });
     }
     table.hold();
