@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Answer, Output, bench};
+use super::{Answer, Output, bench, pages};
 use crate::accuracy::table::{Goal, Line};
 use crate::accuracy::{Accuracy, field, guides, neighbours};
 use crate::cli::{AccuracyArgs, GuidesArgs};
@@ -30,8 +30,7 @@ pub fn run(args: &AccuracyArgs, output: &Output) -> Result<Answer> {
         return Err(Error::Data { path, reason: "it holds no rows".into() });
     }
     let all = Accuracy::of(&published, &measurements, &said)?;
-    let index = args.reports.join("accuracy/index.html");
-    store::write(&index, report::accuracy::render(&all)?.as_bytes())?;
+    let index = pages::put(&args.reports.join("accuracy"), &report::accuracy::render(&all)?, None)?;
     output.answer(&Whole { goals: all.goals(), lines: all.lines(), all: &all }, |width| {
         report::accuracy::text(&all, width)
     })?;
@@ -57,8 +56,8 @@ fn measurements(args: &AccuracyArgs) -> Result<Vec<Measurement>> {
 pub fn guides(args: &GuidesArgs, output: &Output) -> Result<Answer> {
     let claims = guides::read(&store::read_text(&args.claims)?, &args.claims)?;
     let checked = guides::check(&claims)?;
-    let index = args.reports.join("guides/index.html");
-    store::write(&index, report::guides::render(&claims.guide, &checked)?.as_bytes())?;
+    let page = report::guides::render(&claims.guide, &checked)?;
+    let index = pages::put(&args.reports.join("guides"), &page, None)?;
     output.answer(&checked, |_| report::guides::text(&claims.guide, &checked))?;
     output.note(&format!("page: {}", index.display()));
     Ok(Answer::Yes)

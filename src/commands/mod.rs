@@ -10,6 +10,7 @@ pub mod export;
 pub mod generate;
 pub mod interrupt;
 pub mod launch;
+pub mod pages;
 pub mod plan;
 pub mod predict;
 pub mod report;

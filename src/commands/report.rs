@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::ReportArgs;
-use crate::commands::Output;
 use crate::commands::bench::{self, Bench, Subject};
+use crate::commands::{Output, pages};
 use crate::error::{Error, Result};
 use crate::measure::Measurement;
 use crate::predict::predict;
@@ -44,10 +44,9 @@ pub fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
         (None, _) => "runs".into(),
     };
     let folder = args.reports.join(store::file_name(&name));
-    let index = folder.join("index.html");
-    store::write(&index, page::render(&name, &reports)?.as_bytes())?;
     let (header, rows) = compare::csv(&reports);
-    store::write_csv(&folder.join("data.csv"), &header, &rows)?;
+    let table = pages::Table { name: "data.csv", header: &header, rows: &rows };
+    let index = pages::put(&folder, &page::render(&name, &reports)?, Some(table))?;
     for report in &reports {
         output.part(&format!("{}: {}", report.name, report.answer()))?;
         output.part(&brief::comparisons(&report.comparisons()))?;

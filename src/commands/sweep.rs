@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::bench::{self, Bench, Subject};
 use super::interrupt::{interrupted, typed_again};
-use super::{Answer, Output, calibrate, common};
+use super::{Answer, Output, calibrate, common, pages};
 use crate::cli::{self, SweepArgs};
 use crate::error::{Error, Result};
 use crate::measure::{Measurement, summary};
@@ -26,6 +26,9 @@ use crate::spec::machine::Machine;
 use crate::spec::run::{Engine, RunConfig};
 use crate::store;
 use crate::units::{Bytes, Estimate};
+
+/// The ranking, beside its page.
+const TABLE: &str = "sweep.csv";
 
 /// Of intervals of which only the middle is used.
 const LEVEL: f64 = 0.9;
@@ -43,6 +46,10 @@ pub fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
         _ => vec![common::machine(&args.machine)?],
     };
     let subjects = subjects(&grid, output)?;
+    let name = args.grid.file_stem().map_or_else(|| "sweep".into(), |n| n.to_string_lossy().into_owned());
+    let folder = args.reports.join(store::file_name(&name));
+    // Found out before the trials and not after them.
+    pages::check(&folder, Some(TABLE))?;
     if args.measure {
         if named || !grid.machines.is_empty() {
             return Err(Error::invalid("--measure", "given with another machine", "given for the machine it runs on"));
@@ -57,13 +64,10 @@ pub fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
         rows.extend(predictions(&grid, machine, args, &subjects, confidence)?);
     }
     let sweep = Sweep { varied: grid.varied, rows, refused: grid.refused, confidence }.rank();
-    let name = args.grid.file_stem().map_or_else(|| "sweep".into(), |n| n.to_string_lossy().into_owned());
-    let folder = args.reports.join(store::file_name(&name));
-    let [path, page] = ["sweep.csv", "index.html"].map(|file| folder.join(file));
-    let (header, lines) = sweep.csv();
-    store::write_csv(&path, &header, &lines)?;
-    store::write(&page, sweep_page::render(&sweep, &name)?.as_bytes())?;
-    let files = [&path, &page].map(|file| file.display().to_string());
+    let (header, rows) = sweep.csv();
+    let table = pages::Table { name: TABLE, header: &header, rows: &rows };
+    let page = pages::put(&folder, &sweep_page::render(&sweep, &name)?, Some(table))?;
+    let files = [folder.join(TABLE), page].map(|file| file.display().to_string());
     output.answer(&sweep, |width| sweep.text(files.each_ref().map(String::as_str), width))?;
     Ok(if sweep.rows.iter().any(|r| r.verdict == Verdict::Fits) { Answer::Yes } else { Answer::No })
 }

@@ -25,6 +25,7 @@ impl Place {
     /// Refuses to write over anything without leave, over what is being read, and over what no export made.
     pub fn check(request: &Request, source: &ModelSource) -> Result<Self> {
         let place = Self { out: request.out.clone(), force: request.force };
+        store::clear_beside(&place.out);
         if !place.out.exists() && !place.out.is_symlink() {
             return Ok(place);
         }

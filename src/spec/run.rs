@@ -293,12 +293,19 @@ impl RunConfig {
 }
 
 /// A model or a file as others may know it: a hub id or a name as it is, and the last part of a path that begins at a root
-/// or leads upwards, because the rest tells whose machine it was on.
+/// or leads upwards, because the rest tells whose machine it was on. A folder of Hugging Face's cache, whose own name is
+/// a commit's, is known by its hub id.
 pub(crate) fn public_name(name: &str) -> String {
     let path = Path::new(name);
     let leads_out = path.components().any(|part| part == Component::ParentDir) || name.starts_with('~');
     if !path.is_absolute() && !leads_out {
         return name.into();
+    }
+    let mut parts = path.components().rev().skip(1).map(|part| part.as_os_str().to_string_lossy());
+    if let (Some("snapshots"), Some(repo)) = (parts.next().as_deref(), parts.next())
+        && let Some(id) = repo.strip_prefix("models--")
+    {
+        return id.replacen("--", "/", 1);
     }
     path.file_name().map_or_else(|| "folder".into(), |last| last.to_string_lossy().into_owned())
 }
@@ -413,6 +420,8 @@ mod tests {
             ("/Users/somebody/a b/rows.jsonl", "rows.jsonl"),
             ("~/rows.jsonl", "rows.jsonl"),
             ("grids/../../somebody/rows.jsonl", "rows.jsonl"),
+            ("/home/somebody/.cache/huggingface/hub/models--org--a-b/snapshots/0123abc", "org/a-b"),
+            ("/home/somebody/snapshots/0123abc", "0123abc"),
             ("..", "folder"),
             ("/", "folder"),
         ] {

@@ -106,6 +106,11 @@ pub fn remove_own(folder: &Path, names: &[&str]) -> Result<()> {
     fs::remove_dir(folder).or_else(occupied).map_err(writing(folder))
 }
 
+/// Removes temporary files and folders that killed processes left in the folder of `path`.
+pub fn clear_beside(path: &Path) {
+    temporary::remove_abandoned(parent(path));
+}
+
 /// What is not there need not be removed.
 fn absent(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }

@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use super::guard;
+use super::bounded;
 use crate::units::Bytes;
 
 /// The system's allocator, with a count of the bytes alive and of their highest number.
@@ -23,7 +23,7 @@ fn grow(bytes: usize) {
 // SAFETY: every call is passed on to the system's allocator unchanged; counting touches no memory of the caller.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        guard::taking(layout.size());
+        bounded::taking(layout.size());
         // SAFETY: the caller's promise is passed on.
         let p = unsafe { System.alloc(layout) };
         if !p.is_null() {
@@ -33,7 +33,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        guard::taking(layout.size());
+        bounded::taking(layout.size());
         // SAFETY: as above.
         let p = unsafe { System.alloc_zeroed(layout) };
         if !p.is_null() {
@@ -46,17 +46,17 @@ unsafe impl GlobalAlloc for Counting {
         // SAFETY: as above.
         unsafe { System.dealloc(p, layout) };
         LIVE.fetch_sub(layout.size(), Relaxed);
-        guard::giving(layout.size());
+        bounded::giving(layout.size());
     }
 
     unsafe fn realloc(&self, p: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        guard::taking(new_size);
+        bounded::taking(new_size);
         // SAFETY: as above.
         let q = unsafe { System.realloc(p, layout, new_size) };
         if !q.is_null() {
             grow(new_size);
             LIVE.fetch_sub(layout.size(), Relaxed);
-            guard::giving(layout.size());
+            bounded::giving(layout.size());
         }
         q
     }

@@ -4,10 +4,10 @@
 //! callback, and the caller decides by returning [`Flow::Stop`].
 
 pub mod batches;
+pub(crate) mod bounded;
 pub mod candle;
 pub mod early_stopping;
 pub mod generate;
-pub(crate) mod guard;
 pub mod inputs;
 pub mod memory;
 pub mod rows;

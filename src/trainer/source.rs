@@ -7,7 +7,7 @@ use super::candle::gguf_file::GgufFile;
 use super::candle::weights::{Files, Store};
 use crate::error::{Error, Result};
 use crate::spec::model::{ModelSpec, ModelType};
-use crate::spec::run::BUILTIN;
+use crate::spec::{self, run::BUILTIN};
 use crate::store;
 
 const BUILTIN_CONFIG: &str = include_str!("../../assets/model/config.json");
@@ -201,20 +201,14 @@ fn wrong(path: &Path, reason: String) -> Error {
     Error::Weights { path: path.into(), reason }
 }
 
-/// What a model is called where others read it: a hub id as it is, and of a path no more than its last name.
+/// The name of a model as others may know it, in what is handed on: a hub id, or the last part of a path.
 pub fn public_name(model: &str) -> String {
     let path = Path::new(model);
     if model == BUILTIN || !(path.exists() || looks_like_path(model)) {
         return model.to_owned();
     }
-    let whole = path.canonicalize().unwrap_or_else(|_| path.into());
-    // A snapshot in Hugging Face's cache: its own name is a commit's.
-    let repo = whole.ancestors().nth(2).and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-    if let Some(id) = repo.as_deref().and_then(|name| name.strip_prefix("models--")) {
-        return id.replacen("--", "/", 1);
-    }
-    let name = path.file_name().or_else(|| whole.file_name());
-    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    spec::run::public_name(&whole.to_string_lossy())
 }
 
 /// The rows that ship: training and validation.

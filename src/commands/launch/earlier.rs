@@ -17,8 +17,12 @@ use crate::trainer::candle::adapter_file::Layout;
 use crate::trainer::{Job, Metrics, Outcome, Step, Validation};
 use crate::units::Seconds;
 
-/// Files that are final once a part of a run has ended.
+/// Files that are final once a part of a run has ended, as far as they are there: a run that took no step has no metrics.
 const FINAL: [&str; 3] = ["prediction.json", "metrics.jsonl", "outcome.json"];
+
+fn final_files(folder: &Path) -> Vec<&'static str> {
+    FINAL.into_iter().filter(|name| folder.join(name).is_file()).collect()
+}
 
 /// A run that is gone on with: its folder, locked and looked through. Nothing in it was changed.
 pub struct Earlier {
@@ -45,8 +49,12 @@ impl Earlier {
             let lines: Vec<String> = differing.map(|(h, t)| format!("`{t}` there, `{h}` here")).collect();
             return Err(Error::Mismatch { path: path.into(), reason: lines.join("; ") });
         }
-        if let Checked::Damaged(reason) = checksums::check(path, &FINAL) {
+        if let Checked::Damaged(reason) = checksums::check(path, &final_files(path)) {
             return Err(damaged(path, reason));
+        }
+        // What is compared with it at the end is looked at now.
+        if folder.prediction().exists() {
+            store::load_json::<PredictionFile>(&folder.prediction())?;
         }
         let metrics: Vec<Metrics> = store::read_json_lines(&folder.metrics())?;
         for (i, line) in metrics.iter().enumerate() {
@@ -104,7 +112,7 @@ impl Earlier {
     pub fn is_finished(&self) -> bool {
         let outcome = store::load_json::<Measurement>(&self.folder.outcome()).map(|m| m.outcome);
         matches!(outcome, Ok(Outcome::Finished | Outcome::EarlyStopped { .. }))
-            && checksums::check(self.folder.path(), &FINAL) == Checked::Whole
+            && checksums::check(self.folder.path(), &final_files(self.folder.path())) == Checked::Whole
             && checksums::check(&self.folder.adapter(), &[Layout::Peft.weights_file()]) == Checked::Whole
     }
 }
@@ -169,6 +177,5 @@ fn rewrite(folder: &RunFolder, metrics: &[Metrics]) -> Result<()> {
 
 /// Writes down the checksums of what is final now.
 pub fn seal(folder: &RunFolder) -> Result<()> {
-    let there: Vec<&str> = FINAL.into_iter().filter(|name| folder.path().join(name).is_file()).collect();
-    checksums::write(folder.path(), &there)
+    checksums::write(folder.path(), &final_files(folder.path()))
 }

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::spec::gguf::{Described, from_metadata};
 use crate::spec::model::ModelSpec;
 use crate::spec::storage::{Format, Other, Storage};
-use crate::trainer::guard::{self, Bounds};
+use crate::trainer::bounded::{self, Bounds};
 
 /// Where one tensor is.
 #[derive(Debug)]
@@ -183,7 +183,7 @@ impl GgufFile {
         merges_fit(&metadata).map_err(|reason| format!("{reason}: {beside}"))?;
         let entries: usize = metadata.values().map(|v| v.to_vec().map_or(1, Vec::len)).sum();
         let content = Content { metadata, tensor_infos: HashMap::new(), ..self.content };
-        let rebuilt = guard::run("its tokenizer", Bounds::of(BYTES_OF_ENTRY * entries), move || {
+        let rebuilt = bounded::run("its tokenizer", Bounds::of(BYTES_OF_ENTRY * entries), move || {
             let tokenizer = Tokenizer::from_gguf(&content).map_err(|e| format!("{e}: {beside}"))?;
             tokenizer.to_string(false).map_err(|e| e.to_string())
         });

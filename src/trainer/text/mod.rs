@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use self::template::{SpecialTokens, Template};
-use super::guard::{self, Bounds};
+use super::bounded::{self, Bounds};
 use super::memory;
 use super::rows::LONGEST_ROW;
 use super::source::ModelSource;
@@ -49,7 +49,7 @@ pub struct Text {
     name: String,
 }
 
-/// What works on texts, in threads that a guard may have to give up.
+/// What works on texts, in threads that may have to be given up.
 struct Inside {
     tokenizer: Tokenizer,
     /// Parsed, or why it is not: rows without a chat do not need it.
@@ -100,14 +100,14 @@ impl Text {
     }
 
     /// Works on a text of that many bytes within bounds; `what` works on it.
-    fn guarded<T: Send + 'static>(
+    fn bounded<T: Send + 'static>(
         &self,
         what: &'static str,
         bytes: usize,
         work: impl FnOnce(&Inside) -> Result<T, String> + Send + 'static,
     ) -> Result<T> {
         let inside = Arc::clone(&self.inside);
-        let done = guard::run(what, Bounds::of(bytes), move || work(&inside));
+        let done = bounded::run(what, Bounds::of(bytes), move || work(&inside));
         done.unwrap_or_else(|stopped| Err(stopped.to_string())).map_err(|reason| self.wrong(reason))
     }
 
@@ -117,7 +117,7 @@ impl Text {
             let (long, most) = (Bytes(text.len() as u64), Bytes(LONGEST_ROW as u64));
             return Err(self.wrong(format!("a text of {long} is too long to be tokenised: at most {most} are taken")));
         }
-        self.guarded(TOKENIZER, text.len(), move |inside| {
+        self.bounded(TOKENIZER, text.len(), move |inside| {
             tokenizer::encode(&inside.tokenizer, &text, prompt_bytes, special)
         })
     }
@@ -166,7 +166,7 @@ impl Text {
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let owned = messages.to_vec();
         let bytes = messages.iter().map(|m| m.role.len() + m.content.len() + m.rest.values().map(size).sum::<usize>());
-        self.guarded(TEMPLATE, bytes.sum(), move |inside| match &inside.template {
+        self.bounded(TEMPLATE, bytes.sum(), move |inside| match &inside.template {
             Some(Ok(template)) => template.render(&owned, add_generation_prompt, &inside.tokens),
             Some(Err(reason)) => Err(reason.clone()),
             None => Err("it has no chat template, which rows with `messages` need".into()),
@@ -176,7 +176,7 @@ impl Text {
     /// Text of tokens, special ones left out.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         let tokens = tokens.to_vec();
-        self.guarded(TOKENIZER, BYTES_OF_TOKEN * tokens.len(), move |inside| {
+        self.bounded(TOKENIZER, BYTES_OF_TOKEN * tokens.len(), move |inside| {
             tokenizer::decode(&inside.tokenizer, &tokens)
         })
     }
@@ -187,7 +187,7 @@ impl Text {
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let text = self.clone();
-        let done = guard::run("a row", Bounds::NONE, move || work(&text));
+        let done = bounded::run("a row", Bounds::NONE, move || work(&text));
         memory::hand_back_freed_memory();
         done.unwrap_or_else(|stopped| Err(self.wrong(stopped.to_string())))
     }
@@ -205,7 +205,7 @@ fn config_of(file: &str, text: &str) -> Result<Value, String> {
 /// Parses a chat template within bounds.
 fn parsed(source: String) -> Result<Template, String> {
     let bounds = Bounds::of(source.len());
-    guard::run(TEMPLATE, bounds, move || Template::parse(source)).unwrap_or_else(|stopped| Err(stopped.to_string()))
+    bounded::run(TEMPLATE, bounds, move || Template::parse(source)).unwrap_or_else(|stopped| Err(stopped.to_string()))
 }
 
 /// About the bytes of a value as text.

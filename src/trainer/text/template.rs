@@ -8,7 +8,7 @@ use minijinja::{Environment, Error as TemplateError, ErrorKind, context};
 
 use super::Message;
 use super::methods::python_methods;
-use crate::trainer::guard;
+use crate::trainer::bounded;
 use crate::units::Bytes;
 
 /// Longest template, bytes: several times the longest that is published.
@@ -35,7 +35,7 @@ pub(super) struct SpecialTokens {
 }
 
 impl Template {
-    /// Parses a template; to be done under a guard, as rendering is.
+    /// Parses a template; to be done within bounds, as rendering is.
     pub(super) fn parse(source: String) -> Result<Self, String> {
         if source.len() > LONGEST {
             let (long, most) = (Bytes(source.len() as u64), Bytes(LONGEST as u64));
@@ -61,10 +61,10 @@ impl Template {
         add_generation_prompt: bool,
         tokens: &SpecialTokens,
     ) -> Result<String, String> {
-        let before = guard::left();
+        let before = bounded::left();
         let text = self.rendered(messages, add_generation_prompt, tokens)?;
         // Only a value that holds itself is still there, and every row would leave another.
-        if before.saturating_sub(guard::left()) > text.capacity() + LEFT_BEHIND {
+        if before.saturating_sub(bounded::left()) > text.capacity() + LEFT_BEHIND {
             return Err("the chat template fails: it makes a value that holds itself".into());
         }
         Ok(text)
@@ -99,7 +99,7 @@ impl Template {
 fn failure(error: &TemplateError) -> String {
     match error.kind() {
         ErrorKind::OutOfFuel => format!("the chat template takes more than {FUEL} instructions"),
-        _ => format!("the chat template fails: {}", guard::shortened(&error.to_string())),
+        _ => format!("the chat template fails: {}", bounded::shortened(&error.to_string())),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokenizers::Tokenizer;
 
 use super::Encoded;
-use crate::trainer::guard::{self, Bounds};
+use crate::trainer::bounded::{self, Bounds};
 use crate::trainer::memory;
 use crate::units::Bytes;
 
@@ -32,7 +32,7 @@ pub(super) fn parse(json: String) -> Result<Tokenizer, String> {
         memory: (BYTES_READING + BYTES_PER_BYTE * json.len()).min(BYTES_AT_MOST),
         time: Duration::from_secs(10 + json.len() as u64 / 1_000_000),
     };
-    let parsed = guard::run("tokenizer.json", bounds, move || {
+    let parsed = bounded::run("tokenizer.json", bounds, move || {
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
         tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
         tokenizer.with_padding(None);
@@ -40,12 +40,12 @@ pub(super) fn parse(json: String) -> Result<Tokenizer, String> {
     });
     memory::hand_back_freed_memory();
     let tokenizer: Result<Tokenizer, String> = parsed.map_err(|stopped| stopped.to_string())?;
-    tokenizer.map_err(|message| format!("tokenizer.json: {}", guard::shortened(&message)))
+    tokenizer.map_err(|message| format!("tokenizer.json: {}", bounded::shortened(&message)))
 }
 
 /// Tokens of a text; `special` adds what the tokenizer puts around a text (such as a first BOS).
 pub(super) fn encode(tokenizer: &Tokenizer, text: &str, prompt_bytes: usize, special: bool) -> Result<Encoded, String> {
-    let encoding = tokenizer.encode(text, special).map_err(|e| guard::shortened(&e.to_string()))?;
+    let encoding = tokenizer.encode(text, special).map_err(|e| bounded::shortened(&e.to_string()))?;
     let tokens = encoding.get_ids().to_vec();
     if tokens.len() > TOKENS_PER_BYTE * text.len() + TOKENS_AROUND {
         return Err(format!("it makes {} tokens of a text of {} bytes", tokens.len(), text.len()));
@@ -57,5 +57,5 @@ pub(super) fn encode(tokenizer: &Tokenizer, text: &str, prompt_bytes: usize, spe
 
 /// Text of tokens, special ones left out.
 pub(super) fn decode(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<String, String> {
-    tokenizer.decode(tokens, true).map_err(|e| guard::shortened(&e.to_string()))
+    tokenizer.decode(tokens, true).map_err(|e| bounded::shortened(&e.to_string()))
 }
