@@ -227,9 +227,7 @@ const KINDS: [Kind; 15] = [
             let mut run = base_toml(world, "run.toml");
             let full: toml::Table = toml::from_str(full).unwrap();
             let full = serde_json::to_value(full).unwrap();
-            for section in ["execution"] {
-                run[section] = full[section].clone();
-            }
+            run["execution"] = full["execution"].clone();
             run["recipe"]["lora"]["target_modules"] = full["recipe"]["lora"]["target_modules"].clone();
             ("run.toml".into(), mutate::toml(&run, rng))
         },
@@ -613,7 +611,7 @@ fn ggufs() -> Vec<Made> {
     let gguf = |name: &str, key: &'static str, number: u32| {
         made(format!("GGUF: {name}"), &["predict", "gguf.toml"], move |world| {
             let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf/chat.gguf");
-            world.put("m.gguf".into(), mutate::gguf_with(&fs::read(fixture).unwrap(), key, number));
+            world.put("m.gguf", mutate::gguf_with(&fs::read(fixture).unwrap(), key, number));
             world.put("gguf.toml", run_file(1, "", "").replace("./model", "./m.gguf"));
         })
     };

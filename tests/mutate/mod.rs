@@ -159,17 +159,16 @@ pub fn value(base: &Value, rng: &mut ChaCha8Rng) -> Value {
     value
 }
 
-/// Puts tokens and doubled keys into the text as they are meant.
+/// Puts tokens and doubled keys into the text as they are meant; what was changed once more stays as it is.
 fn as_meant(mut text: String) -> String {
-    while let Some(start) = text.find("\"@raw:") {
-        let end = start + text[start..].find("@\"").unwrap();
-        let token = text[start + 6..end].replace("\\\"", "\"");
-        text.replace_range(start..end + 2, &token);
-    }
-    while let Some(start) = text.find("\"@dup:") {
-        let end = start + text[start..].find("@\"").unwrap();
-        let key = format!("\"{}\"", &text[start + 6..end]);
-        text.replace_range(start..end + 2, &key);
+    for (mark, quote) in [("\"@raw:", ""), ("\"@dup:", "\"")] {
+        let mut from = 0;
+        while let Some(start) = text[from..].find(mark).map(|at| from + at) {
+            let Some(end) = text[start..].find("@\"").map(|at| start + at) else { break };
+            let inside = text[start + mark.len()..end].replace("\\\"", "\"");
+            text.replace_range(start..end + 2, &format!("{quote}{inside}{quote}"));
+            from = start + quote.len();
+        }
     }
     text
 }
