@@ -115,8 +115,10 @@ impl ChildGroup {
         match self.lines.recv_timeout(patience) {
             Ok(line) => Heard::Line(line),
             Err(RecvTimeoutError::Disconnected) => Heard::End,
-            // Something that it started may keep the pipe open after its end.
-            Err(RecvTimeoutError::Timeout) if self.ended() => Heard::End,
+            // What it said last may not have been read yet; but something that it started may keep the pipe open.
+            Err(RecvTimeoutError::Timeout) if self.ended() => {
+                self.lines.recv_timeout(GRACE).map_or(Heard::End, Heard::Line)
+            }
             Err(RecvTimeoutError::Timeout) => Heard::Silence,
         }
     }
