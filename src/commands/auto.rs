@@ -37,7 +37,7 @@ pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
     }
     start.engine = args.engine.unwrap_or_default();
     bench::anchor(&mut start);
-    let subject = Subject::of(&start)?;
+    let subject = Subject::to_train(&start, output)?;
     let mut bench = Bench::open(start.engine, &args.bench)?;
     if let Some(out) = &args.out {
         // Found out before the trials and not after them.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::cli;
-use crate::commands::common;
+use crate::commands::{Output, common};
 use crate::error::{Error, Result};
 use crate::measure::{Measurement, Place, Predicted, probe, row};
 use crate::plan::{Assessment, Model, assess};
@@ -304,10 +304,17 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Of a run that is to be done: model and data must be there.
+    /// Of a run: model and data must be there.
     pub fn of(run: &RunConfig) -> Result<Self> {
-        let model = Model { name: run.model.clone(), spec: ModelSource::find(&run.model)?.spec()? };
+        let model = found(run)?;
         let lengths = common::lengths(&model, &run.data)?;
+        Ok(Self { spec: model.spec, lengths })
+    }
+
+    /// Of a run that is to be done; rows from which it would learn nothing are said.
+    pub fn to_train(run: &RunConfig, output: &Output) -> Result<Self> {
+        let model = found(run)?;
+        let lengths = common::lengths_of_run(&model, run, output)?;
         Ok(Self { spec: model.spec, lengths })
     }
 
@@ -315,6 +322,11 @@ impl Subject {
     pub fn padded(&self) -> Self {
         Self { spec: self.spec.clone(), lengths: TokenLengths::filled() }
     }
+}
+
+/// The model of a run, whose files must be there.
+fn found(run: &RunConfig) -> Result<Model> {
+    Ok(Model { name: run.model.clone(), spec: ModelSource::find(&run.model)?.spec()? })
 }
 
 /// Everything that was measured on a machine.

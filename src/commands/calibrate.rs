@@ -113,7 +113,7 @@ pub fn run(args: &CalibrateArgs, output: &Output) -> Result<()> {
         None => builtin_run(),
     };
     let mut bench = Bench::open(run.engine, &args.bench)?;
-    let subject = Subject::of(&run)?;
+    let subject = Subject::to_train(&run, output)?;
     let script = args.bench.script.as_deref();
     let what = Calibrating { run: &run, subject: &subject, budget: args.budget, again: args.again, script };
     let result = calibrate(&mut bench, &what, output)?;

@@ -17,7 +17,7 @@ use crate::measure::guard::Guard;
 use crate::measure::observe::Observed;
 use crate::measure::room::Room;
 use crate::measure::{Measurement, probe};
-use crate::plan::Assessment;
+use crate::plan::{Assessment, DIED};
 use crate::report::brief;
 use crate::report::compare::{Activity, RunReport, ledger_lines};
 use crate::spec::run::RunConfig;
@@ -90,7 +90,7 @@ pub fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, output: &Ou
         return Ok(earlier.folder.clone());
     }
     let mut bench = Bench::open(run.engine, settings.bench)?;
-    let subject = Subject::of(&run)?;
+    let subject = Subject::to_train(&run, output)?;
     let plan = bench.assess(&subject, &run, settings.confidence)?;
     preflight(&plan, settings.force)?;
     if let Some(earlier) = earlier.as_ref().filter(|_| !settings.force) {
@@ -113,7 +113,10 @@ pub fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, output: &Ou
 fn preflight(plan: &Assessment, force: bool) -> Result<()> {
     match plan.binding() {
         Some(limit) if !plan.fits() && !force => Err(Error::DoesNotFit {
-            what: format!("the run ({}, with {:.1} % confidence)", limit.name, plan.confidence * 100.0),
+            what: match limit.name {
+                DIED => "the run needs as much memory as one that ran out of it here: it".into(),
+                name => format!("the run ({name}, with {:.1} % confidence)", plan.confidence * 100.0),
+            },
             needs: limit.high,
             limit: limit.limit,
         }),
