@@ -96,7 +96,7 @@ fn bad_grids_are_named() {
         ("[[machine]]\nchip = \"M99\"", vec![], "M99"),
         ("[[machine]]\nchip = \"M1\"", vec!["--measure"], "for the machine it runs on"),
         ("[recipe]", vec!["--measure", "--ram", "8G"], "for the machine it runs on"),
-        ("[recipe]", vec!["--measure", "--repeats", "0"], "`--repeats` is 0, but must be at least 1"),
+        ("[recipe]", vec!["--measure", "--repeats", "0"], "'--repeats <N>': it must be between 1 and 1000"),
     ] {
         fs::write(folder.path().join("grid.toml"), format!("{base}{grid}")).unwrap();
         let out = headroom(folder.path(), &[&["sweep", "grid.toml"], &args[..]].concat());

@@ -208,7 +208,7 @@ fn what_died_of_memory_is_not_tried_again_and_larger_runs_do_not_fit() {
     place.write("my.toml", &run("4", 4));
     let (code, _, said) =
         text(&place.command(&["launch", "my.toml", "--script", "script.json", "--quiet"]).output().unwrap());
-    assert!(code == Some(1) && said.contains("died of memory here"), "{said}");
+    assert!(code == Some(1) && said.contains("like one that ran out of memory here with"), "{said}");
     let calibrate = ["calibrate", "my.toml", "--script", "script.json", "--json"];
     let (code, said, _) = text(&place.command(&calibrate).output().unwrap());
     let answer: serde_json::Value = serde_json::from_str(&said).unwrap();
@@ -270,7 +270,7 @@ fn an_interrupted_sweep_says_how_to_go_on_and_leaves_no_empty_row() {
     let output = sweep.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{said}");
     assert!(
-        said.contains("interrupted; 0 of 1 trials") && said.contains("`headroom sweep grid.toml --measure"),
+        said.contains("interrupted: 0 of 1 trials") && said.contains("`headroom sweep grid.toml --measure"),
         "{said}"
     );
     assert!(output.stdout.is_empty(), "no ranking: {:?}", output.stdout);

@@ -302,6 +302,14 @@ fn what_does_not_belong_together_is_refused_by_name() {
         (
             "config.json",
             Box::new(edit("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")),
+            "`layer_types` is 2 long, but must be as long as num_hidden_layers (3)",
+        ),
+        (
+            "config.json",
+            Box::new(|path: &Path| {
+                edit("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")(path);
+                edit("\"layer_types\": [", "\"layer_types\": [\"full_attention\",")(path);
+            }),
             "`model.layers.2.input_layernorm.weight` is missing",
         ),
         ("config.json", Box::new(edit("\"intermediate_size\": ", "\"intermediate_size\": 1")), "but config.json says"),

@@ -54,9 +54,6 @@ pub fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
         if named || !grid.machines.is_empty() {
             return Err(Error::invalid("--measure", "given with another machine", "given for the machine it runs on"));
         }
-        if args.repeats == 0 {
-            return Err(Error::invalid("--repeats", 0, "at least 1"));
-        }
         measure(&grid, args, &subjects, confidence, output)?;
     }
     let mut rows = Vec::new();

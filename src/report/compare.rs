@@ -257,7 +257,10 @@ impl RunReport {
     /// One sentence: what happened, and whether it was what had been said.
     pub fn answer(&self) -> String {
         let last = self.steps.iter().map(|s| s.step).max().unwrap_or_default();
+        let ended = self.record.as_ref().map(|record| &record.outcome);
         match self.activity {
+            // What came after the end is of no account.
+            _ if matches!(ended, Some(Outcome::Finished | Outcome::EarlyStopped { .. })) => {}
             Activity::Running => return format!("It is running; step {last} was its last so far."),
             Activity::Killed => return format!("It was killed, or the machine went down, after step {last}."),
             Activity::Idle => {}

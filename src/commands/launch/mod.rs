@@ -85,7 +85,7 @@ pub fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, output: &Ou
         Place::Numbered(..) => None,
     };
     if let Some(earlier) = earlier.as_ref().filter(|earlier| earlier.is_finished()) {
-        output.part(&read_report(&earlier.folder)?.answer())?;
+        output.part(&report_of(&earlier.folder)?.answer())?;
         output.part(&format!("adapter: {}", earlier.folder.adapter().display()))?;
         return Ok(earlier.folder.clone());
     }
@@ -111,17 +111,20 @@ pub fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, output: &Ou
 }
 
 fn preflight(plan: &Assessment, force: bool) -> Result<()> {
-    match plan.binding() {
-        Some(limit) if !plan.fits() && !force => Err(Error::DoesNotFit {
-            what: match limit.name {
-                DIED => "the run needs as much memory as one that ran out of it here: it".into(),
-                name => format!("the run ({name}, with {:.1} % confidence)", plan.confidence * 100.0),
-            },
-            needs: limit.high,
-            limit: limit.limit,
-        }),
-        _ => Ok(()),
-    }
+    let Some(binding) = plan.binding().filter(|_| !plan.fits() && !force) else { return Ok(()) };
+    let (what, limit) = match (binding.name, plan.limits.first()) {
+        // What that one had is no limit of the machine's.
+        (DIED, Some(machine)) => {
+            (format!("the run, like one that ran out of memory here with {},", binding.limit), machine.limit)
+        }
+        (name, _) => (format!("the run ({name}, with {:.1} % confidence)", plan.confidence * 100.0), binding.limit),
+    };
+    Err(Error::DoesNotFit { what, needs: binding.high, limit })
+}
+
+/// What a folder says in which this process, and no other, works, and is done.
+fn report_of(folder: &RunFolder) -> Result<RunReport> {
+    Ok(RunReport { activity: Activity::Idle, ..read_report(folder)? })
 }
 
 /// This process, for the lock of a run folder.
@@ -291,8 +294,7 @@ impl Launch<'_> {
 
     /// Says how it went, and what to do next.
     fn conclude(&self, measurement: &Measurement) -> Result<()> {
-        // The process that works there is this one, and it is done.
-        let report = RunReport { activity: Activity::Idle, ..read_report(&self.folder)? };
+        let report = report_of(&self.folder)?;
         self.output.part(&report.answer())?;
         self.output.part(&brief::comparisons(&report.comparisons()))?;
         self.output.data(measurement)?;
