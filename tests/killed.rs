@@ -132,15 +132,7 @@ fn tethered(place: &Place, job: &str) -> Child {
 
 fn job(examples: usize) -> String {
     let config = RunConfig::from_toml(&run("4", examples), Path::new("run.toml")).unwrap();
-    let job = Job {
-        config,
-        out: None,
-        stop_after: None,
-        resume: false,
-        accept_changes: false,
-        save_every: 0,
-        pad_to_max: true,
-    };
+    let job = Job { pad_to_max: true, ..Job::new(config) };
     serde_json::to_string(&job).unwrap()
 }
 

@@ -81,15 +81,7 @@ fn limited(run: &RunConfig, limit: Bytes) -> Ended {
     config.recipe.effective_batch_size = config.execution.batch_size;
     config.recipe.steps = Some(2);
     config.recipe.epochs = None;
-    let job = Job {
-        config,
-        out: None,
-        stop_after: None,
-        resume: false,
-        accept_changes: false,
-        save_every: 0,
-        pad_to_max: true,
-    };
+    let job = Job { pad_to_max: true, ..Job::new(config) };
     let script = format!("echo $$ > {}/tasks && exec {} trial", group.display(), env!("CARGO_BIN_EXE_headroom"));
     let mut child = Command::new("sh")
         .args(["-c", &script])

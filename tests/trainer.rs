@@ -45,15 +45,7 @@ attention_chunk = 7
 "#;
 
 fn job(config: RunConfig, out: Option<&Path>) -> Job {
-    Job {
-        config,
-        out: out.map(Into::into),
-        stop_after: None,
-        resume: false,
-        accept_changes: false,
-        save_every: 2,
-        pad_to_max: false,
-    }
+    Job { out: out.map(Into::into), save_every: 2, ..Job::new(config) }
 }
 
 fn run(job: &Job) -> Result<(Outcome, Vec<f64>)> {

@@ -327,15 +327,7 @@ pub fn measure<'a>(
     bench.check_writable()?;
     let mut config = trial.clone();
     (config.recipe.steps, config.recipe.epochs) = (Some(MAX_STEPS + 1), None);
-    let job = Job {
-        config,
-        out: None,
-        stop_after: None,
-        resume: false,
-        accept_changes: false,
-        save_every: 0,
-        pad_to_max: true,
-    };
+    let job = Job { pad_to_max: true, ..Job::new(config) };
     let limits = Limits {
         memory: bench.limit,
         time,

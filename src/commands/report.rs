@@ -10,6 +10,7 @@ use crate::measure::Measurement;
 use crate::predict::predict;
 use crate::report::compare::{PredictionFile, RunReport};
 use crate::report::{brief, compare, page};
+use crate::store::checksums::{self, Checked};
 use crate::store::{self, RunFolder, run_folder};
 use crate::trainer::Metrics;
 
@@ -29,7 +30,13 @@ pub fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
     }
     // One that is damaged keeps nobody from seeing the others.
     let (mut reports, mut unread) = (Vec::new(), Vec::new());
-    for report in folders.into_iter().map(|folder| read_report(&folder?)) {
+    for folder in folders {
+        if let Ok(folder) = &folder
+            && let Checked::Damaged(reason) = checksums::check(folder.path(), &[])
+        {
+            output.note(&format!("`{}`: {reason}; the page shows what is there now", folder.path().display()));
+        }
+        let report = folder.and_then(|folder| read_report(&folder));
         report.map_or_else(|error| unread.push(error), |report| reports.push(report));
     }
     if reports.is_empty() {

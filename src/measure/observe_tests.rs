@@ -30,7 +30,7 @@ fn limits() -> Limits {
 
 fn job() -> Job {
     let config = RunConfig::from_toml("model = \"m\"\ndata = \"d\"", Path::new("run.toml")).unwrap();
-    Job { config, out: None, stop_after: None, resume: false, accept_changes: false, save_every: 0, pad_to_max: true }
+    Job { pad_to_max: true, ..Job::new(config) }
 }
 
 /// Runs a shell script in the place of the trial.

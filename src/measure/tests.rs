@@ -4,15 +4,7 @@ use crate::spec::run::RunConfig;
 /// A trial that ended like this, having taken so many MiB, of which at most 100 were expected and 900 were free.
 fn ended(outcome: Outcome, mib: u64) -> Measurement {
     let config = RunConfig::from_toml("model = \"m\"\ndata = \"d\"", "run.toml".as_ref()).unwrap();
-    let job = Job {
-        config,
-        out: None,
-        stop_after: None,
-        resume: false,
-        accept_changes: false,
-        save_every: 0,
-        pad_to_max: true,
-    };
+    let job = Job { pad_to_max: true, ..Job::new(config) };
     let place = Place { machine: "m".into(), os: "o".into(), engine_version: "v".into() };
     let observed = Observed {
         ready: None,

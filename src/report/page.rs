@@ -362,15 +362,7 @@ mod tests {
             garbage: 0,
             wall_time: Seconds(252.0),
         };
-        let job = Job {
-            config: config.clone(),
-            out: None,
-            stop_after: None,
-            resume: false,
-            accept_changes: false,
-            save_every: 0,
-            pad_to_max: false,
-        };
+        let job = Job::new(config.clone());
         let place = Place { machine: "a machine".into(), os: "an OS".into(), engine_version: "0.11.1".into() };
         let mut record = Measurement::new(&place, &job, &observed, Default::default(), Default::default());
         record.measured = Measured::of(&observed);

@@ -43,6 +43,21 @@ pub struct Job {
     pub pad_to_max: bool,
 }
 
+impl Job {
+    /// All steps of a run, of which nothing is written; what differs is set on top.
+    pub fn new(config: RunConfig) -> Self {
+        Self {
+            config,
+            out: None,
+            stop_after: None,
+            resume: false,
+            accept_changes: false,
+            save_every: 0,
+            pad_to_max: false,
+        }
+    }
+}
+
 /// What a trainer says while it runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]

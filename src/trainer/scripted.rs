@@ -290,15 +290,7 @@ mod tests {
     fn job(steps: usize) -> Job {
         let text = format!("model = \"m\"\ndata = \"d\"\n[recipe]\nsteps = {steps}\nmax_seq_length = 128");
         let config = RunConfig::from_toml(&text, std::path::Path::new("run.toml")).unwrap();
-        Job {
-            config,
-            out: None,
-            stop_after: None,
-            resume: false,
-            accept_changes: false,
-            save_every: 3,
-            pad_to_max: false,
-        }
+        Job { save_every: 3, ..Job::new(config) }
     }
 
     fn play(script: Script, job: &Job) -> (Result<Outcome>, Vec<Step>) {

@@ -81,15 +81,7 @@ impl Earlier {
         let wall_time = Seconds(steps.iter().map(|s| s.step_time_s).sum());
         let observed = Observed { ready: None, steps, outcome, footprint, garbage: 0, wall_time };
         let predicted = store::load_json::<PredictionFile>(&self.folder.prediction()).map(|p| p.predicted());
-        let job = Job {
-            config: self.config.clone(),
-            out: None,
-            stop_after: None,
-            resume: false,
-            accept_changes: false,
-            save_every: 0,
-            pad_to_max: false,
-        };
+        let job = Job::new(self.config.clone());
         let state = MachineState::default();
         let measurement = Measurement::new(place, &job, &observed, predicted.unwrap_or_default(), state);
         Measurement { unix_time: killed.unix_time, ..measurement }
