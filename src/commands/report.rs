@@ -76,6 +76,7 @@ pub fn read_report(folder: &RunFolder) -> Result<RunReport> {
         activity: match folder.activity() {
             run_folder::Activity::Idle => compare::Activity::Idle,
             run_folder::Activity::Running(_) => compare::Activity::Running,
+            run_folder::Activity::Ended(holder) if holder.gave_up => compare::Activity::GaveUp,
             run_folder::Activity::Ended(_) => compare::Activity::Killed,
         },
         config: bench::read_run(&folder.config())?,

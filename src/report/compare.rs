@@ -46,6 +46,8 @@ pub enum Activity {
     Running,
     /// One did, and was ended without a chance to say so.
     Killed,
+    /// One did, and ended itself because memory was about to run out.
+    GaveUp,
 }
 
 /// One thing in memory.
@@ -263,6 +265,7 @@ impl RunReport {
             _ if matches!(ended, Some(Outcome::Finished | Outcome::EarlyStopped { .. })) => {}
             Activity::Running => return format!("It is running; step {last} was its last so far."),
             Activity::Killed => return format!("It was killed, or the machine went down, after step {last}."),
+            Activity::GaveUp => return format!("Memory was about to run out after step {last}, so it was ended."),
             Activity::Idle => {}
         }
         if let Some(step) = self.open_since() {

@@ -99,7 +99,7 @@ pub fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, output: &Ou
     let mut trainer = bench::trainer(run.engine, settings.bench.script.as_deref())?;
     // Only now, when all that can be wrong with the question has been asked, is anything written.
     let site = match (earlier, place) {
-        (Some(earlier), _) => Site::Again(earlier),
+        (Some(earlier), _) => Site::Again(Box::new(earlier)),
         (None, Place::Numbered(folder, name)) => Site::New(RunFolder::create_numbered(folder, name)?),
         (None, Place::New(path) | Place::Resume(path)) => Site::New(RunFolder::create(path)?),
     };
@@ -145,7 +145,7 @@ fn end(outcome: &Outcome) -> String {
 /// The folder that a run works in, locked.
 enum Site {
     New(NewRun),
-    Again(Earlier),
+    Again(Box<Earlier>),
 }
 
 impl Site {
@@ -262,7 +262,9 @@ impl Launch<'_> {
         self.bench.check_writable()?;
         if let Site::Again(earlier) = &self.site {
             earlier::reopen(&self.folder, &earlier.metrics, done)?;
-            self.output.note(&format!("going on after step {done}"));
+            if done > 0 {
+                self.output.note(&format!("going on after step {done}"));
+            }
         }
         let killed = self.site.lock().killed();
         if let (Site::Again(earlier), Some(killed)) = (&self.site, killed) {
