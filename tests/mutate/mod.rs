@@ -110,7 +110,7 @@ fn change(value: &mut Value, rng: &mut ChaCha8Rng) {
         Value::Number(_) if rng.random_range(0..5) > 0 => *value = raw(NUMBERS.choose(rng).unwrap()),
         Value::String(text) if rng.random_range(0..3) > 0 => {
             *text = match rng.random_range(0..6) {
-                0 => text.repeat(2000),
+                0 => text.repeat(times(2000, text.len())),
                 1 => text.chars().take(text.chars().count() / 2).collect(),
                 2 => text.to_uppercase(),
                 3 => format!("{text}{}", STRINGS.choose(rng).unwrap()),
@@ -124,7 +124,7 @@ fn change(value: &mut Value, rng: &mut ChaCha8Rng) {
                 0 => drop(items.remove(i)),
                 1 => items.insert(i, items[i].clone()),
                 2 => items.clear(),
-                3 => *items = vec![items[i].clone(); 5000],
+                3 => *items = vec![items[i].clone(); times(5000, items[i].to_string().len())],
                 _ => items[i] = any_value(rng),
             }
         }
@@ -148,6 +148,11 @@ fn change(value: &mut Value, rng: &mut ChaCha8Rng) {
         }
         _ => *value = any_value(rng),
     }
+}
+
+/// So many times, or as often as makes a few megabytes: what grew may be put into what grows.
+fn times(most: usize, bytes: usize) -> usize {
+    most.min((4 << 20) / bytes.max(1)).max(2)
 }
 
 /// One to three changes anywhere inside.
