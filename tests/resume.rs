@@ -231,6 +231,15 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_used() {
     let (from, damaged, _) = resumed(&place.whole(true).unwrap().1);
     assert!(from.unwrap().ends_with("step-000004") && damaged.is_empty());
     assert_eq!(place.adapter(), reference.adapter());
+    // One that an earlier version wrote is not taken for one of those.
+    let place = stopped();
+    for step in [4, 5] {
+        let folder = place.path(&format!("out/checkpoints/step-00000{step}"));
+        std::fs::remove_file(folder.join("SHA256SUMS")).unwrap();
+        std::fs::write(folder.join("state.json"), "{\"step\": 5}").unwrap();
+    }
+    let error = place.whole(true).unwrap_err().to_string();
+    assert!(error.contains("earlier version"), "{error}");
     // With no good one left the run is refused, and nothing is changed.
     let place = stopped();
     for step in [4, 5] {

@@ -87,8 +87,8 @@ impl RunFolder {
         for entry in fs::read_dir(&self.path).map_err(reading(&self.path))? {
             let name = entry.map_err(reading(&self.path))?.file_name();
             let name = name.to_string_lossy();
-            // A process that was killed before it wrote anything leaves no more than these.
-            if name != LOCK && name != "prediction.json" && !temporary::is_temporary(&name) {
+            // A process that was killed before it began leaves no more than these; Finder leaves its own where it looks.
+            if ![LOCK, "prediction.json", ".DS_Store"].contains(&&*name) && !temporary::is_temporary(&name) {
                 return Err(Error::NotEmpty { path: self.path.clone(), holds: name.into_owned() });
             }
         }

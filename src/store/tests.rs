@@ -167,6 +167,10 @@ fn a_run_has_its_folder_for_itself() {
         assert!(matches!(&error, Error::NotEmpty { holds, .. } if holds == foreign), "{error}");
         assert!(!shared.join("run.lock").exists() && shared.join(foreign).exists());
     }
+    let seen = dir.path().join("seen");
+    write(&seen.join(".DS_Store"), b"x").unwrap();
+    RunFolder::create(&seen).unwrap().discard().unwrap();
+    assert_eq!(files_in(&seen).unwrap(), [seen.join(".DS_Store")]);
     // While one works there nobody else does, and afterwards everybody may.
     let mut new = RunFolder::create(&path).unwrap();
     assert_eq!(new.folder.activity(), Activity::Running(None));

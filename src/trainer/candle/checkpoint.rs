@@ -131,8 +131,14 @@ pub fn newest(out: &Path) -> Result<Found> {
 fn open(folder: &Path, step: usize) -> std::result::Result<Option<State>, String> {
     match checksums::check(folder, &[TENSORS, STATE]) {
         Checked::Whole => {}
-        // Killed while it was written: its checksums would have come last.
-        Checked::Unknown => return Ok(None),
+        Checked::Unknown => {
+            let state = store::load_json::<serde_json::Value>(&folder.join(STATE));
+            return match state.is_ok_and(|state| state.get("inputs").is_none()) {
+                true => Err("it was written by an earlier version, without checksums".into()),
+                // Killed while it was written: its checksums would have come last.
+                false => Ok(None),
+            };
+        }
         Checked::Damaged(reason) => return Err(reason),
     }
     let state: State = store::load_json(&folder.join(STATE)).map_err(|e| e.to_string())?;
