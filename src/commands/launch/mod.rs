@@ -9,9 +9,9 @@ use std::time::Instant;
 use self::earlier::Earlier;
 use self::watch::Watch;
 use crate::cli::{self, LaunchArgs};
-use crate::commands::Output;
 use crate::commands::bench::{self, Bench, Subject};
 use crate::commands::report::read_report;
+use crate::commands::{Output, printable};
 use crate::error::{Error, Result};
 use crate::measure::guard::Guard;
 use crate::measure::observe::Observed;
@@ -283,6 +283,7 @@ impl Launch<'_> {
             "error: the system has next to no memory left; the run was ended before the system would have ended it\n\n\
              hint: free some memory and go on from the last checkpoint with `{command}`\n"
         );
+        let text = printable(&text);
         Ok(Guard::start(self.limit, move |_| {
             words();
             let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
