@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +15,11 @@ use crate::store;
 const LOCK: &str = "run.lock";
 /// Tries to take it.
 const TRIES: usize = 5;
+/// Everything that a run writes.
+const OWN: [&str; 8] =
+    ["run.toml", "prediction.json", "metrics.jsonl", "outcome.json", "SHA256SUMS", LOCK, "checkpoints", "adapter"];
+/// No lock file of ours is longer.
+const LONGEST: u64 = 4096;
 /// What a run writes before its first step, and so what is removed when it never takes one.
 const FIRST_FILES: [&str; 3] = ["run.toml", "prediction.json", LOCK];
 
@@ -111,13 +116,20 @@ impl RunFolder {
     }
 
     /// Keeps every other process from working in it, for as long as the lock lives.
+    ///
+    /// # Errors
+    /// Where another process works there, and where something that a run writes is a link: it would lead out of the folder.
     pub fn lock(&self) -> Result<RunLock> {
+        if let Some(link) = OWN.iter().find(|name| self.path.join(name).is_symlink()) {
+            let reason = format!("`{link}` is a link, and a run writes into no other folder than its own");
+            return Err(Error::Mismatch { path: self.path.clone(), reason });
+        }
         RunLock::take(self)
     }
 
     /// Whether a process works in it now, or did so when it was ended without a chance to say so.
     pub fn activity(&self) -> Activity {
-        let Ok(mut file) = File::open(self.path.join(LOCK)) else { return Activity::Idle };
+        let Ok(mut file) = store::open_regular(&self.path.join(LOCK)) else { return Activity::Idle };
         let holder = Holder::read(&mut file);
         match (file.try_lock_shared(), holder) {
             (Err(fs::TryLockError::WouldBlock), holder) => Activity::Running(holder),
@@ -190,7 +202,7 @@ impl Holder {
     /// What the lock file says of its holder; nothing where it was given back in order.
     fn read(file: &mut File) -> Option<Self> {
         let mut text = String::new();
-        file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text)).ok()?;
+        file.seek(SeekFrom::Start(0)).and_then(|_| file.take(LONGEST).read_to_string(&mut text)).ok()?;
         serde_json::from_str(&text).ok()
     }
 }
@@ -219,7 +231,9 @@ pub struct RunLock {
 impl RunLock {
     fn take(folder: &RunFolder) -> Result<Self> {
         let path = folder.path.join(LOCK);
-        let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).read(true).write(true);
+        let opened = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path);
         let mut file = opened.map_err(writing(&path))?;
         let mut taken = file.try_lock();
         for _ in 1..TRIES {

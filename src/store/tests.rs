@@ -216,6 +216,22 @@ fn a_holder_that_was_killed_is_known() {
 }
 
 #[test]
+fn a_run_writes_through_no_link() {
+    for name in ["metrics.jsonl", "run.lock", "outcome.json", "checkpoints", "adapter"] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = RunFolder::create(&dir.path().join("run")).unwrap().folder;
+        write(&folder.config(), b"x").unwrap();
+        let _ = fs::remove_file(folder.path().join(name));
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        std::os::unix::fs::symlink(&victim, folder.path().join(name)).unwrap();
+        let error = folder.lock().unwrap_err().to_string();
+        assert!(error.contains(&format!("`{name}` is a link")), "{error}");
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+    }
+}
+
+#[test]
 fn numbered_folders_are_the_first_that_are_free() {
     let dir = tempfile::tempdir().unwrap();
     let first = RunFolder::create_numbered(dir.path(), "a b").unwrap();
@@ -284,6 +300,10 @@ fn pipes_devices_and_folders_are_not_read() {
     let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
     // SAFETY: the name is a string that ends in a zero byte.
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let run = RunFolder::create(&dir.path().join("run")).unwrap().folder;
+    fs::rename(&pipe, run.path().join("run.lock")).unwrap();
+    assert_eq!(run.activity(), Activity::Idle);
+    fs::rename(run.path().join("run.lock"), &pipe).unwrap();
     let link = dir.path().join("endless");
     std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
     for (path, why) in [(&*pipe, "a pipe or a device"), (&link, "a pipe or a device"), (dir.path(), "a folder")] {

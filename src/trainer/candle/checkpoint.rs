@@ -91,7 +91,9 @@ fn remove(folder: &Path) -> Result<()> {
 
 /// Step and folder of everything that has a checkpoint's name, oldest first.
 fn all(out: &Path) -> Result<Vec<(usize, PathBuf)>> {
-    let folders = store::folders_in(&out.join("checkpoints"))?;
+    let mut folders = store::folders_in(&out.join("checkpoints"))?;
+    // What is removed one day must lie in the run's own folder.
+    folders.retain(|folder| !folder.is_symlink());
     let step = |folder: &PathBuf| folder.file_name()?.to_str()?.strip_prefix("step-")?.parse::<usize>().ok();
     let mut found: Vec<_> = folders.into_iter().filter_map(|folder| Some((step(&folder)?, folder))).collect();
     found.sort();
