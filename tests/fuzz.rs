@@ -1,7 +1,8 @@
 //! Fuzz targets: everything that reads a text or a header of somebody else's. Each takes a valid one, puts words of another
 //! kind and numbers of another size into it, and asks that it is answered or refused: no panic, no hang, no flood.
 //!
-//! `cargo test` tries a thousand random inputs each. Guided by coverage, for as long as one likes:
+//! `cargo test` tries a thousand random inputs each, from the seed in `.cargo/config.toml`. Guided by coverage, for as long as
+//! one likes:
 //! `cargo install cargo-bolero`, then `cargo bolero test config_json --test fuzz --sanitizer NONE`.
 
 #![allow(clippy::unwrap_used)] // the helpers of tests are tests too
