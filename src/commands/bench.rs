@@ -167,17 +167,20 @@ impl Bench {
 
     /// Makes sure that a measurement can be written down, before there is one: hours may lie between.
     pub fn check_writable(&self) -> Result<()> {
+        self.describe_machine()?;
+        store::check_csv(&self.path, &row::header())
+    }
+
+    fn describe_machine(&self) -> Result<()> {
         // What the machine was said to be when it was first measured: whoever reads the table elsewhere needs its rates.
         let machine = self.path.with_file_name("machine.json");
-        if !machine.exists() {
-            store::save_json(&machine, &self.machine)?;
-        }
-        store::check_csv(&self.path, &row::header())
+        if machine.exists() { Ok(()) } else { store::save_json(&machine, &self.machine) }
     }
 
     /// Writes one down and learns from it.
     pub fn add(&mut self, measurement: Measurement) -> Result<()> {
-        self.check_writable()?;
+        self.describe_machine()?;
+        // The columns are looked at there.
         store::append_csv(&self.path, &row::header(), &measurement.to_row()?)?;
         self.learn(&measurement);
         self.measurements.push(measurement);

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::interrupt::typed_again;
 use super::{Answer, Output, bench, common};
 use crate::cli::{GivenArgs, PlanArgs};
 use crate::error::{Error, Result};
@@ -10,7 +11,6 @@ use crate::predict::ASSUMED_EXAMPLES;
 use crate::report::table::{self, Context};
 use crate::spec::data::TokenLengths;
 use crate::spec::run::{DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig};
-use crate::store::quote::shell_quote;
 
 /// Longest example where no data says otherwise, in tokens.
 const LONGEST: usize = 2048;
@@ -130,10 +130,9 @@ fn lengths(given: &GivenArgs, model: Option<&Model>, output: &Output) -> Result<
 fn launch(args: &PlanArgs) -> Vec<String> {
     let Some(path) = &args.out else {
         // What was typed, and where to write the run.
-        let typed = std::env::args_os().skip(1).map(|word| shell_quote(&word.to_string_lossy()));
-        let again = typed.collect::<Vec<_>>().join(" ");
+        let again = typed_again(None);
         let data = if args.given.data.is_some() { String::new() } else { format!(" --data {DATA}") };
-        return vec![format!("headroom {again}{data} --out run.toml"), "headroom launch run.toml".into()];
+        return vec![format!("{again}{data} --out run.toml"), "headroom launch run.toml".into()];
     };
     vec![format!("headroom launch {}", crate::store::quoted(path))]
 }
