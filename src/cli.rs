@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::spec::exchange::Format;
+use crate::spec::run::exchange::Format;
 use crate::spec::run::{Engine, Weights};
 use crate::units::{Bytes, Seconds};
 

@@ -2,19 +2,22 @@
 //!
 //! The library behind the `headroom` command. Rooms, from those that know nothing to those that know all:
 //!
-//! - [`units`], [`stats`], [`error`]: quantities, numbers, what went wrong.
+//! - [`units`], [`stats`], [`error`], [`memory`]: quantities, numbers, what went wrong, what this process has taken.
 //! - [`store`]: the disk. Whole files at once, logs that survive a tear, run folders.
-//! - [`spec`]: what can be asked for, as plain values: [`spec::model::ModelSpec`] from a `config.json`,
-//!   [`spec::machine::Machine`] from the chip table, [`spec::run::RunConfig`] from a `run.toml`.
+//! - [`spec`]: what can be asked for and reported, as plain values: [`spec::model::ModelSpec`] from a `config.json`,
+//!   [`spec::machine::Machine`] from the chip table, [`spec::run::RunConfig`] from a `run.toml`, [`spec::record`].
+//! - [`ops`]: tensor operations with their backward passes, fused on the CPU and composed elsewhere.
+//! - [`checkpoint`]: what is on disk and how a frozen matrix is held: safetensors, GGUF, adapters, tokenizers, templates.
+//! - [`data`]: rows as examples with what is learned of them, and examples as micro-batches.
 //! - [`cost`]: what a run should cost, from shapes alone: parameters, a memory ledger by phase, a step's FLOPs and bytes.
-//! - [`trainer`]: things that run a job and say what happens. Ours is [`trainer::candle`].
+//! - [`trainer`]: engines that run a job and report events. Ours is [`trainer::candle`].
 //! - [`export`]: models and adapters in the forms that other tools read.
 //! - [`measure`]: a job observed in a child process under a limit; this machine probed.
 //! - [`predict`]: cost and calibration together, with intervals.
-//! - [`plan`]: limits, verdicts, levers, and the search for the best run.
+//! - [`plan`]: limits, verdicts, trade-offs, and the search for the best run.
 //! - [`accuracy`]: predictions held against published runs, our own measurements and other planners.
 //! - [`report`]: values to text, pictures and a page.
-//! - [`cli`], [`commands`]: what was typed, and one file a verb.
+//! - [`cli`], [`commands`]: the command line, and one file a verb.
 //!
 //! `cost` and `trainer` never see each other: they meet in `predict`, so that a calibration cannot confirm itself.
 //! Data flows one way:
@@ -44,12 +47,16 @@
 //! ```
 
 pub mod accuracy;
+pub mod checkpoint;
 pub mod cli;
 pub mod commands;
 pub mod cost;
+pub mod data;
 pub mod error;
 pub mod export;
 pub mod measure;
+pub mod memory;
+pub mod ops;
 pub mod plan;
 pub mod predict;
 pub mod report;
@@ -58,3 +65,8 @@ pub mod stats;
 pub mod store;
 pub mod trainer;
 pub mod units;
+
+/// The tests of the library look at what is allocated.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: memory::Counting = memory::Counting;

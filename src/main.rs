@@ -7,10 +7,18 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use clap::Parser;
 use headroom::cli::Cli;
-use headroom::commands::{self, Answer, interrupt, printable};
+use headroom::commands::{self, Answer, interrupt};
 use headroom::error::Error;
+use headroom::memory::{self, Counting};
+use headroom::report::layout::printable;
+
+/// Counts what is allocated, for `allocated_peak_bytes` and for the bounds on what a stranger's tokenizer may take.
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 fn main() -> ExitCode {
+    memory::keep_freed_memory();
+    headroom::ops::device::compute_here();
     match commands::run(&Cli::try_parse().unwrap_or_else(|error| misunderstood(&error))) {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),

@@ -11,6 +11,7 @@
 
 use std::path::{Path, PathBuf};
 
+use headroom::checkpoint::source::ModelSource;
 use headroom::commands::bench::read_measurements;
 use headroom::commands::common::CONFIDENCE;
 use headroom::measure::Measurement;
@@ -18,13 +19,12 @@ use headroom::plan::fits_within;
 use headroom::plan::trials::{Candidate, Decision, Standing, next};
 use headroom::predict::calibration::{Calibration, Observation};
 use headroom::predict::{Measured, Prediction, Request, predict};
-use headroom::spec::data::TokenLengths;
 use headroom::spec::machine::Machine;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::RunConfig;
+use headroom::spec::run::data::TokenLengths;
 use headroom::stats::{median, quantile};
 use headroom::store;
-use headroom::trainer::source::ModelSource;
 use headroom::units::{Bytes, Seconds};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -9,11 +9,12 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use common::fixture;
+use headroom::checkpoint::adapter::{AdapterFile, Layout};
+use headroom::checkpoint::source::ModelSource;
+use headroom::data::batches::MicroBatch;
 use headroom::spec::run::RunConfig;
-use headroom::trainer::candle::adapter;
-use headroom::trainer::candle::adapter_file::{AdapterFile, Layout};
-use headroom::trainer::candle::model::{Decoder, MicroBatch};
-use headroom::trainer::source::ModelSource;
+use headroom::trainer::candle::nn::adapter;
+use headroom::trainer::candle::nn::decoder::Decoder;
 use serde_json::Value;
 
 fn json(path: &Path) -> Value {

@@ -11,10 +11,11 @@ use assert_cmd::Command;
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{Device, Tensor};
 use common::{FAMILIES, fixture};
+use headroom::checkpoint::adapter::AdapterFile;
+use headroom::checkpoint::source::ModelSource;
+use headroom::data::batches::MicroBatch;
 use headroom::spec::run::{Lora, RunConfig};
-use headroom::trainer::candle::adapter_file::AdapterFile;
-use headroom::trainer::candle::model::{Decoder, MicroBatch};
-use headroom::trainer::source::ModelSource;
+use headroom::trainer::candle::nn::decoder::Decoder;
 
 /// Runs `headroom export` in `folder`: exit code, stdout, stderr.
 fn export(folder: &Path, args: &[&str]) -> (i32, String, String) {

@@ -6,11 +6,14 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
+use headroom::checkpoint::tensor_file;
 use headroom::export::{Request, export};
-use headroom::spec::exchange::Format;
+use headroom::memory;
 use headroom::spec::model::ModelSpec;
-use headroom::trainer::candle::tensor_file;
-use headroom::trainer::memory;
+use headroom::spec::run::exchange::Format;
+
+#[global_allocator]
+static ALLOCATOR: headroom::memory::Counting = headroom::memory::Counting;
 
 const MIB: u64 = 1 << 20;
 

@@ -7,9 +7,8 @@
 
 mod disk;
 
-use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use disk::{Fault, Ran, Table, World, all, copy_tree, harm, moments, run_file, temporary, with_model};
 

@@ -11,19 +11,20 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use common::fixture;
+use headroom::checkpoint::adapter::Adapter;
+use headroom::checkpoint::source::ModelSource;
+use headroom::checkpoint::stored::Stored;
+use headroom::checkpoint::tensor_file;
+use headroom::checkpoint::text::Text;
+use headroom::data::batches::{Batches, MicroBatch};
+use headroom::data::examples::Example;
 use headroom::spec::model::ModelSpec;
-use headroom::spec::recipe::Recipe;
+use headroom::spec::model::storage::Format;
+use headroom::spec::run::recipe::Recipe;
 use headroom::spec::run::{RunConfig, Weights};
-use headroom::spec::storage::Format;
-use headroom::trainer::batches::Batches;
-use headroom::trainer::candle::frozen::Stored;
-use headroom::trainer::candle::linear::Adapter;
-use headroom::trainer::candle::model::{Decoder, MicroBatch};
-use headroom::trainer::candle::optimizer::{self, Optimizer};
-use headroom::trainer::candle::{adapter, tensor_file};
-use headroom::trainer::rows::Example;
-use headroom::trainer::source::ModelSource;
-use headroom::trainer::text::Text;
+use headroom::trainer::candle::nn::adapter;
+use headroom::trainer::candle::nn::decoder::Decoder;
+use headroom::trainer::candle::optim::{self, Optimizer};
 use serde_json::Value;
 
 const VOCAB: u32 = 101;
@@ -38,7 +39,7 @@ struct Model {
 fn open(path: &Path, weights: &str) -> Model {
     // The same tests once more, by candle's operations alone: see tests/composed.rs.
     if env!("CARGO_CRATE_NAME") == "composed" {
-        headroom::trainer::candle::ops::compose_everything();
+        headroom::ops::compose_everything();
     }
     let text = format!(
         r#"
@@ -113,8 +114,8 @@ fn study(mut model: Model) -> Studied {
             first = (0..model.decoder.sites.len()).map(both).collect();
         }
         losses.push(loss);
-        let norm = optimizer::grad_norm(&grads).unwrap();
-        optimizer.step(&mut model.decoder, optimizer::clip(grads, norm, 1.0).unwrap(), 1e-2).unwrap();
+        let norm = optim::grad_norm(&grads).unwrap();
+        optimizer.step(&mut model.decoder, optim::clip(grads, norm, 1.0).unwrap(), 1e-2).unwrap();
     }
     Studied { logits, grads: first, losses }
 }

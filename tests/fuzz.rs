@@ -14,13 +14,13 @@ use std::path::Path;
 use bolero::check;
 use common::fixture;
 use headroom::accuracy::guides;
+use headroom::checkpoint::adapter::AdapterFile;
+use headroom::checkpoint::gguf::GgufFile;
+use headroom::checkpoint::safetensors::CheckpointFile;
 use headroom::measure::{Measurement, row};
-use headroom::spec::grid::Grid;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::RunConfig;
-use headroom::trainer::candle::adapter_file::AdapterFile;
-use headroom::trainer::candle::checkpoint_file::CheckpointFile;
-use headroom::trainer::candle::gguf_file::GgufFile;
+use headroom::spec::run::grid::Grid;
 
 /// What is put in the place of a word.
 const WORDS: [&str; 24] = [

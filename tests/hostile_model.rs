@@ -11,16 +11,19 @@ use std::time::Instant;
 
 use candle_core::Device;
 use common::fixture;
+use headroom::checkpoint::adapter::AdapterFile;
+use headroom::checkpoint::source::ModelSource;
 use headroom::cost::params::Parameters;
+use headroom::memory;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{RunConfig, Weights};
-use headroom::trainer::candle::adapter_file::AdapterFile;
-use headroom::trainer::candle::model::Decoder;
-use headroom::trainer::memory;
-use headroom::trainer::source::ModelSource;
+use headroom::trainer::candle::nn::decoder::Decoder;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
+
+#[global_allocator]
+static ALLOCATOR: headroom::memory::Counting = headroom::memory::Counting;
 
 /// Bytes that one mutated file may take beside its own size. The lists of a model of 2048 layers take most of it.
 const MOST_MEMORY: f64 = 96e6;

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use headroom::commands::bench::read_measurements;
 use headroom::measure::Measurement;
 use headroom::measure::guard::Guard;
+use headroom::spec::record::{Job, Outcome};
 use headroom::spec::run::RunConfig;
 use headroom::trainer::scripted::{Mishap, Script};
-use headroom::trainer::{Job, Outcome};
 
 /// Whatever is waited for comes far sooner.
 const PATIENCE: Duration = Duration::from_secs(60);

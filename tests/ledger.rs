@@ -8,20 +8,23 @@ mod folders;
 use std::path::Path;
 
 use candle_core::Device;
+use headroom::checkpoint::source::ModelSource;
 use headroom::cost::candle::{Micro, SLABS, ledger};
 use headroom::cost::ledger::Phase;
+use headroom::data::batches::{MicroBatch, pack};
+use headroom::data::examples::Example;
 use headroom::spec::machine::Accelerator;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{RunConfig, Weights};
-use headroom::trainer::batches::pack;
-use headroom::trainer::candle::model::{Decoder, MicroBatch};
-use headroom::trainer::candle::optimizer::{self, Optimizer};
-use headroom::trainer::candle::{self, adapter};
-use headroom::trainer::memory;
-use headroom::trainer::rows::Example;
-use headroom::trainer::source::ModelSource;
+use headroom::trainer::candle::nn::adapter;
+use headroom::trainer::candle::nn::decoder::Decoder;
+use headroom::trainer::candle::optim::{self, Optimizer};
+use headroom::{memory, ops};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+#[global_allocator]
+static ALLOCATOR: headroom::memory::Counting = headroom::memory::Counting;
 
 const FAMILIES: [&str; 9] =
     ["llama", "mistral", "qwen2", "qwen3", "starcoder2", "gpt2", "gemma2", "gemma3_text", "phi3"];
@@ -141,7 +144,7 @@ fn measure(case: u64) -> ([(f64, f64); 2], String) {
         for _ in 0..run.accumulation() {
             decoder.loss_and_grads(&batch, 1e-3, (0, 0), &mut grads).unwrap();
         }
-        let grads = optimizer::clip(grads, 10.0, 1.0).unwrap();
+        let grads = optim::clip(grads, 10.0, 1.0).unwrap();
         optimizer.step(decoder, grads, 1e-4).unwrap();
     };
     // The first step warms the product's packing buffers, which stay.
@@ -183,7 +186,7 @@ fn measure(case: u64) -> ([(f64, f64); 2], String) {
 
 #[test]
 fn predicted_peaks_equal_counted_peaks() {
-    candle::compute_here();
+    ops::device::compute_here();
     let cases = std::env::var("HEADROOM_LEDGER_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(18);
     let mut errors: Vec<(f64, String)> = (0..cases)
         .flat_map(|case| {

@@ -8,12 +8,15 @@ mod folders;
 use std::path::Path;
 
 use candle_core::Device;
+use headroom::checkpoint::source::ModelSource;
+use headroom::checkpoint::stored::PANEL_BYTES;
+use headroom::memory;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{RunConfig, Weights};
-use headroom::trainer::candle::frozen::PANEL_BYTES;
-use headroom::trainer::candle::model::Decoder;
-use headroom::trainer::memory;
-use headroom::trainer::source::ModelSource;
+use headroom::trainer::candle::nn::decoder::Decoder;
+
+#[global_allocator]
+static ALLOCATOR: headroom::memory::Counting = headroom::memory::Counting;
 
 const CONFIG: &str = r#"{"model_type":"llama","hidden_size":512,"intermediate_size":1536,"num_hidden_layers":12,"num_attention_heads":8,"num_key_value_heads":4,"vocab_size":6000,"max_position_embeddings":64}"#;
 

@@ -7,15 +7,16 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use headroom::cost::{self, time::StepCost, time::step_cost};
+use headroom::checkpoint::source::ModelSource;
+use headroom::cost;
+use headroom::cost::time::{StepCost, step_cost};
 use headroom::measure::Measurement;
 use headroom::measure::probe::this_machine;
 use headroom::report::compare::PredictionFile;
+use headroom::spec::record::{Outcome, Step};
 use headroom::spec::run::{Engine, RunConfig};
 use headroom::store;
 use headroom::trainer::scripted::{Mishap, Script, ScriptedTrainer};
-use headroom::trainer::source::ModelSource;
-use headroom::trainer::{Outcome, Step};
 use headroom::units::Bytes;
 
 fn full(tokens_per_row: usize) -> cost::Heaviest {

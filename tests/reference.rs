@@ -10,16 +10,17 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use common::{FAMILIES, fixture};
+use headroom::checkpoint::adapter::Adapter;
+use headroom::checkpoint::source::ModelSource;
+use headroom::data::batches::{self, Batches, MicroBatch, pack};
+use headroom::data::examples::Example;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{Recipe, RunConfig};
-use headroom::trainer::batches::{self, Batches, pack};
-use headroom::trainer::candle::block::Grads;
-use headroom::trainer::candle::linear::Adapter;
-use headroom::trainer::candle::model::{Decoder, MicroBatch};
-use headroom::trainer::candle::optimizer::{self, Optimizer};
-use headroom::trainer::candle::{adapter, learning_rate};
-use headroom::trainer::rows::Example;
-use headroom::trainer::source::ModelSource;
+use headroom::trainer::candle::nn::adapter;
+use headroom::trainer::candle::nn::block::Grads;
+use headroom::trainer::candle::nn::decoder::Decoder;
+use headroom::trainer::candle::optim::schedule::learning_rate;
+use headroom::trainer::candle::optim::{self, Optimizer};
 use serde_json::Value;
 
 /// Other adapters and another optimizer on some of these: name, model, and what `run.toml` says of them.
@@ -69,7 +70,7 @@ fn open(family: &str, execution: &str) -> Fixture {
 fn opened(family: &str, learning: Option<&'static str>, execution: &str) -> Fixture {
     // The same tests once more, by candle's operations alone: see tests/composed.rs.
     if env!("CARGO_CRATE_NAME") == "composed" {
-        headroom::trainer::candle::ops::compose_everything();
+        headroom::ops::compose_everything();
     }
     let fixtures = fixture("reference");
     let plain = (family, family, "lora = { rank = 4, alpha = 6 }");
@@ -207,11 +208,11 @@ fn twenty_steps_equal_peft() {
             for batch in &micro_batches {
                 loss += scale * fixture.decoder.loss_and_grads(batch, scale, (0, 0), &mut grads).unwrap();
             }
-            let norm = optimizer::grad_norm(&grads).unwrap();
+            let norm = optim::grad_norm(&grads).unwrap();
             let relative = |a: f64, b: f64| ((a - b) / b).abs();
             assert!(relative(loss, *expected_loss) < 1e-4, "{family} step {step}: loss {loss}, PEFT {expected_loss}");
             assert!(relative(norm, *expected_norm) < 1e-3, "{family} step {step}: norm {norm}, PEFT {expected_norm}");
-            let grads = optimizer::clip(grads, norm, fixture.run.recipe.max_grad_norm).unwrap();
+            let grads = optim::clip(grads, norm, fixture.run.recipe.max_grad_norm).unwrap();
             optimizer.step(&mut fixture.decoder, grads, learning_rate(&fixture.run, step, 20)).unwrap();
         }
         assert_eq!(losses.len(), 20);

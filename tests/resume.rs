@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use common::fixture;
 use headroom::error::{Error, Result};
+use headroom::spec::record::{Job, Outcome};
 use headroom::spec::run::RunConfig;
 use headroom::trainer::candle::CandleTrainer;
-use headroom::trainer::{Flow, Job, Outcome, TrainEvent, Trainer};
+use headroom::trainer::{Flow, TrainEvent, Trainer};
 
 const STEPS: usize = 6;
 

@@ -13,10 +13,10 @@ use std::path::Path;
 use assert_cmd::Command;
 use candle_core::{Device, Tensor};
 use common::fixture;
+use headroom::checkpoint::source::{ModelSource, public_name};
 use headroom::spec::run::RunConfig;
-use headroom::trainer::candle::adapter;
-use headroom::trainer::candle::model::Decoder;
-use headroom::trainer::source::{ModelSource, public_name};
+use headroom::trainer::candle::nn::adapter;
+use headroom::trainer::candle::nn::decoder::Decoder;
 use serde_json::{Value, json};
 
 fn export(folder: &Path, args: &[&str]) -> (i32, String) {

@@ -8,11 +8,12 @@ mod common;
 use std::path::Path;
 
 use common::fixture;
+use headroom::checkpoint::adapter::Layout;
 use headroom::error::{Error, Result};
+use headroom::spec::record::{Job, Outcome};
 use headroom::spec::run::RunConfig;
 use headroom::trainer::candle::CandleTrainer;
-use headroom::trainer::candle::adapter_file::Layout;
-use headroom::trainer::{Flow, Job, Outcome, TrainEvent, Trainer};
+use headroom::trainer::{Flow, TrainEvent, Trainer};
 
 fn config(more: &str) -> RunConfig {
     let folder = fixture("hf_folder");
@@ -142,7 +143,7 @@ fn hasty(patience: Option<usize>, out: &Path) -> Job {
     job(config, Some(out))
 }
 
-fn validations(job: &Job) -> (Outcome, Vec<headroom::trainer::Validation>) {
+fn validations(job: &Job) -> (Outcome, Vec<headroom::spec::record::Validation>) {
     let mut seen = Vec::new();
     let outcome = CandleTrainer.train(job, &mut |event| {
         if let TrainEvent::Validation(validation) = event {
@@ -196,9 +197,9 @@ fn a_run_that_stops_improving_ends_with_its_best_adapter() {
 #[test]
 fn packing_is_predicted_as_it_is_done() {
     use headroom::cost::work::{Work, rows};
-    use headroom::spec::data::TokenLengths;
-    use headroom::trainer::batches::{self, Batches};
-    use headroom::trainer::rows::Example;
+    use headroom::data::batches::{self, Batches};
+    use headroom::data::examples::Example;
+    use headroom::spec::run::data::TokenLengths;
     let mut run = config(RECIPE);
     (run.recipe.packing, run.recipe.steps, run.recipe.epochs) = (true, None, Some(1.0));
     (run.recipe.effective_batch_size, run.execution.batch_size) = (2, 1);

@@ -78,7 +78,7 @@ def main(headroom):
         home = Path(home)
         report = [headroom, "report", "accuracy", "--json", "--quiet", "--reports", home / "reports"]
         answer = json.loads(subprocess.run(report, check=True, capture_output=True, text=True).stdout)
-        models = json.loads((HERE / "../../src/spec/catalogue.json").read_text())
+        models = json.loads((HERE / "../../src/spec/model/catalogue.json").read_text())
         configs = {m["id"]: m["config"].get("text_config", m["config"]) for m in models}
         planners = {
             f"mlx-train-perf {version('mlx-train-perf')}": mlx_train_perf,

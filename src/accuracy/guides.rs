@@ -10,13 +10,11 @@ use crate::error::{Error, Result};
 use crate::plan::{Assessment, Verdict as Fit, assess};
 use crate::predict::calibration::Calibration;
 use crate::predict::{Prediction, Request, predict};
-use crate::spec::catalogue;
-use crate::spec::chips;
-use crate::spec::data::TokenLengths;
-use crate::spec::machine::Machine;
-use crate::spec::model::ModelSpec;
+use crate::spec::machine::{Machine, chips};
+use crate::spec::model::storage::Format;
+use crate::spec::model::{ModelSpec, catalogue};
+use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, Weights, toml_error};
-use crate::spec::storage::Format;
 use crate::units::{Bytes, Seconds};
 
 /// Level of the intervals that a claim is held against.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::field::unreadable;
-use super::score::{Figure, Quantity, Summary};
+use crate::accuracy::field::unreadable;
+use crate::accuracy::score::{Figure, Quantity, Summary};
 use crate::error::Result;
 use crate::stats::{median, quantile};
 use crate::units::Bytes;

@@ -2,11 +2,10 @@
 
 use serde::Serialize;
 
-use super::field::FieldRun;
-use crate::spec::catalogue;
-use crate::spec::data::TokenLengths;
+use crate::accuracy::field::FieldRun;
 use crate::spec::machine::Machine;
-use crate::spec::model::ModelSpec;
+use crate::spec::model::{ModelSpec, catalogue};
+use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, Weights};
 use crate::units::Bytes;
 

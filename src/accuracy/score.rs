@@ -2,18 +2,18 @@
 
 use serde::Serialize;
 
-use super::field::FieldRun;
-use super::rules::{Case, Rule};
-use super::table::Known;
+use crate::accuracy::field::FieldRun;
+use crate::accuracy::rules::{Case, Rule};
+use crate::accuracy::table::Known;
 use crate::cost::work::mlx_padded;
 use crate::error::Result;
 use crate::measure::Measurement;
 use crate::plan::{Verdict, assess};
 use crate::predict::calibration::Calibration;
 use crate::predict::{Request, predict};
-use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
 use crate::spec::run::Engine;
+use crate::spec::run::data::TokenLengths;
 use crate::stats::{median, quantile};
 use crate::units::{Bytes, Estimate};
 

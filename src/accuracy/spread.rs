@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use super::field::FieldRun;
+use crate::accuracy::field::FieldRun;
 use crate::predict::calibration::{ALLOCATION, Calibration, TIME};
 use crate::predict::coefficients::FANLESS_SD;
 use crate::spec::machine::Machine;

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::field::FieldRun;
-use super::neighbours::{self, Neighbour, Said};
-use super::rules::Rule;
-use super::score::{self, Bracket, Figure, Judged, Quantity, Summary};
-use super::spread::{Residual, Spread, prior_with, source};
+use crate::accuracy::field::FieldRun;
+use crate::accuracy::neighbours::{self, Neighbour, Said};
+use crate::accuracy::rules::Rule;
+use crate::accuracy::score::{self, Bracket, Figure, Judged, Quantity, Summary};
+use crate::accuracy::spread::{Residual, Spread, prior_with, source};
 use crate::error::Result;
 use crate::measure::Measurement;
 use crate::predict::coefficients::FANLESS_SD;

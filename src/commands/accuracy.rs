@@ -2,14 +2,14 @@
 
 use serde::Serialize;
 
-use super::{Answer, Output, bench, pages};
 use crate::accuracy::table::{Goal, Line};
 use crate::accuracy::{Accuracy, field, guides, neighbours};
 use crate::cli::{AccuracyArgs, GuidesArgs};
+use crate::commands::output::{Answer, Output};
+use crate::commands::{bench, pages};
 use crate::error::{Error, Result};
 use crate::measure::Measurement;
-use crate::report;
-use crate::store;
+use crate::{report, store};
 
 #[derive(Serialize)]
 struct Whole<'a> {

@@ -4,23 +4,23 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::cli;
-use crate::commands::{Output, common};
+use crate::checkpoint::source::ModelSource;
+use crate::commands::common;
+use crate::commands::output::Output;
 use crate::error::{Error, Result};
 use crate::measure::{Measurement, Place, Predicted, probe, row};
 use crate::plan::{Assessment, Model, assess};
 use crate::predict::calibration::{Calibration, Died, Observation};
 use crate::predict::{Formula, Measured, Prediction, Request};
-use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
+use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{BUILTIN, Data, Engine, RunConfig};
-use crate::store;
 use crate::trainer::Trainer;
 use crate::trainer::candle::CandleTrainer;
 use crate::trainer::scripted::{Script, ScriptedTrainer};
-use crate::trainer::source::ModelSource;
 use crate::units::{Bytes, Seconds};
+use crate::{cli, store};
 
 /// Who trains for this engine.
 pub fn trainer(engine: Engine, script: Option<&Path>) -> Result<Box<dyn Trainer>> {

@@ -8,10 +8,10 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::cli::CalibrateArgs;
-use crate::commands::Output;
 use crate::commands::bench::{self, Bench, Subject};
 use crate::commands::common;
 use crate::commands::interrupt::{interrupted, typed_again};
+use crate::commands::output::Output;
 use crate::error::{Error, Result};
 use crate::measure::observe::{Limits, observe};
 use crate::measure::{Measurement, probe};
@@ -20,9 +20,10 @@ use crate::plan::trials::{self, Candidate, Decision, MIN_STEPS, MIN_TIME, Standi
 use crate::predict::calibration::Calibration;
 use crate::predict::predict;
 use crate::report::brief;
-use crate::spec::data::TokenLengths;
+use crate::spec::record::{Job, Outcome};
+use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{BUILTIN, Data, Execution, Recipe, RunConfig, Weights};
-use crate::trainer::{Job, Outcome, TrainEvent};
+use crate::trainer::TrainEvent;
 use crate::units::{Estimate, Seconds};
 
 /// Steps after the warm-up, more than which no trial takes.

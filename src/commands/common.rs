@@ -2,19 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Output;
+use crate::checkpoint::source::{ModelSource, looks_like_path};
+use crate::checkpoint::text::Text;
 use crate::cli::{LimitArgs, MachineArgs};
+use crate::commands::output::Output;
+use crate::data::examples::{self, Rows};
 use crate::error::{Error, Result};
 use crate::measure::probe;
 use crate::plan::Model;
 use crate::predict::ASSUMED_EXAMPLES;
-use crate::spec::catalogue;
-use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
+use crate::spec::model::catalogue;
+use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{BUILTIN, DEFAULT_EPOCHS, Data, RunConfig};
-use crate::trainer::rows::{self, Rows};
-use crate::trainer::source::{ModelSource, looks_like_path};
-use crate::trainer::text::Text;
 use crate::units::grouped;
 
 /// Confidence where none is asked for.
@@ -141,7 +141,7 @@ fn estimated_lengths(data: &Path) -> Result<Vec<u32>> {
     let text = crate::store::read_text(data)?;
     let mut lengths = Vec::new();
     for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-        let row = rows::parsed(line, data, i + 1)?;
+        let row = examples::parsed(line, data, i + 1)?;
         lengths.push(text_bytes(&row).div_ceil(BYTES_PER_TOKEN) as u32);
     }
     if lengths.is_empty() {

@@ -2,16 +2,19 @@
 
 use serde::Serialize;
 
-use super::{Answer, Output, common};
 use crate::cli::DoctorArgs;
+use crate::commands::common;
+use crate::commands::output::{Answer, Output};
 use crate::error::Result;
 use crate::plan::{Verdict, assess};
 use crate::predict::calibration::Calibration;
 use crate::predict::{ASSUMED_EXAMPLES, Request};
-use crate::report::doctor::{self as page, Row};
-use crate::spec::catalogue;
-use crate::spec::data::TokenLengths;
+use crate::report::doctor::{
+    Row, {self as page},
+};
 use crate::spec::machine::Machine;
+use crate::spec::model::catalogue;
+use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{Data, Engine, Execution, Recipe, RunConfig, Weights};
 
 /// Sequence length that the models are judged at.

@@ -3,14 +3,15 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::{Answer, Output, common, interrupt};
+use crate::checkpoint::adapter::AdapterFile;
+use crate::checkpoint::source::ModelSource;
 use crate::cli::ExportArgs;
+use crate::commands::output::{Answer, Output};
+use crate::commands::{common, interrupt};
 use crate::error::{Error, Result};
 use crate::export::{Exported, Request, export};
-use crate::spec::exchange::Format;
 use crate::spec::run::BUILTIN;
-use crate::trainer::candle::adapter_file::AdapterFile;
-use crate::trainer::source::ModelSource;
+use crate::spec::run::exchange::Format;
 
 /// The verb.
 pub fn run(args: &ExportArgs, output: &Output) -> Result<Answer> {

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Answer, Output, common};
 use crate::cli::GenerateArgs;
+use crate::commands::common;
+use crate::commands::output::{Answer, Output};
 use crate::error::Result;
 use crate::spec::run::BUILTIN;
-use crate::trainer::generate::{self, Choice};
+use crate::trainer::candle::generate::{self, Choice};
 
 #[derive(Serialize)]
 struct Answers {

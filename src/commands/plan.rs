@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use super::interrupt::typed_again;
-use super::{Answer, Output, bench, common};
 use crate::cli::{GivenArgs, PlanArgs};
+use crate::commands::interrupt::typed_again;
+use crate::commands::output::{Answer, Output};
+use crate::commands::{bench, common};
 use crate::error::{Error, Result};
 use crate::plan::{Ask, Held, Model, plan};
 use crate::predict::ASSUMED_EXAMPLES;
 use crate::report::table::{self, Context};
-use crate::spec::data::TokenLengths;
+use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig};
 
 /// Longest example where no data says otherwise, in tokens.

@@ -2,15 +2,16 @@
 
 use serde::Serialize;
 
-use super::{Answer, Output, bench, common};
 use crate::cli::PredictArgs;
+use crate::commands::output::{Answer, Output};
+use crate::commands::{bench, common};
 use crate::error::{Error, Result};
 use crate::plan::risks::{Risk, Slowdown, risks, slowdown};
 use crate::plan::{Assessment, Candidate, Verdict, assess, levers};
 use crate::predict::{ASSUMED_EXAMPLES, Request};
 use crate::report::table::{self, Context};
-use crate::spec::data::TokenLengths;
 use crate::spec::run::RunConfig;
+use crate::spec::run::data::TokenLengths;
 
 /// The answer for machines.
 #[derive(Serialize)]

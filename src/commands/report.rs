@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::ReportArgs;
 use crate::commands::bench::{self, Bench, Subject};
-use crate::commands::{Output, pages};
+use crate::commands::output::Output;
+use crate::commands::pages;
 use crate::error::{Error, Result};
 use crate::measure::Measurement;
 use crate::predict::predict;
 use crate::report::compare::{PredictionFile, RunReport};
 use crate::report::{brief, compare, page};
+use crate::spec::record::Metrics;
 use crate::store::checksums::{self, Checked};
 use crate::store::{self, RunFolder, run_folder};
-use crate::trainer::Metrics;
 
 /// Of the intervals before and after calibrating.
 const LEVEL: f64 = 0.9;

@@ -10,7 +10,8 @@ use crate::cli::TrialArgs;
 use crate::commands::bench;
 use crate::error::{Error, Result};
 use crate::measure::observe::Line;
-use crate::trainer::{Flow, Job, TrainEvent};
+use crate::spec::record::Job;
+use crate::trainer::{Flow, TrainEvent};
 
 /// Exit code of a trial that was left alone; there is nobody to read it.
 const LEFT_ALONE: i32 = 1;

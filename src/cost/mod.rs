@@ -9,11 +9,12 @@ pub mod time;
 pub mod timeline;
 pub mod work;
 
+use ledger::MemoryLedger;
+
 use crate::error::Result;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, RunConfig};
-use ledger::MemoryLedger;
 
 /// The micro-batches that decide the memory of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,8 +2,8 @@
 
 use crate::error::Result;
 use crate::spec::model::ModelSpec;
+use crate::spec::model::tensors::Projection;
 use crate::spec::run::{Lora, Weights};
-use crate::spec::tensors::Projection;
 
 /// Parameters of a model, by what they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,9 +79,10 @@ pub fn trainable(spec: &ModelSpec, lora: &Lora) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::spec::catalogue;
     use serde_json::Value;
+
+    use super::*;
+    use crate::spec::model::catalogue;
 
     #[test]
     fn every_model_of_the_catalogue_has_its_published_size() {

@@ -7,14 +7,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::params::{Parameters, adapted, bits, trainable};
-use super::work::Work;
+use crate::cost::params::{Parameters, adapted, bits, trainable};
+use crate::cost::work::Work;
 use crate::error::Result;
-use crate::spec::data::TokenLengths;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::ModelSpec;
+use crate::spec::model::tensors::{Projection, Role};
+use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{Engine, Optimizer, RunConfig};
-use crate::spec::tensors::{Projection, Role};
 
 /// One thing that is done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -353,7 +353,7 @@ pub fn step_cost(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::catalogue;
+    use crate::spec::model::catalogue;
 
     fn run(extra: &str) -> RunConfig {
         RunConfig::from_toml(&format!("model = \"m\"\ndata = \"d\"\n{extra}"), "run.toml".as_ref()).unwrap()

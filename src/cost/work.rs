@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::spec::data::TokenLengths;
 use crate::spec::model::ModelSpec;
+use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{Engine, RunConfig};
 
 /// mlx-lm pads every batch to a multiple of this, plus one (`iterate_batches`, since March 2025).

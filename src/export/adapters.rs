@@ -1,11 +1,11 @@
 //! An adapter in the folder layout of PEFT or mlx-lm.
 
-use super::Subject;
-use super::place::Place;
+use crate::checkpoint::adapter::{self, About, Layout};
+use crate::checkpoint::source::public_name;
 use crate::error::Result;
-use crate::spec::exchange::Format;
-use crate::trainer::candle::adapter_file::{self, About, Layout};
-use crate::trainer::source::public_name;
+use crate::export::Subject;
+use crate::export::place::Place;
+use crate::spec::run::exchange::Format;
 
 /// Writes the subject's adapter as `format`.
 pub fn write(subject: &Subject, format: Format, place: &Place) -> Result<Vec<String>> {
@@ -14,7 +14,7 @@ pub fn write(subject: &Subject, format: Format, place: &Place) -> Result<Vec<Str
     let pairs = file.paths().filter_map(|path| Some((path.to_owned(), file.adapter(path)?))).collect();
     let about = About { base: Some(public_name(&subject.name)), ..file.about.clone() };
     let staged = place.stage()?;
-    adapter_file::write(staged.folder(), layout, &about, &pairs, (spec.num_hidden_layers, spec.conv1d()))?;
+    adapter::write(staged.folder(), layout, &about, &pairs, (spec.num_hidden_layers, spec.conv1d()))?;
     place.finish(staged)?;
     Ok(vec![])
 }

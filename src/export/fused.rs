@@ -8,16 +8,16 @@ use candle_core::DType;
 use candle_core::quantized::GgmlDType;
 use safetensors::Dtype;
 
-use super::merged::{Merged, pieces};
-use super::place::Place;
-use super::{Progress, Subject};
+use crate::checkpoint::finite::{NOT_FINITE, all_finite};
+use crate::checkpoint::safetensors::{CheckpointFile, Info};
+use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
-use crate::spec::exchange::Format;
+use crate::export::merged::{Merged, pieces};
+use crate::export::place::Place;
+use crate::export::{Progress, Subject};
+use crate::spec::run::exchange::Format;
 use crate::store;
 use crate::store::stream::{Streamed, copy};
-use crate::trainer::candle::checkpoint_file::{CheckpointFile, Info};
-use crate::trainer::candle::finite::{NOT_FINITE, all_finite};
-use crate::trainer::source::ModelSource;
 
 /// Bytes copied at a time.
 const COPY: u64 = 8 << 20;
@@ -26,21 +26,21 @@ const COPY: u64 = 8 << 20;
 pub fn write(subject: &Subject, place: &Place, progress: Progress<'_>) -> Result<Vec<String>> {
     subject.adapter(Format::Fused)?;
     let merged = Merged::open(subject)?;
-    if let Some(file) = merged.store.safetensors().iter().find(|file| Path::new(&file.name).components().count() > 1) {
+    if let Some(file) = merged.base.safetensors().iter().find(|file| Path::new(&file.name).components().count() > 1) {
         let reason = format!("`{}` lies in a folder of its own, and an export keeps all files in one", file.name);
-        return Err(Error::Weights { path: merged.store.folder, reason });
+        return Err(Error::Weights { path: merged.base.folder, reason });
     }
     let companions = companions(&subject.source)?;
     let used: HashSet<String> =
-        subject.spec.tensors().iter().filter_map(|tensor| merged.store.stored_name(&tensor.name)).collect();
+        subject.spec.tensors().iter().filter_map(|tensor| merged.base.stored_name(&tensor.name)).collect();
     // By the name in the file, which may have another prefix than transformers'.
     let changed: HashMap<String, String> =
-        merged.changed().filter_map(|name| Some((merged.store.stored_name(&name)?, name))).collect();
+        merged.changed().filter_map(|name| Some((merged.base.stored_name(&name)?, name))).collect();
     let staged = place.stage()?;
-    let total: u64 = merged.store.safetensors().iter().flat_map(|f| f.in_order()).map(|(_, info)| size(info)).sum();
+    let total: u64 = merged.base.safetensors().iter().flat_map(|f| f.in_order()).map(|(_, info)| size(info)).sum();
     let mut done = 0;
-    for file in merged.store.safetensors() {
-        let wrong = |reason: String| Error::Weights { path: merged.store.folder.join(&file.name), reason };
+    for file in merged.base.safetensors() {
+        let wrong = |reason: String| Error::Weights { path: merged.base.folder.join(&file.name), reason };
         let mut out = Streamed::create(&staged.folder().join(&file.name))?;
         out.write(&file.head().map_err(wrong)?)?;
         let mut at = 0;
@@ -124,7 +124,7 @@ fn fused(
         Dtype::BF16 => GgmlDType::BF16,
         other => {
             let reason = format!("`{name}` is stored as {other:?}; f32, f16 and bf16 can be fused");
-            return Err(Error::Weights { path: merged.store.folder.clone(), reason });
+            return Err(Error::Weights { path: merged.base.folder.clone(), reason });
         }
     };
     let (rows, width) = (info.shape[0], info.shape[1..].iter().product());

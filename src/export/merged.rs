@@ -6,13 +6,13 @@ use std::ops::Range;
 use candle_core::Tensor;
 use candle_core::quantized::{GgmlDType, QTensor};
 
-use super::Subject;
+use crate::checkpoint::adapter::AdapterFile;
+use crate::checkpoint::finite::all_finite_ggml;
+use crate::checkpoint::stored::too_large;
+use crate::checkpoint::weights::BaseWeights;
 use crate::error::{Error, Result};
-use crate::spec::storage::Format;
-use crate::trainer::candle::adapter_file::AdapterFile;
-use crate::trainer::candle::finite::all_finite_ggml;
-use crate::trainer::candle::frozen::too_large;
-use crate::trainer::candle::weights::Store;
+use crate::export::Subject;
+use crate::spec::model::storage::Format;
 
 /// Numbers of a piece: 8 MiB in f32, small beside any model and large beside what a read costs.
 const PIECE: usize = 2 << 20;
@@ -20,7 +20,7 @@ const PIECE: usize = 2 << 20;
 /// The tensors of a model as they are with its adapter.
 pub struct Merged<'a> {
     /// The base.
-    pub store: Store,
+    pub base: BaseWeights,
     adapter: Option<&'a AdapterFile>,
     /// Matrices are stored `[in, out]`.
     conv1d: bool,
@@ -29,16 +29,16 @@ pub struct Merged<'a> {
 impl<'a> Merged<'a> {
     /// Opens the base's files and looks them over.
     pub fn open(subject: &'a Subject) -> Result<Self> {
-        let store = subject.source.weights()?;
+        let base = subject.source.weights()?;
         if matches!(subject.spec.storage.format, Format::Gguf(_) | Format::Affine { .. })
-            || store.safetensors().is_empty()
+            || base.safetensors().is_empty()
         {
             let reason = "the base is quantised, and an adapter is not worked into it: export the adapter alone, or put it on \
                           the model that the base was made from";
-            return Err(Error::Weights { path: store.folder, reason: reason.into() });
+            return Err(Error::Weights { path: base.folder, reason: reason.into() });
         }
-        store.check(&subject.spec)?;
-        Ok(Self { store, adapter: subject.adapter.as_ref(), conv1d: subject.spec.conv1d() })
+        base.check(&subject.spec)?;
+        Ok(Self { base, adapter: subject.adapter.as_ref(), conv1d: subject.spec.conv1d() })
     }
 
     /// Names of the tensors that the adapter changes, as transformers calls them.
@@ -53,14 +53,14 @@ impl<'a> Merged<'a> {
             true => Ok(bytes),
             false => {
                 let reason = format!("`{name}` cannot be written: {}", too_large(format));
-                Err(Error::Weights { path: self.store.folder.clone(), reason })
+                Err(Error::Weights { path: self.base.folder.clone(), reason })
             }
         }
     }
 
     /// Some rows (first dimension, as stored) of a tensor, in f32.
     pub fn rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
-        let base = self.store.rows(name, rows.clone())?;
+        let base = self.base.rows(name, rows.clone())?;
         let pair = name.strip_suffix(".weight").and_then(|path| self.adapter?.adapter(path));
         let (Some(pair), Some(file)) = (pair, self.adapter) else { return Ok(base) };
         let update = if self.conv1d {

@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::checkpoint::adapter::AdapterFile;
+use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
-use crate::spec::exchange::Format;
 use crate::spec::model::ModelSpec;
 use crate::spec::run::Weights;
-use crate::trainer::candle::adapter;
-use crate::trainer::candle::adapter_file::AdapterFile;
-use crate::trainer::source::ModelSource;
+use crate::spec::run::exchange::Format;
+use crate::trainer::candle::nn::adapter;
 use crate::units::Bytes;
 
 /// What is to be written.

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Request;
+use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
+use crate::export::Request;
 use crate::store;
 use crate::store::stream::Staged;
-use crate::trainer::source::ModelSource;
 use crate::units::Bytes;
 
 /// In a folder that an export made: the names of its files, one a line. What is not among them is somebody's own.

@@ -4,7 +4,7 @@
 //! resident memory, mapped files included (`VmRSS`, and `VmHWM` for its highest). macOS: the physical
 //! footprint, which is what Activity Monitor shows and what the system kills by.
 
-use crate::trainer::memory::of_process;
+use crate::memory::of_process;
 use crate::units::Bytes;
 
 /// Memory of a process group.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use crate::measure::room::{LOOK, Room, Spare};
-use crate::trainer::memory::of_process;
+use crate::memory::of_process;
 use crate::units::Bytes;
 
 /// Exit code of a process that its guard ends: the run does not fit.

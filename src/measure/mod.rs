@@ -18,12 +18,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::measure::observe::Observed;
 use crate::measure::probe::MachineState;
-use crate::spec::run::RunConfig;
-use crate::trainer::Job;
-use crate::units::{Bytes, Estimate};
-
+use crate::spec::record::Job;
 /// What a measurement is made of, for those who read measurements and know no trainer.
-pub use crate::trainer::{Outcome, Step, Validation};
+pub use crate::spec::record::Outcome;
+/// What a measurement is made of, for those who read measurements and know no trainer.
+pub use crate::spec::record::Step;
+/// What a measurement is made of, for those who read measurements and know no trainer.
+pub use crate::spec::record::Validation;
+use crate::spec::run::RunConfig;
+use crate::units::{Bytes, Estimate};
 
 /// Version of the columns; raised whenever they change their meaning.
 pub const SCHEMA: u32 = 1;

@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::measure::child::{ChildGroup, End, Heard};
 use crate::measure::room::{LOOK, Room, Spare};
 use crate::measure::summary;
-use crate::trainer::{Job, Outcome, Step, TrainEvent};
+use crate::spec::record::{Job, Outcome, Step};
+use crate::trainer::TrainEvent;
 use crate::units::{Bytes, Seconds};
 
 /// Share of the limit that a killed process had taken, from which on it was killed for that.

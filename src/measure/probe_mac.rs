@@ -4,8 +4,8 @@ use std::process::Command;
 
 use objc2_foundation::{NSProcessInfo, NSProcessInfoThermalState};
 
-use super::{MachineState, text};
 use crate::error::Result;
+use crate::measure::{MachineState, text};
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
 
@@ -72,7 +72,7 @@ fn unknown(chip: &str, cores: usize, memory: Bytes) -> Machine {
 
 /// `recommendedMaxWorkingSetSize`, which follows `iogpu.wired_limit_mb` too.
 fn metal_working_set() -> Option<Bytes> {
-    let device = crate::trainer::candle::metal()?;
+    let device = crate::ops::device::metal()?;
     let bytes = device.as_metal_device().ok()?.metal_device().recommended_max_working_set_size();
     (bytes > 0).then_some(Bytes(bytes as u64))
 }

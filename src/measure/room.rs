@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
-use crate::units::Bytes;
-
 #[cfg(not(target_os = "macos"))]
-use super::cgroup::{self, Group};
+use crate::measure::cgroup;
+#[cfg(not(target_os = "macos"))]
+use crate::measure::cgroup::Group;
+use crate::units::Bytes;
 
 /// Between two looks at memory: short beside the time in which it fills.
 pub const LOOK: Duration = Duration::from_millis(25);

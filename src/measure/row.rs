@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::measure::probe::MachineState;
 use crate::measure::{Measured, Measurement, Predicted, SCHEMA};
+use crate::spec::record::Outcome;
 use crate::spec::run::{Data, DataSplit, Engine, Execution, Lora, Recipe, RunConfig};
-use crate::trainer::Outcome;
 use crate::units::{Bytes, Estimate};
 
 /// Path and example of every leaf, in the order of the columns.

@@ -1,7 +1,7 @@
 //! What a list of steps says: the warm-up is cut by rule, and the rest is put in a few robust figures.
 
+use crate::spec::record::Step;
 use crate::stats::{self, MAD_TO_SD};
-use crate::trainer::Step;
 
 /// The first step compiles kernels, touches memory for the first time and grows pools; it is never counted.
 pub const WARMUP_STEPS: usize = 1;

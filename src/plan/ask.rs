@@ -4,10 +4,9 @@ use crate::cost::params::trainable;
 use crate::error::Result;
 use crate::predict::Request;
 use crate::predict::calibration::Calibration;
-use crate::spec::catalogue;
-use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
-use crate::spec::model::ModelSpec;
+use crate::spec::model::{ModelSpec, catalogue};
+use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{Engine, RunConfig, Weights};
 use crate::units::Bytes;
 

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::{Assessment, assess};
 use crate::error::Result;
+use crate::plan::{Assessment, assess};
 use crate::predict::Request;
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, Optimizer, RunConfig, Weights};

@@ -6,6 +6,9 @@ pub mod risks;
 pub mod search;
 pub mod trials;
 
+pub use ask::{Ask, Held, Model};
+pub use levers::{Lever, levers};
+pub use search::plan;
 use serde::{Serialize, Serializer};
 
 use crate::error::Result;
@@ -14,10 +17,6 @@ use crate::predict::{Formula, Prediction, Request, predict};
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::run::{Engine, RunConfig};
 use crate::units::{Bytes, Estimate};
-
-pub use ask::{Ask, Held, Model};
-pub use levers::{Lever, levers};
-pub use search::plan;
 
 /// What is to be kept under.
 #[derive(Clone, Debug, PartialEq)]

@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::{Assessment, Verdict};
 use crate::cost;
 use crate::cost::work::mlx_padded;
 use crate::error::Result;
+use crate::plan::{Assessment, Verdict};
 use crate::predict::Request;
 use crate::spec::machine::Accelerator;
 use crate::spec::run::Engine;
@@ -147,10 +147,10 @@ mod tests {
     use super::*;
     use crate::plan::assess;
     use crate::predict::calibration::Calibration;
-    use crate::spec::catalogue;
-    use crate::spec::data::TokenLengths;
     use crate::spec::machine::Machine;
+    use crate::spec::model::catalogue;
     use crate::spec::run::RunConfig;
+    use crate::spec::run::data::TokenLengths;
 
     fn with<T>(
         engine: &str,

@@ -1,11 +1,10 @@
 //! The search for the best run: the recipe first, then the execution.
 
-use super::ask::{Ask, Model, RANKS, SEQ_LEAST};
-use super::{Assessment, Binding, Candidate, Neighbour, Plan, assess, levers};
 use crate::error::{Error, Result};
+use crate::plan::ask::{Ask, Model, RANKS, SEQ_LEAST};
+use crate::plan::{Assessment, Binding, Candidate, Neighbour, Plan, assess, levers};
 use crate::predict::calibration::Calibration;
-use crate::spec::chips;
-use crate::spec::machine::Machine;
+use crate::spec::machine::{Machine, chips};
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{RunConfig, Weights};
 use crate::units::Seconds;

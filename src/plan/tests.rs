@@ -1,7 +1,7 @@
 use super::*;
 use crate::predict::calibration::Calibration;
-use crate::spec::catalogue;
-use crate::spec::data::TokenLengths;
+use crate::spec::model::catalogue;
+use crate::spec::run::data::TokenLengths;
 
 fn base() -> RunConfig {
     RunConfig::from_toml("model = \"m\"\ndata = \"train.jsonl\"", "run.toml".as_ref()).unwrap()

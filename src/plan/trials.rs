@@ -10,14 +10,14 @@
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::ask::executions;
-use super::{Held, fits_within};
 use crate::error::Result;
+use crate::plan::ask::executions;
+use crate::plan::{Held, fits_within};
 use crate::predict::calibration::Calibration;
 use crate::predict::{Formula, Request};
-use crate::spec::data::TokenLengths;
 use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
+use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{Engine, RunConfig};
 use crate::units::{Bytes, Seconds};
 

@@ -1,9 +1,10 @@
+use rand::Rng;
+
 use super::*;
 use crate::predict::Measured;
 use crate::predict::calibration::{Died, Observation};
-use crate::spec::catalogue;
+use crate::spec::model::catalogue;
 use crate::stats::normal_quantile;
-use rand::Rng;
 
 const CONFIDENCE: f64 = 0.99;
 

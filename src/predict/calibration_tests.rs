@@ -1,10 +1,11 @@
-use super::*;
-use crate::predict::Request;
-use crate::spec::catalogue;
-use crate::spec::run::RunConfig;
-use crate::units::{Bytes, Seconds};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::predict::Request;
+use crate::spec::model::catalogue;
+use crate::spec::run::RunConfig;
+use crate::units::{Bytes, Seconds};
 
 /// A run of Qwen2.5-0.5B that differs in what moves the terms apart.
 fn run(batch: usize, seq: usize, rank: usize) -> RunConfig {

@@ -15,9 +15,9 @@ use crate::cost::params::{Parameters, bits, trainable};
 use crate::cost::time::{StepCost, step_cost};
 use crate::cost::work::{heaviest, heaviest_validation, mlx_longest, rows};
 use crate::error::{Error, Result};
-use crate::spec::data::TokenLengths;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::ModelSpec;
+use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{Engine, RunConfig, Weights};
 use crate::units::{Bytes, Estimate, Seconds, watt_hours};
 
@@ -287,7 +287,7 @@ impl Observation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::catalogue;
+    use crate::spec::model::catalogue;
     use crate::spec::run::Engine;
 
     #[test]

@@ -5,9 +5,6 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
-use super::layout::paint;
-use super::page::{self, Picture};
-use super::plot::{self, Interval};
 use crate::accuracy::Accuracy;
 use crate::accuracy::neighbours::Neighbour;
 use crate::accuracy::rules::Rule;
@@ -15,6 +12,9 @@ use crate::accuracy::score::{Figure, LEVEL, Quantity};
 use crate::accuracy::table::{Goal, Line};
 use crate::error::Result;
 use crate::report::compare;
+use crate::report::layout::paint;
+use crate::report::page::{self, Picture};
+use crate::report::plot::{self, Interval};
 use crate::units::Bytes;
 
 const BOLD: Style = Style::new().bold();

@@ -2,7 +2,7 @@
 
 use anstyle::{AnsiColor, Style};
 
-use super::layout::{columns, paint};
+use crate::report::layout::{columns, paint};
 use crate::units::Bytes;
 
 /// One piece of the bar.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
-use super::layout::paint;
+use crate::report::layout::paint;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, short_count};
 

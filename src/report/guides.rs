@@ -5,10 +5,10 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
-use super::layout::paint;
-use super::page;
 use crate::accuracy::guides::{Checked, Guide, Verdict};
 use crate::error::Result;
+use crate::report::layout::paint;
+use crate::report::page;
 
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();

@@ -293,8 +293,8 @@ mod tests {
     use super::*;
     use crate::measure::{Measured, Place};
     use crate::report::compare::{Activity, Change, LedgerLine, LimitLine, RESIDENT};
+    use crate::spec::record::{Job, Outcome, Step};
     use crate::spec::run::RunConfig;
-    use crate::trainer::{Job, Outcome, Step};
 
     fn estimate(point: f64) -> Estimate<f64> {
         Estimate { point, low: 0.9 * point, high: 1.1 * point, level: 0.99 }

@@ -7,8 +7,8 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Color, Style};
 use serde::Serialize;
 
-use super::layout::paint;
 use crate::plan::Verdict;
+use crate::report::layout::paint;
 use crate::units::{Bytes, Estimate, Seconds};
 
 /// One configuration on one machine.

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::compare::Quantity;
-use super::page::{self, Picture};
-use super::plot::{self, Cloud, Interval, Role};
-use super::sweep::{Row, Sweep};
 use crate::error::Result;
 use crate::plan::Verdict;
+use crate::report::compare::Quantity;
+use crate::report::page::{self, Picture};
+use crate::report::plot::{self, Cloud, Interval, Role};
+use crate::report::sweep::{Row, Sweep};
 use crate::stats::{median, quantile};
 
 #[derive(Serialize)]

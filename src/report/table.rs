@@ -5,13 +5,13 @@ use std::fmt::Write;
 
 use anstyle::{AnsiColor, Style};
 
-use super::bar::{Bar, Piece};
-use super::layout::paint;
 use crate::plan::risks::{Risk, Slowdown};
 use crate::plan::{
     Assessment, Binding, Candidate, LARGEST_BUFFER, Lever, Limit, Neighbour, Plan, Verdict, WORKING_SET,
 };
 use crate::predict::Basis;
+use crate::report::bar::{Bar, Piece};
+use crate::report::layout::paint;
 use crate::spec::machine::Machine;
 use crate::spec::run::Engine;
 use crate::units::{Bytes, Seconds, short_count};

@@ -16,14 +16,13 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+pub use quote::quoted;
+pub use run_folder::{RunFolder, RunLock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use self::temporary::Temporary;
 use crate::error::{Error, Result};
-
-pub use quote::quoted;
-pub use run_folder::{RunFolder, RunLock};
 
 fn reading(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();

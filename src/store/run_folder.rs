@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{make_folders, reading, temporary, writing};
 use crate::error::{Error, Result};
 use crate::store;
+use crate::store::{make_folders, reading, temporary, writing};
 
 const LOCK: &str = "run.lock";
 /// Tries to take it.

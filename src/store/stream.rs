@@ -6,9 +6,9 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::temporary::Temporary;
-use super::{make_folder, parent, writing};
 use crate::error::Result;
+use crate::store::temporary::Temporary;
+use crate::store::{make_folder, parent, writing};
 
 /// Bytes gathered before they go to the disk.
 const BUFFER: usize = 1 << 20;

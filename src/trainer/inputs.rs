@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 
-use super::source::{ModelSource, builtin_rows};
+use crate::checkpoint::source::{ModelSource, builtin_rows};
 use crate::error::Result;
 use crate::spec::run::{BUILTIN, Data};
 use crate::store::checksums;

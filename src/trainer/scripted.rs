@@ -11,9 +11,10 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::spec::record::{Job, Outcome, Step};
 use crate::spec::run::Engine;
 use crate::store;
-use crate::trainer::{Flow, Job, Outcome, Step, TrainEvent, Trainer};
+use crate::trainer::{Flow, TrainEvent, Trainer};
 use crate::units::{Bytes, Seconds};
 
 /// The known truth.

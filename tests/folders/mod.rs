@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use candle_core::quantized::gguf_file::{Value, write};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
+use headroom::checkpoint::tensor_file;
 use headroom::spec::model::ModelSpec;
-use headroom::trainer::candle::tensor_file;
 
 fn random(shape: &[usize]) -> Tensor {
     Tensor::randn(0f32, 0.05, shape, &Device::Cpu).unwrap()
@@ -63,7 +63,7 @@ pub fn gguf(spec: &ModelSpec, at: &Path) -> PathBuf {
         ("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
         ("llama.rope.freq_base", Value::F32(1e4)),
     ];
-    let quantised = |t: &headroom::spec::tensors::TensorSpec| {
+    let quantised = |t: &headroom::spec::model::tensors::TensorSpec| {
         let wide = t.name.contains("v_proj") || t.name.contains("embed");
         let dtype = match t.shape.len() {
             1 => GgmlDType::F32,

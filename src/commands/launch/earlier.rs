@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::checkpoint::adapter::Layout;
 use crate::commands::bench::{self, Bench};
 use crate::error::{Error, Result};
 use crate::measure::observe::Observed;
@@ -9,12 +10,11 @@ use crate::measure::probe::{self, MachineState};
 use crate::measure::room::Room;
 use crate::measure::{Measurement, Place};
 use crate::report::compare::PredictionFile;
+use crate::spec::record::{Job, Metrics, Outcome, Step, Validation};
 use crate::spec::run::RunConfig;
 use crate::store::checksums::{self, Checked, SUMS};
 use crate::store::run_folder::Holder;
 use crate::store::{self, RunFolder, RunLock};
-use crate::trainer::candle::adapter_file::Layout;
-use crate::trainer::{Job, Metrics, Outcome, Step, Validation};
 use crate::units::Seconds;
 
 /// Files that are final once a part of a run has ended, as far as they are there: a run that took no step has no metrics.

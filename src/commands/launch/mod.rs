@@ -10,8 +10,8 @@ use self::earlier::Earlier;
 use self::watch::Watch;
 use crate::cli::{self, LaunchArgs};
 use crate::commands::bench::{self, Bench, Subject};
+use crate::commands::output::Output;
 use crate::commands::report::read_report;
-use crate::commands::{Output, printable};
 use crate::error::{Error, Result};
 use crate::measure::guard::Guard;
 use crate::measure::observe::Observed;
@@ -20,10 +20,12 @@ use crate::measure::{Measurement, probe};
 use crate::plan::{Assessment, DIED};
 use crate::report::brief;
 use crate::report::compare::{Activity, RunReport, ledger_lines};
+use crate::report::layout::printable;
+use crate::spec::record::{Job, Outcome};
 use crate::spec::run::RunConfig;
 use crate::store::run_folder::{Holder, NewRun};
 use crate::store::{self, RunFolder, RunLock};
-use crate::trainer::{Job, Outcome, Trainer};
+use crate::trainer::Trainer;
 use crate::units::{Bytes, Seconds};
 
 /// Where a run goes.

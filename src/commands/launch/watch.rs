@@ -2,13 +2,14 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Launch, earlier};
-use crate::commands::Bar;
 use crate::commands::interrupt::interrupted;
+use crate::commands::launch::{Launch, earlier};
+use crate::commands::output::Bar;
 use crate::error::{Error, Result};
 use crate::measure::guard::Guard;
+use crate::spec::record::{Metrics, Step, Validation};
 use crate::store;
-use crate::trainer::{Flow, Metrics, Step, TrainEvent, Validation};
+use crate::trainer::{Flow, TrainEvent};
 use crate::units::Seconds;
 
 /// A run while it goes on.

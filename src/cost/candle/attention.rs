@@ -1,11 +1,11 @@
 //! Attention of a block (`trainer/candle/attention.rs` and `Block::attend`).
 
-use super::product::Product;
-use super::{ATTENTION, COMPOSED_SCORES, Engine, F32, SCORES, STATE};
+use crate::cost::candle::product::Product;
+use crate::cost::candle::{ATTENTION, COMPOSED_SCORES, Engine, F32, SCORES, STATE};
 use crate::cost::timeline::Live;
 use crate::spec::machine::Accelerator;
 use crate::spec::model::Positions;
-use crate::spec::tensors::Role;
+use crate::spec::model::tensors::Role;
 
 /// What attention leaves for backward.
 pub(super) struct AttentionTape {

@@ -1,10 +1,10 @@
 //! A projection with DoRA (`Linear::forward_dora`, `Linear::backward_dora`).
 
-use super::linear::name_of;
-use super::product::Product;
-use super::{Engine, F32, GRADIENTS, LORA};
+use crate::cost::candle::linear::name_of;
+use crate::cost::candle::product::Product;
+use crate::cost::candle::{Engine, F32, GRADIENTS, LORA};
 use crate::cost::timeline::Live;
-use crate::spec::tensors::Projection;
+use crate::spec::model::tensors::Projection;
 
 impl Engine<'_> {
     /// Squared norms of the frozen rows and norms of the adapted ones, of all adapted projections.

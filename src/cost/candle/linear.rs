@@ -1,11 +1,11 @@
 //! A projection: a frozen matrix and its adapter (`trainer/candle/frozen.rs`, `linear.rs`).
 
-use super::product::Product;
-use super::{ATTENTION, Engine, F32, GRADIENTS, LORA, MLP, PANEL, PRODUCT};
+use crate::cost::candle::product::Product;
+use crate::cost::candle::{ATTENTION, Engine, F32, GRADIENTS, LORA, MLP, PANEL, PRODUCT};
 use crate::cost::timeline::Live;
 use crate::spec::machine::Accelerator;
-use crate::spec::storage::Format;
-use crate::spec::tensors::{Projection, Role};
+use crate::spec::model::storage::Format;
+use crate::spec::model::tensors::{Projection, Role};
 
 /// Panels of a weight that is not f32 are made in f32 at most this large at a time (`frozen::PANEL_BYTES`).
 const PANEL_BYTES: u64 = 32 << 20;

@@ -1,9 +1,9 @@
 //! The MLP of a block, a chunk of rows at a time.
 
-use super::{Engine, MLP, STATE};
+use crate::cost::candle::{Engine, MLP, STATE};
 use crate::cost::timeline::{Live, Timeline};
 use crate::spec::machine::Accelerator;
-use crate::spec::tensors::Role;
+use crate::spec::model::tensors::Role;
 
 impl Engine<'_> {
     pub(super) fn spans(&self) -> Vec<u64> {

@@ -16,10 +16,10 @@ use crate::cost::params::Parameters;
 use crate::cost::timeline::{Live, Timeline};
 use crate::error::Result;
 use crate::spec::machine::{Accelerator, Machine};
+use crate::spec::model::storage::Format;
+use crate::spec::model::tensors::{Projection, Role};
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::{Optimizer, RunConfig};
-use crate::spec::storage::Format;
-use crate::spec::tensors::{Projection, Role};
 use crate::units::Bytes;
 
 /// Bytes of an f32.

@@ -1,7 +1,7 @@
 //! What the `gemm` crate packs for itself while a product runs: a mirror of `gemm_basic_generic` and `kernel_params` of
 //! `gemm-common` 0.19 with the tiles of AVX-512. It works on the transposed product, so that its "left" is our right.
 
-use super::{F32, SLAB};
+use crate::cost::candle::{F32, SLAB};
 
 /// Rows and columns of a tile, and the numbers in a register.
 const TILE: (u64, u64) = (64, 6);

@@ -11,19 +11,19 @@
 //! shape. `tests/mlx_ledger.rs` holds the result to measured steps of llama, qwen2 and qwen3 models; other families are
 //! taken to be alike.
 //!
-//! On Metal the order differs: that is [`super::metal`].
+//! On Metal the order differs: that is [`crate::cost::mlx::metal`].
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use super::graph::Sizes;
-use super::{F32, largest_buffer, resident};
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
+use crate::cost::mlx::graph::Sizes;
+use crate::cost::mlx::{F32, largest_buffer, resident};
 use crate::cost::params::{adapted, trainable};
 use crate::error::Result;
 use crate::spec::model::ModelSpec;
+use crate::spec::model::tensors::Role;
 use crate::spec::run::RunConfig;
-use crate::spec::tensors::Role;
 
 /// Kinds of arrays, in the order of the columns of the counts: hidden, MLP, q, k or v, scores, logits, x A.
 const KINDS: usize = 7;

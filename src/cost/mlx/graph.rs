@@ -15,12 +15,12 @@
 
 use std::collections::BTreeMap;
 
-use super::F32;
 use crate::cost::ledger::Item;
+use crate::cost::mlx::F32;
 use crate::cost::work::mlx_padded;
 use crate::spec::model::ModelSpec;
+use crate::spec::model::tensors::{Projection, Role};
 use crate::spec::run::{Lora, RunConfig};
-use crate::spec::tensors::{Projection, Role};
 
 /// Sizes of a micro-batch's arrays, in numbers.
 pub(super) struct Sizes {
@@ -115,7 +115,7 @@ fn input(role: Role) -> usize {
 mod tests {
     use super::*;
     use crate::cost::params::adapted;
-    use crate::spec::catalogue;
+    use crate::spec::model::catalogue;
 
     fn kept(model: &str, lora: &str) -> u64 {
         let text = format!(

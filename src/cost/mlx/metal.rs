@@ -4,9 +4,9 @@
 //! published peaks (Qwen3-8B-4bit at 1024 to 8704 tokens with and without checkpointing, Qwen3-4B, Qwen3-1.7B and
 //! Llama-3.2-3B in bf16, with dropout) lie within about a tenth.
 
-use super::graph::Sizes;
-use super::{F32, largest_buffer, resident};
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
+use crate::cost::mlx::graph::Sizes;
+use crate::cost::mlx::{F32, largest_buffer, resident};
 use crate::cost::params::{adapted, trainable};
 use crate::error::Result;
 use crate::spec::model::ModelSpec;
@@ -50,7 +50,7 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::catalogue;
+    use crate::spec::model::catalogue;
     use crate::units::Bytes;
 
     /// Rows of the published runs that state everything (a MacBook Air M4 with 24 GB; mlx-lm 0.30; batch 4, rank 8,

@@ -7,8 +7,8 @@ pub mod cpu;
 mod graph;
 pub mod metal;
 
-use super::ledger::{Item, Phase};
-use super::params::{Parameters, bits, trainable};
+use crate::cost::ledger::{Item, Phase};
+use crate::cost::params::{Parameters, bits, trainable};
 use crate::error::Result;
 use crate::spec::machine::Accelerator;
 use crate::spec::model::ModelSpec;

@@ -1,7 +1,7 @@
 //! What llama.cpp must know of an architecture, and what it cannot be told.
 
-use super::file::{Metadata, Value};
-use crate::spec::gguf::architecture;
+use crate::export::gguf::file::{Metadata, Value};
+use crate::spec::model::gguf::architecture;
 use crate::spec::model::{Activation, ModelSpec, ModelType, Positions, Rope, RopeScaling};
 
 /// The metadata of the architecture, and notes on where llama.cpp will compute something else; or why it cannot

@@ -15,11 +15,11 @@ use candle_core::quantized::GgmlDType;
 
 use self::file::{Entry, Metadata, Value};
 use self::tensors::{Planned, Turn};
-use super::merged::{Merged, encode, pieces};
-use super::{Progress, Subject, short_name};
 use crate::error::{Error, Result};
-use crate::spec::exchange::Format;
+use crate::export::merged::{Merged, encode, pieces};
+use crate::export::{Progress, Subject, short_name};
 use crate::spec::run::Weights;
+use crate::spec::run::exchange::Format;
 use crate::store::stream::Streamed;
 
 /// Writes the base, with the adapter worked in where there is one.
@@ -63,7 +63,7 @@ pub fn write_adapter(subject: &Subject, out: &Path) -> Result<Vec<String>> {
     let refused = |reason| Error::NoSuchExport { model: subject.name.clone(), format: "GGUF", reason };
     let (_, notes) = architecture::describe(spec).map_err(refused)?;
     let mut metadata = vec![
-        ("general.architecture".into(), crate::spec::gguf::architecture(spec.model_type).into()),
+        ("general.architecture".into(), crate::spec::model::gguf::architecture(spec.model_type).into()),
         ("adapter.type".into(), "lora".into()),
         // llama.cpp multiplies by alpha / rank.
         ("adapter.lora.alpha".into(), (file.scale() * file.about.rank as f64).into()),

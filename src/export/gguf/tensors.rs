@@ -3,9 +3,9 @@
 use candle_core::Tensor;
 use candle_core::quantized::GgmlDType;
 
-use super::architecture::rope_factors;
-use super::file::Entry;
 use crate::error::Result;
+use crate::export::gguf::architecture::rope_factors;
+use crate::export::gguf::file::Entry;
 use crate::spec::model::{ModelSpec, ModelType};
 
 /// How the file's rows come from the checkpoint's.

@@ -8,11 +8,11 @@ use std::collections::HashMap;
 
 use serde_json::Value as Json;
 
-use super::file::{Metadata, Value};
+use crate::checkpoint::source::ModelSource;
+use crate::checkpoint::text::{chat_template, special};
 use crate::error::Error;
+use crate::export::gguf::file::{Metadata, Value};
 use crate::spec::model::ModelSpec;
-use crate::trainer::source::ModelSource;
-use crate::trainer::text::{chat_template, special};
 
 /// Kinds of tokens, by llama.cpp's numbers.
 const NORMAL: i32 = 1;

@@ -1,0 +1,489 @@
+//! Adapters as files, in the two layouts people have: PEFT's and mlx-lm's.
+//!
+//! | | PEFT | mlx-lm |
+//! |---|---|---|
+//! | weights | `adapter_model.safetensors` | `adapters.safetensors` |
+//! | description | `adapter_config.json` | `adapter_config.json` |
+//! | A | `base_model.model.PATH.lora_A.weight`, `[rank, in]` | `PATH.lora_a`, `[in, rank]` |
+//! | B | `base_model.model.PATH.lora_B.weight`, `[out, rank]` | `PATH.lora_b`, `[rank, out]` |
+//! | DoRA's magnitude | `base_model.model.PATH.lora_magnitude_vector`, `[out]` | not read or written |
+//! | factor | `lora_alpha / r`, or over the root of r | `scale` |
+//!
+//! PATH is the linear layer in transformers' names; mlx-lm writes GPT-2's `transformer.h` as `model.h`.
+
+mod pair;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use self::pair::{Adapter, AdapterGrad};
+use crate::checkpoint::tensor_file;
+use crate::error::{Error, Result};
+use crate::spec::run::Lora;
+use crate::store;
+use crate::store::checksums::{self, Checked, SUMS};
+
+/// What describes an adapter, in either layout.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+
+/// How an adapter lies in its folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// As PEFT writes it.
+    Peft,
+    /// As mlx-lm writes it.
+    MlxLm,
+}
+
+impl Layout {
+    /// The file of the weights.
+    pub fn weights_file(self) -> &'static str {
+        match self {
+            Self::Peft => "adapter_model.safetensors",
+            Self::MlxLm => "adapters.safetensors",
+        }
+    }
+
+    /// What comes before a layer's path in the names of its tensors, and what after it, in the order of
+    /// [`Adapter::tensors`].
+    fn affixes(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Self::Peft => ("base_model.model.", &[".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"]),
+            Self::MlxLm => ("", &[".lora_a", ".lora_b"]),
+        }
+    }
+
+    /// Names of A and B, and of DoRA's magnitude where the layout has one, of the linear layer at `path`.
+    pub fn names(self, path: &str) -> Vec<String> {
+        let path = match self {
+            Self::Peft => path.to_owned(),
+            Self::MlxLm => path.replacen("transformer.", "model.", 1),
+        };
+        let (before, after) = self.affixes();
+        after.iter().map(|after| format!("{before}{path}{after}")).collect()
+    }
+
+    /// Shapes of A and B in the file, and of the magnitude.
+    pub fn shapes(self, rank: usize, [in_features, out_features]: [usize; 2]) -> [Vec<usize>; 3] {
+        match self {
+            Self::Peft => [vec![rank, in_features], vec![out_features, rank], vec![out_features]],
+            Self::MlxLm => [vec![in_features, rank], vec![rank, out_features], vec![out_features]],
+        }
+    }
+
+    /// The layer that a tensor belongs to, and which part of an adapter it is.
+    fn part(self, name: &str) -> Option<(String, usize)> {
+        let (before, after) = self.affixes();
+        let name = name.strip_prefix(before)?;
+        let (path, part) = after.iter().enumerate().find_map(|(i, after)| Some((name.strip_suffix(after)?, i)))?;
+        // A text model inside a multimodal one, as transformers 5 and mlx-lm wrap it.
+        let path = path.replacen("language_model.model.", "model.", 1).replacen("model.language_model.", "model.", 1);
+        Some((path.strip_prefix("model.h.").map(|rest| format!("transformer.h.{rest}")).unwrap_or(path), part))
+    }
+
+    /// From the file's orientation to ours and back: it is the same turn both ways.
+    fn turned(self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Peft => tensor.clone(),
+            Self::MlxLm if tensor.rank() == 2 => tensor.t()?.contiguous()?,
+            Self::MlxLm => tensor.clone(),
+        })
+    }
+}
+
+/// The keys of PEFT's `adapter_config.json` that matter here.
+#[derive(Debug, Serialize, Deserialize)]
+struct PeftConfig {
+    peft_type: String,
+    task_type: Option<String>,
+    base_model_name_or_path: Option<String>,
+    r: usize,
+    lora_alpha: f64,
+    #[serde(default)]
+    lora_dropout: f64,
+    target_modules: Value,
+    // One number or a list; which layers it is for shows in the tensors.
+    #[serde(default)]
+    layers_to_transform: Value,
+    #[serde(default)]
+    fan_in_fan_out: bool,
+    #[serde(default)]
+    bias: Option<String>,
+    #[serde(default)]
+    inference_mode: bool,
+    #[serde(default)]
+    use_dora: bool,
+    #[serde(default)]
+    use_rslora: bool,
+}
+
+/// Keys of PEFT's description beside those of [`PeftConfig`] that change nothing in what a trained adapter computes.
+/// Every other key that is set is refused: newer versions bring new ones, and most of them change the computation.
+const PEFT_WITHOUT_EFFECT: [&str; 20] = [
+    "auto_mapping",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "init_lora_weights",
+    "layers_pattern",
+    "lora_dtype",
+    "lora_ga_config",
+    "loraplus_lr_ratio",
+    "lorap_lr_ratio",
+    "lorap_emb_lr",
+    "loftq_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "tokenizer_name_or_path",
+];
+
+/// Starts that leave the base as it was. The others take out of the base what the adapter begins with, or replace it.
+const PEFT_STARTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+
+/// The keys of mlx-lm's `adapter_config.json` that matter here; the others are the settings of its training.
+#[derive(Debug, Serialize, Deserialize)]
+struct MlxConfig {
+    #[serde(default = "lora")]
+    fine_tune_type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    num_layers: i64,
+    lora_parameters: MlxParameters,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct MlxParameters {
+    rank: usize,
+    scale: f64,
+    #[serde(default)]
+    dropout: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keys: Option<Vec<String>>,
+}
+
+fn lora() -> String {
+    "lora".into()
+}
+
+/// What the weights alone do not say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct About {
+    /// Rows of A.
+    pub rank: usize,
+    /// The update is scaled by alpha / rank.
+    pub alpha: f64,
+    /// By alpha over the root of the rank instead.
+    pub use_rslora: bool,
+    /// It holds magnitudes.
+    pub use_dora: bool,
+    /// Of training.
+    pub dropout: f64,
+    /// The base, where it is named.
+    pub base: Option<String>,
+}
+
+impl About {
+    /// Factor of the update.
+    pub fn scale(&self) -> f64 {
+        Lora { rank: self.rank, alpha: self.alpha, use_rslora: self.use_rslora, ..Lora::default() }.scale()
+    }
+}
+
+/// An adapter, out of its files.
+#[derive(Debug)]
+pub struct AdapterFile {
+    /// How it lay there.
+    pub layout: Layout,
+    /// Its settings.
+    pub about: About,
+    /// A, B and magnitude of each linear layer, by its path in transformers' names; turned as PEFT has them.
+    parts: BTreeMap<String, [Option<Tensor>; 3]>,
+    /// Tensors that are no adapter's.
+    others: Vec<String>,
+    /// Settings that we cannot follow.
+    refused: Vec<String>,
+}
+
+impl AdapterFile {
+    /// Reads an adapter of either layout; which one it is shows in its description.
+    pub fn read(folder: &Path) -> Result<Self> {
+        if let Checked::Damaged(reason) = checksums::check(folder, &[]) {
+            let remedy =
+                format!("resume the run that wrote it; or, if it was changed on purpose, remove `{SUMS}` there");
+            return Err(Error::Damaged { path: folder.into(), reason, remedy });
+        }
+        let path = folder.join(CONFIG_FILE);
+        let config: Value = store::load_json(&path)?;
+        let bad = |message: String| Error::Parse { path: path.clone(), line: None, message, hint: None };
+        let (layout, about, refused) = if config.get("peft_type").is_some() {
+            let (about, refused) = peft_about(&config).map_err(|e| bad(e.to_string()))?;
+            (Layout::Peft, about, refused)
+        } else if config.get("fine_tune_type").is_some() || config.get("lora_parameters").is_some() {
+            let (about, refused) = mlx_about(&config).map_err(|e| bad(e.to_string()))?;
+            (Layout::MlxLm, about, refused)
+        } else {
+            return Err(bad("is neither PEFT's (no `peft_type`) nor mlx-lm's (no `lora_parameters`)".into()));
+        };
+        if about.rank == 0 {
+            return Err(bad("its rank is 0".into()));
+        }
+        let (mut parts, mut others) = (BTreeMap::<String, [Option<Tensor>; 3]>::new(), Vec::new());
+        for (name, tensor) in tensor_file::load(&folder.join(layout.weights_file()))? {
+            match layout.part(&name) {
+                Some((layer, part)) if tensor.rank() == if part == 2 { 1 } else { 2 } => {
+                    if !finite(&tensor)? {
+                        return Err(bad(format!("comes with weights of which `{name}` holds NaN or infinity")));
+                    }
+                    parts.entry(layer).or_default()[part] = Some(layout.turned(&tensor.to_dtype(DType::F32)?)?);
+                }
+                _ => others.push(name),
+            }
+        }
+        others.sort();
+        Ok(Self { layout, about, parts, others, refused })
+    }
+
+    /// Factor of the update.
+    pub fn scale(&self) -> f64 {
+        self.about.scale()
+    }
+
+    /// A run's settings that fit this adapter, so that it can be used without a run file.
+    pub fn lora(&self) -> Lora {
+        let (layers, modules) = places(self.parts.keys());
+        Lora {
+            rank: self.about.rank,
+            alpha: self.about.alpha,
+            use_rslora: self.about.use_rslora,
+            use_dora: self.about.use_dora,
+            dropout: 0.0,
+            target_modules: modules.into_iter().collect(),
+            // Only the last blocks can be meant; others show as mismatches.
+            num_layers: if layers.contains(&0) { -1 } else { layers.len() as i64 },
+            init_adapter: None,
+        }
+    }
+
+    /// Every difference from a run with these settings, whose adapters sit on `sites` (path, `[in, out]`).
+    pub fn mismatches<'a>(&self, lora: &Lora, sites: impl Iterator<Item = (&'a str, [usize; 2])>) -> Vec<String> {
+        let mut wrong = self.refused.clone();
+        let about = &self.about;
+        if about.rank != lora.rank {
+            wrong.push(format!("its rank is {}, the run's is {}", about.rank, lora.rank));
+        }
+        // mlx-lm writes the factor and not alpha, so alpha is known up to rounding.
+        if (about.alpha - lora.alpha).abs() > 1e-9 * lora.alpha.abs() {
+            wrong.push(format!("its alpha is {}, the run's is {}", about.alpha, lora.alpha));
+        }
+        for (key, its, ours) in
+            [("use_dora", about.use_dora, lora.use_dora), ("use_rslora", about.use_rslora, lora.use_rslora)]
+        {
+            if its != ours {
+                wrong.push(format!("its {key} is {its}, the run's is {ours}"));
+            }
+        }
+        let mut expected = BTreeSet::new();
+        for (path, features) in sites {
+            expected.insert(path.to_owned());
+            let found = self.parts.get(path);
+            let ours = Layout::Peft.shapes(about.rank, features);
+            let theirs = self.layout.shapes(about.rank, features);
+            for (i, name) in self.layout.names(path).iter().enumerate().take(if about.use_dora { 3 } else { 2 }) {
+                match found.and_then(|pair| pair[i].as_ref()) {
+                    None => wrong.push(format!("`{name}` is missing")),
+                    Some(t) if t.dims() != ours[i] => {
+                        let dims: Vec<usize> = match self.layout {
+                            Layout::Peft => t.dims().to_vec(),
+                            Layout::MlxLm => t.dims().iter().rev().copied().collect(),
+                        };
+                        wrong.push(format!("`{name}` is {dims:?}, the model wants {:?}", theirs[i]));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        for (path, parts) in &self.parts {
+            let names = self.layout.names(path);
+            // Without DoRA a magnitude has no place on any layer.
+            let meant = |part| expected.contains(path) && (part < 2 || about.use_dora);
+            let lost = names.iter().zip(parts).enumerate().filter(|(i, (_, t))| t.is_some() && !meant(*i));
+            wrong.extend(lost.map(|(_, (name, _))| format!("`{name}` has no place in this run")));
+        }
+        wrong.extend(self.others.iter().map(|name| format!("`{name}` has no place in this run")));
+        wrong
+    }
+
+    /// The adapter on the linear layer at `path`, in f32.
+    pub fn adapter(&self, path: &str) -> Option<Adapter> {
+        match self.parts.get(path)? {
+            [Some(a), Some(b), magnitude] => Some(Adapter { a: a.clone(), b: b.clone(), magnitude: magnitude.clone() }),
+            _ => None,
+        }
+    }
+
+    /// Paths of the linear layers that it has something for.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.parts.keys().map(String::as_str)
+    }
+}
+
+/// Whether the sum of all magnitudes is a number; adapters are small.
+fn finite(tensor: &Tensor) -> Result<bool> {
+    Ok(tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?.is_finite())
+}
+
+/// Blocks and projections that paths such as `model.layers.3.self_attn.q_proj` speak of.
+fn places<'a>(paths: impl Iterator<Item = &'a String>) -> (BTreeSet<usize>, BTreeSet<String>) {
+    let (mut layers, mut modules) = (BTreeSet::new(), BTreeSet::new());
+    for path in paths {
+        let mut parts = path.splitn(4, '.');
+        let (layer, module) = (parts.nth(2).and_then(|n| n.parse().ok()), parts.next());
+        layers.extend::<Option<usize>>(layer);
+        modules.extend(module.map(str::to_owned));
+    }
+    (layers, modules)
+}
+
+fn peft_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
+    let peft = PeftConfig::deserialize(config)?;
+    let mut refused = Vec::new();
+    if peft.peft_type != "LORA" {
+        refused.push(format!("its peft_type is {}; LORA is understood", peft.peft_type));
+    }
+    if peft.bias.as_ref().is_some_and(|b| b != "none") {
+        refused.push("it trains biases (`bias`), which are not built".into());
+    }
+    refused.extend(config.get("init_lora_weights").and_then(another_base));
+    let set = |v: &Value| match v {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        _ => true,
+    };
+    let known = serde_json::to_value(&peft)?;
+    let harmless = |key: &str| known.get(key).is_some() || PEFT_WITHOUT_EFFECT.contains(&key);
+    let used = config.as_object().into_iter().flatten().filter(|(key, value)| set(value) && !harmless(key));
+    refused.extend(used.map(|(key, _)| format!("it uses `{key}`, which is not built")));
+    let about = About {
+        rank: peft.r,
+        alpha: peft.lora_alpha,
+        use_rslora: peft.use_rslora,
+        use_dora: peft.use_dora,
+        dropout: peft.lora_dropout,
+        base: peft.base_model_name_or_path.filter(|b| !b.is_empty()),
+    };
+    Ok((about, refused))
+}
+
+/// Why an adapter that was started so does not belong on the base as it is published.
+fn another_base(start: &Value) -> Option<String> {
+    let name = match start {
+        Value::Null | Value::Bool(_) => return None,
+        Value::String(name) if PEFT_STARTS.contains(&name.as_str()) => return None,
+        Value::String(name) => name.clone(),
+        other => other.to_string(),
+    };
+    let convert = "save it with PEFT's `path_initial_model_for_weight_conversion`, which makes a plain LoRA of it";
+    let merge = "merge it in PEFT into the base that it was trained on, and use the merged model";
+    let remedy = if name == "loftq" { merge } else { convert };
+    Some(format!(
+        "its `init_lora_weights` is {name}, which changes the base before training starts, so that it does not belong on \
+         the base as it was: {remedy}"
+    ))
+}
+
+fn mlx_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
+    let mlx = MlxConfig::deserialize(config)?;
+    let refused = match mlx.fine_tune_type.as_str() {
+        "lora" => vec![],
+        other => vec![format!("its fine_tune_type is {other}; lora is understood")],
+    };
+    let p = mlx.lora_parameters;
+    let about = About {
+        rank: p.rank,
+        alpha: p.scale * p.rank as f64,
+        use_rslora: false,
+        use_dora: false,
+        dropout: p.dropout,
+        base: mlx.model,
+    };
+    Ok((about, refused))
+}
+
+/// Writes adapters (path of the linear layer, A `[rank, in]`, B `[out, rank]`) of a model with `layers` blocks.
+/// `conv1d`: the base keeps its matrices `[in, out]`.
+pub fn write(
+    folder: &Path,
+    layout: Layout,
+    about: &About,
+    adapters: &BTreeMap<String, Adapter>,
+    (layers, conv1d): (usize, bool),
+) -> Result<()> {
+    let mut tensors = HashMap::new();
+    for (path, adapter) in adapters {
+        for (name, tensor) in layout.names(path).into_iter().zip(adapter.tensors()) {
+            tensors.insert(name, layout.turned(tensor)?);
+        }
+    }
+    tensor_file::save(&folder.join(layout.weights_file()), &tensors)?;
+    let (adapted, modules) = places(adapters.keys());
+    match layout {
+        Layout::Peft => store::save_json(
+            &folder.join(CONFIG_FILE),
+            &PeftConfig {
+                peft_type: "LORA".into(),
+                task_type: Some("CAUSAL_LM".into()),
+                base_model_name_or_path: about.base.clone(),
+                r: about.rank,
+                lora_alpha: about.alpha,
+                lora_dropout: about.dropout,
+                target_modules: short_names(&modules).into(),
+                layers_to_transform: match adapted.len() < layers {
+                    true => adapted.into_iter().collect(),
+                    false => Value::Null,
+                },
+                fan_in_fan_out: conv1d,
+                bias: Some("none".into()),
+                inference_mode: true,
+                use_dora: about.use_dora,
+                use_rslora: about.use_rslora,
+            },
+        ),
+        Layout::MlxLm => store::save_json(
+            &folder.join(CONFIG_FILE),
+            &MlxConfig {
+                fine_tune_type: lora(),
+                model: about.base.clone(),
+                // It adapts the last ones, so all from the first adapted one on; a pair that is not there adds nothing.
+                num_layers: (layers - adapted.first().copied().unwrap_or(0).min(layers)) as i64,
+                lora_parameters: MlxParameters {
+                    rank: about.rank,
+                    scale: about.scale(),
+                    dropout: about.dropout,
+                    keys: Some(modules.into_iter().collect()),
+                },
+            },
+        ),
+    }
+}
+
+/// The last parts of the paths, as PEFT's users write them; the whole paths where one last part means two layers
+/// (GPT-2's `attn.c_proj` and `mlp.c_proj`) and only one of them is adapted.
+fn short_names(modules: &BTreeSet<String>) -> Vec<String> {
+    let twins = ["attn.c_proj", "mlp.c_proj"];
+    let one_twin = twins.iter().filter(|t| modules.contains(**t)).count() == 1;
+    let short = |path: &String| match path.rsplit('.').next() {
+        Some(last) if !(one_twin && last == "c_proj") => last.to_owned(),
+        _ => path.clone(),
+    };
+    modules.iter().map(short).collect::<BTreeSet<_>>().into_iter().collect()
+}

@@ -1,0 +1,393 @@
+//! A GGUF file: its architecture, and its tensors read one at a time by transformers' names.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{BufReader, Seek};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::tokenizer::TokenizerFromGguf;
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, json};
+use tokenizers::Tokenizer;
+
+use crate::checkpoint::finite::{NOT_FINITE, all_finite_ggml};
+use crate::checkpoint::stored::{Stored, from_bytes};
+use crate::checkpoint::{ggml, gguf_header};
+use crate::error::{Error, Result};
+use crate::memory::bounded::{self, Bounds};
+use crate::spec::model::ModelSpec;
+use crate::spec::model::gguf::{Described, from_metadata};
+use crate::spec::model::storage::{Format, Other, Storage};
+
+/// Where one tensor is.
+#[derive(Debug)]
+struct Info {
+    dtype: GgmlDType,
+    /// As candle has it: the other way round than in the file, so rows first.
+    shape: Vec<usize>,
+    start: u64,
+    /// Heads whose rows llama.cpp stores in another order.
+    heads: Option<usize>,
+}
+
+/// An open file with its table of contents.
+pub struct GgufFile {
+    file: File,
+    content: Content,
+    /// What it describes.
+    pub spec: ModelSpec,
+    /// By transformers' names.
+    tensors: HashMap<String, Info>,
+}
+
+/// Bytes that stand for a token or a merge of a tokenizer.
+const BYTES_OF_ENTRY: usize = 16;
+
+/// ggml's formats beyond those that candle reads, by their numbers, for messages.
+const UNREAD: [(u32, &str); 13] = [
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (39, "MXFP4"),
+    (40, "NVFP4"),
+];
+
+const READ: &str = "F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, Q3_K and Q2_K are understood";
+
+impl GgufFile {
+    /// Opens a file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let wrong = |reason: String| Error::Weights { path: path.into(), reason };
+        let reading = |source| Error::Read { path: path.into(), source };
+        // Opening a pipe would wait for its other end.
+        if !path.metadata().map_err(reading)?.is_file() {
+            return Err(wrong("it is no regular file".into()));
+        }
+        let file = File::open(path).map_err(reading)?;
+        let length = file.metadata().map_err(reading)?.len();
+        gguf_header::check(BufReader::new(&file)).map_err(wrong)?;
+        (&file).rewind().map_err(reading)?;
+        let content = Content::read(&mut BufReader::new(&file)).map_err(|e| wrong(unreadable(&e.to_string())))?;
+        if let Some(parts) = number(&content, "split.count").filter(|n| *n > 1.0) {
+            return Err(wrong(format!("it is one of {parts} parts: join them with `llama-gguf-split --merge`")));
+        }
+        let mut opened =
+            Self { spec: describe(&content, &file).map_err(wrong)??, file, content, tensors: HashMap::new() };
+        for tensor in opened.spec.tensors() {
+            let Some(stored) = opened.spec.gguf_name(&tensor.name) else { continue };
+            let Some(info) = opened.content.tensor_infos.get(&stored) else { continue };
+            if info.shape.dims() != tensor.shape {
+                let (is, say) = (info.shape.dims(), &tensor.shape);
+                return Err(wrong(format!("`{stored}` is {is:?}, but its metadata say {say:?}")));
+            }
+            let heads = opened.spec.gguf_interleaved_heads(&tensor.name);
+            let start = opened.content.tensor_data_offset.saturating_add(info.offset);
+            let info = Info { dtype: info.ggml_dtype, shape: info.shape.dims().to_vec(), start, heads };
+            let end = info.bytes().map_err(|e| wrong(format!("`{stored}` {e}")))?.checked_add(start);
+            if end.is_none_or(|end| end > length) {
+                return Err(wrong(format!("`{stored}` reaches beyond its {length} bytes; is the download complete?")));
+            }
+            opened.tensors.insert(tensor.name, info);
+        }
+        let matrices = opened.tensors.iter().filter_map(|(name, info)| {
+            let &[rows, columns] = info.shape.as_slice() else { return None };
+            Some(Other { name: name.clone(), shape: [rows, columns], format: format(info.dtype)? })
+        });
+        let mut matrices: Vec<Other> = matrices.collect();
+        matrices.sort_by(|a, b| a.name.cmp(&b.name));
+        opened.spec.storage = Storage::of(matrices, true);
+        Ok(opened)
+    }
+
+    /// The format of a tensor that must have this shape, if it is here.
+    pub fn format(&self, name: &str, shape: &[usize]) -> Option<Result<Format, String>> {
+        let info = self.tensors.get(name)?;
+        if info.shape != shape {
+            return Some(Err(format!("is {:?} and not {shape:?}", info.shape)));
+        }
+        Some(format(info.dtype).ok_or_else(|| format!("is stored as {:?}; {READ}", info.dtype)))
+    }
+
+    /// A matrix as it is stored, if it is here.
+    pub fn matrix(&self, name: &str, device: &Device) -> Option<Result<Stored, String>> {
+        let info = self.tensors.get(name)?;
+        let load = || match plain(info.dtype) {
+            Some(dtype) => self.plain(info, dtype, device).map(Stored::Dense),
+            None => {
+                let &[rows, columns] = info.shape.as_slice() else { return Err("it is no matrix".into()) };
+                let blocks = from_bytes(self.read(info)?, info.dtype, (rows, columns), device);
+                blocks.map(Stored::Blocks).map_err(|e| e.to_string())
+            }
+        };
+        Some(load())
+    }
+
+    /// A vector, if it is here.
+    pub fn vector(&self, name: &str, device: &Device) -> Option<Result<Tensor, String>> {
+        let info = self.tensors.get(name)?;
+        Some(
+            plain(info.dtype)
+                .ok_or_else(|| format!("it is in {:?}", info.dtype))
+                .and_then(|d| self.plain(info, d, device)),
+        )
+    }
+
+    fn plain(&self, info: &Info, dtype: DType, device: &Device) -> Result<Tensor, String> {
+        Tensor::from_raw_buffer(&self.read(info)?, dtype, &info.shape, device).map_err(|e| e.to_string())
+    }
+
+    /// The bytes of a tensor, rows in transformers' order.
+    fn read(&self, info: &Info) -> Result<Vec<u8>, String> {
+        let mut bytes = vec![0u8; info.bytes()? as usize];
+        self.file.read_exact_at(&mut bytes, info.start).map_err(|e| e.to_string())?;
+        if !all_finite_ggml(&bytes, info.dtype) {
+            return Err(NOT_FINITE.into());
+        }
+        match info.heads {
+            Some(heads) => Ok(uninterleaved(&bytes, info.shape[0], heads)),
+            None => Ok(bytes),
+        }
+    }
+
+    /// tokenizer.json rebuilt from the metadata, where the kind of tokenizer is one that is rebuilt rightly.
+    pub fn tokenizer(&self) -> Result<String, String> {
+        let beside = "put the model's tokenizer.json beside the file";
+        let kind = self.text("tokenizer.ggml.model").unwrap_or("absent");
+        let pre = self.text("tokenizer.ggml.pre").unwrap_or("absent");
+        // candle knows Llama 3's way of splitting under another name.
+        let known = match pre {
+            "llama-bpe" => "smaug-bpe",
+            "qwen2" | "gpt-2" => pre,
+            _ => return Err(format!("a GGUF tokenizer of kind {kind}, {pre}, is not rebuilt: {beside}")),
+        };
+        if kind != "gpt2" {
+            return Err(format!("a GGUF tokenizer of kind {kind} is not rebuilt: {beside}"));
+        }
+        let tokens =
+            ["tokens", "merges", "token_type", "add_bos_token", "add_eos_token", "bos_token_id", "eos_token_id"];
+        let metadata =
+            ["tokenizer.ggml.model".to_owned()].into_iter().chain(tokens.map(|t| format!("tokenizer.ggml.{t}")));
+        let mut metadata: HashMap<String, Value> =
+            metadata.filter_map(|key| self.content.metadata.get(&key).map(|v| (key, v.clone()))).collect();
+        metadata.insert("tokenizer.ggml.pre".into(), Value::String(known.into()));
+        merges_fit(&metadata).map_err(|reason| format!("{reason}: {beside}"))?;
+        let entries: usize = metadata.values().map(|v| v.to_vec().map_or(1, Vec::len)).sum();
+        let content = Content { metadata, tensor_infos: HashMap::new(), ..self.content };
+        let rebuilt = bounded::run("its tokenizer", Bounds::of(BYTES_OF_ENTRY * entries), move || {
+            let tokenizer = Tokenizer::from_gguf(&content).map_err(|e| format!("{e}: {beside}"))?;
+            tokenizer.to_string(false).map_err(|e| e.to_string())
+        });
+        rebuilt.map_err(|stopped| format!("{stopped}: {beside}"))?
+    }
+
+    /// tokenizer_config.json, as far as the metadata know it: the template and the tokens around a text.
+    pub fn tokenizer_config(&self) -> String {
+        let tokens = self.content.metadata.get("tokenizer.ggml.tokens").and_then(|t| t.to_vec().ok());
+        let token = |key: &str| {
+            let id = number(&self.content, &format!("tokenizer.ggml.{key}_token_id"))? as usize;
+            tokens?.get(id)?.to_string().ok()
+        };
+        json!({
+            "chat_template": self.text("tokenizer.chat_template"),
+            "bos_token": token("bos"),
+            "eos_token": token("eos"),
+        })
+        .to_string()
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        self.content.metadata.get(key)?.to_string().ok().map(String::as_str)
+    }
+}
+
+/// Whether each merge makes a token out of two tokens, which the tokenizer's library takes for granted.
+fn merges_fit(metadata: &HashMap<String, Value>) -> Result<(), String> {
+    let list = |key: &str| {
+        let list = metadata.get(&format!("tokenizer.ggml.{key}")).and_then(|v| v.to_vec().ok());
+        list.into_iter().flatten().filter_map(|v| v.to_string().ok()).map(String::as_str)
+    };
+    let tokens: HashSet<&str> = list("tokens").collect();
+    let fits = |merge: &str| {
+        let Some((a, b)) = merge.split_once(' ') else { return false };
+        tokens.contains(a) && tokens.contains(b) && tokens.contains(format!("{a}{b}").as_str())
+    };
+    match list("merges").find(|merge| !fits(merge)) {
+        Some(merge) => Err(format!("its tokens do not hold the merge `{merge}`")),
+        None => Ok(()),
+    }
+}
+
+impl Info {
+    fn bytes(&self) -> Result<u64, String> {
+        let numbers = self.shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d as u64));
+        let (block, size) = (self.dtype.block_size() as u64, self.dtype.type_size() as u64);
+        let whole = self.shape.last().is_some_and(|columns| (*columns as u64).is_multiple_of(block));
+        let bytes = numbers.filter(|_| whole).and_then(|n| (n / block).checked_mul(size));
+        bytes.ok_or_else(|| format!("is {:?}, which blocks of {block} ({:?}) do not fill", self.shape, self.dtype))
+    }
+}
+
+/// Rows of heads from llama.cpp's order, in which neighbours are rotated together, into transformers'.
+fn uninterleaved(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
+    let (row, half) = (bytes.len() / rows, rows / heads / 2);
+    let mut out = vec![0u8; bytes.len()];
+    for (head, out) in bytes.chunks(2 * half * row).zip(out.chunks_mut(2 * half * row)) {
+        for (i, from) in head.chunks(row).enumerate() {
+            let to = (i % 2) * half + i / 2;
+            out[to * row..(to + 1) * row].copy_from_slice(from);
+        }
+    }
+    out
+}
+
+fn plain(dtype: GgmlDType) -> Option<DType> {
+    match dtype {
+        GgmlDType::F32 => Some(DType::F32),
+        GgmlDType::F16 => Some(DType::F16),
+        GgmlDType::BF16 => Some(DType::BF16),
+        _ => None,
+    }
+}
+
+fn format(dtype: GgmlDType) -> Option<Format> {
+    match dtype {
+        GgmlDType::F32 => Some(Format::F32),
+        GgmlDType::F16 => Some(Format::F16),
+        GgmlDType::BF16 => Some(Format::Bf16),
+        blocks => ggml::block(blocks).map(Format::Gguf),
+    }
+}
+
+/// candle's message with the format's name in the place of its number.
+fn unreadable(message: &str) -> String {
+    let code = message.split("unknown dtype for tensor ").nth(1);
+    let code = code.and_then(|m| m.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok());
+    match code {
+        Some(code) => {
+            let name = UNREAD.iter().find(|(n, _)| *n == code).map_or_else(|| format!("type {code}"), |u| u.1.into());
+            format!("it holds tensors in ggml's {name}; {READ}")
+        }
+        None => format!(
+            "its header cannot be read ({}); is it a GGUF file, and whole?",
+            message.lines().next().unwrap_or("")
+        ),
+    }
+}
+
+/// Rope factors of a head, at most.
+const MOST_FACTORS: usize = 1 << 14;
+
+/// Longest array that says something of the architecture: a value a layer.
+const LONGEST_ARRAY: usize = 2048;
+
+/// A value of the metadata as config.json would have it; the arrays of a tokenizer are left where they are.
+fn plain_value(value: &Value) -> Option<serde_json::Value> {
+    Some(match value {
+        Value::String(text) => json!(text),
+        Value::Bool(flag) => json!(flag),
+        Value::Array(all) if all.len() > LONGEST_ARRAY => return None,
+        Value::Array(all) => json!(all.iter().map(plain_value).collect::<Vec<_>>()),
+        Value::F32(_) | Value::F64(_) => json!(as_number(value)),
+        _ => json!(as_number(value).map(|n| n as i64)),
+    })
+}
+
+fn number(content: &Content, key: &str) -> Option<f64> {
+    as_number(content.metadata.get(key)?)
+}
+
+fn as_number(value: &Value) -> Option<f64> {
+    Some(match value {
+        Value::I8(n) => f64::from(*n),
+        Value::I16(n) => f64::from(*n),
+        Value::I32(n) => f64::from(*n),
+        Value::I64(n) => *n as f64,
+        Value::F32(n) => f64::from(*n),
+        Value::F64(n) => *n,
+        other => other.to_u64().ok()? as f64,
+    })
+}
+
+/// The architecture, from the metadata and the few tensors that belong to them.
+fn describe(content: &Content, file: &File) -> Result<Result<ModelSpec>, String> {
+    let mut metadata = Map::new();
+    for (key, value) in &content.metadata {
+        metadata.extend(plain_value(value).map(|plain| (key.clone(), plain)));
+    }
+    let factors = |name: &str| {
+        let Some(info) = content.tensor_infos.get(name) else { return Ok(None) };
+        if info.ggml_dtype != GgmlDType::F32 {
+            return Err(format!("`{name}` is in {:?} and not in F32", info.ggml_dtype));
+        }
+        let count = info.shape.dims().iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n <= MOST_FACTORS);
+        let count = count.ok_or_else(|| format!("`{name}` has the shape {:?}", info.shape.dims()))?;
+        let mut bytes = vec![0u8; 4 * count];
+        let at = content.tensor_data_offset.saturating_add(info.offset);
+        file.read_exact_at(&mut bytes, at).map_err(|e| format!("`{name}` cannot be read: {e}"))?;
+        let number = |b: &[u8]| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let factors: Vec<f64> = bytes.chunks_exact(4).map(number).collect();
+        match factors.iter().all(|f| *f > 0.0 && f.is_finite()) {
+            true => Ok(Some(factors)),
+            false => Err(format!("`{name}` holds numbers that are not above 0")),
+        }
+    };
+    let described = Described {
+        metadata: &metadata,
+        tensors: &|name| content.tensor_infos.get(name).map(|t| t.shape.dims().to_vec()),
+        rope_freqs: factors("rope_freqs.weight")?,
+        rope_factors: factors("rope_factors_short.weight")?.zip(factors("rope_factors_long.weight")?),
+    };
+    Ok(from_metadata(&described))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_back_from_the_order_of_llama_cpp() {
+        // Two heads of six rows of two bytes; llama.cpp: reshape(heads, 2, dim / 2, row).swapaxes(1, 2).
+        let original: Vec<u8> = (0..24).collect();
+        let mut stored = Vec::new();
+        for head in original.chunks(12) {
+            for j in 0..3 {
+                for p in 0..2 {
+                    stored.extend_from_slice(&head[(p * 3 + j) * 2..][..2]);
+                }
+            }
+        }
+        assert_ne!(stored, original);
+        assert_eq!(uninterleaved(&stored, 12, 2), original);
+    }
+
+    #[test]
+    fn merges_are_of_tokens_that_are_there() {
+        let list = |all: &[&str]| Value::Array(all.iter().map(|s| Value::String((*s).into())).collect());
+        let fit = |merges: &[&str]| {
+            let keys = [("tokenizer.ggml.tokens", &["a", "b", "ab"][..]), ("tokenizer.ggml.merges", merges)];
+            merges_fit(&keys.map(|(key, all)| (key.to_owned(), list(all))).into())
+        };
+        fit(&["a b"]).unwrap();
+        for merge in ["a c", "c a", "b a", "ab ab", "ab"] {
+            assert_eq!(fit(&["a b", merge]).unwrap_err(), format!("its tokens do not hold the merge `{merge}`"));
+        }
+    }
+
+    #[test]
+    fn formats_that_are_not_read_are_named() {
+        assert!(unreadable("unknown dtype for tensor 23").contains("IQ4_XS"));
+        assert!(unreadable("unknown dtype for tensor 99").contains("type 99"));
+        assert!(unreadable("unknown magic 0x00000000").contains("is it a GGUF file"));
+    }
+}

@@ -1,0 +1,363 @@
+//! A frozen matrix in its storage format, and its rows in f32 a panel at a time.
+//!
+//! Formats are storage only: every product is computed in f32 from the values that the format holds.
+
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::checkpoint::affine::Affine;
+use crate::checkpoint::finite::all_finite_ggml;
+use crate::checkpoint::ggml;
+use crate::ops::kernels;
+use crate::spec::model::storage::{Block, Format, INT8_GROUP};
+
+/// An f32 panel of a frozen weight is at most about this large: large enough for the product to run at full speed,
+/// small beside anything else.
+pub const PANEL_BYTES: usize = 32 << 20;
+
+/// Rows of a panel.
+pub fn panel_rows(width: usize) -> usize {
+    (PANEL_BYTES / (4 * width)).max(1)
+}
+
+/// `[rows, columns]` numbers in some format.
+#[derive(Clone, Debug)]
+pub enum Stored {
+    /// f32, f16 or bf16.
+    Dense(Tensor),
+    /// Eight bits a number, as `scale * (code - 128)` with one scale per group of a row.
+    Int8 {
+        /// `[rows, columns]`, u8.
+        codes: Tensor,
+        /// `[rows, groups]`, f32.
+        scales: Tensor,
+    },
+    /// Blocks of a GGUF format.
+    Blocks(Arc<QTensor>),
+    /// As MLX quantises.
+    Affine(Affine),
+}
+
+/// The middle of the codes' range.
+const ZERO: f32 = 128.0;
+/// Largest code to either side of it.
+const LARGEST: f32 = 127.0;
+
+impl Stored {
+    /// The matrix in a format on `device`, from whatever format it is in on the CPU, a panel of rows at a time. A
+    /// format whose blocks do not divide the rows gives way as [`Format::for_columns`] says.
+    pub fn put(&self, format: Format, device: &Device) -> Result<Self> {
+        match format.for_columns(self.dims()?.1) {
+            format if Some(format) == self.format() => self.to_device(device),
+            Format::F32 => self.dense(DType::F32, device),
+            Format::F16 => self.dense(DType::F16, device),
+            Format::Bf16 => self.dense(DType::BF16, device),
+            Format::Int8 => int8(self, device),
+            Format::Gguf(block) => quantise(self, block, device),
+            Format::Affine { .. } => bail!("MLX's format is read, and not made"),
+        }
+    }
+
+    fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(match self {
+            Self::Dense(t) => Self::Dense(t.to_device(device)?),
+            Self::Int8 { codes, scales } => {
+                Self::Int8 { codes: codes.to_device(device)?, scales: scales.to_device(device)? }
+            }
+            Self::Blocks(q) if q.device().same_device(device) => Self::Blocks(q.clone()),
+            Self::Blocks(q) => Self::Blocks(from_bytes(q.data()?.into_owned(), q.dtype(), self.dims()?, device)?),
+            Self::Affine(affine) => Self::Affine(affine.to_device(device)?),
+        })
+    }
+
+    fn dense(&self, dtype: DType, device: &Device) -> Result<Self> {
+        let whole = match self {
+            Self::Dense(t) => t.to_dtype(dtype)?,
+            _ => Tensor::cat(&row_spans(self)?.map(|s| s?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?, 0)?,
+        };
+        // The others have the range of f32.
+        if let (DType::F16, Storage::Cpu(CpuStorage::F16(numbers))) = (dtype, &*whole.storage_and_layout().0)
+            && numbers.par_chunks(1 << 17).any(|part| part.iter().fold(false, |any, x| any | !x.is_finite()))
+        {
+            bail!("{}", too_large(GgmlDType::F16));
+        }
+        Ok(Self::Dense(whole.to_device(device)?))
+    }
+
+    /// The format it is in, where that has a name.
+    pub fn format(&self) -> Option<Format> {
+        match self {
+            Self::Dense(t) => match t.dtype() {
+                DType::F32 => Some(Format::F32),
+                DType::F16 => Some(Format::F16),
+                DType::BF16 => Some(Format::Bf16),
+                _ => None,
+            },
+            Self::Int8 { .. } => Some(Format::Int8),
+            Self::Blocks(q) => ggml::block(q.dtype()).map(Format::Gguf),
+            Self::Affine(affine) => Some(affine.format()),
+        }
+    }
+
+    /// (rows, columns)
+    pub fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Dense(t) | Self::Int8 { codes: t, .. } => t.dims2(),
+            Self::Blocks(q) => q.shape().dims2(),
+            Self::Affine(affine) => affine.dims(),
+        }
+    }
+
+    /// The matrix itself where it is f32, and needs no panels.
+    pub fn f32(&self) -> Option<&Tensor> {
+        match self {
+            Self::Dense(t) if t.dtype() == DType::F32 => Some(t),
+            _ => None,
+        }
+    }
+
+    /// `count` rows from `first`, in f32.
+    pub fn panel(&self, first: usize, count: usize) -> Result<Tensor> {
+        match self {
+            Self::Dense(t) => widened(&t.narrow(0, first, count)?),
+            Self::Int8 { codes, scales } => decode(&codes.narrow(0, first, count)?, &scales.narrow(0, first, count)?),
+            Self::Blocks(q) => ggml::panel(q, first, count),
+            Self::Affine(affine) => affine.panel(first, count),
+        }
+    }
+
+    /// The rows of these indices, in f32.
+    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(t) => widened(&t.index_select(ids, 0)?),
+            Self::Int8 { codes, scales } => decode(&codes.index_select(ids, 0)?, &scales.index_select(ids, 0)?),
+            Self::Blocks(q) => ggml::rows(q, ids),
+            Self::Affine(affine) => affine.rows(ids),
+        }
+    }
+}
+
+/// Rows whose f32 form is made at one time while a format is made of them.
+fn row_spans(matrix: &Stored) -> Result<impl Iterator<Item = Result<Tensor>> + '_> {
+    let (rows, columns) = matrix.dims()?;
+    let step = panel_rows(columns);
+    let span = move |first: usize| matrix.panel(first, step.min(rows - first))?.contiguous();
+    Ok((0..rows).step_by(step).map(span))
+}
+
+fn int8(matrix: &Stored, device: &Device) -> Result<Stored> {
+    let (rows, columns) = matrix.dims()?;
+    let groups = columns.div_ceil(INT8_GROUP);
+    let (mut codes, mut scales) = (vec![0u8; rows * columns], vec![0f32; rows * groups]);
+    let mut done = 0;
+    for span in row_spans(matrix)? {
+        let span = span?;
+        let count = span.dim(0)?;
+        let code_rows = codes[done * columns..(done + count) * columns].par_chunks_mut(columns);
+        let scale_rows = scales[done * groups..(done + count) * groups].par_chunks_mut(groups);
+        crate::ops::with_slice(&span, |span| {
+            code_rows.zip(scale_rows).zip(span.par_chunks(columns)).for_each(|((codes, scales), row)| {
+                let parts = codes.chunks_mut(INT8_GROUP).zip(row.chunks(INT8_GROUP));
+                for ((codes, row), scale) in parts.zip(scales) {
+                    *scale = row.iter().fold(0f32, |m, w| m.max(w.abs())) / LARGEST;
+                    let inverse = if *scale > 0.0 { scale.recip() } else { 0.0 };
+                    codes.iter_mut().zip(row).for_each(|(c, w)| *c = ((w * inverse).round() + ZERO) as u8);
+                }
+            });
+        })?;
+        done += count;
+    }
+    Ok(Stored::Int8 {
+        codes: Tensor::from_vec(codes, (rows, columns), device)?,
+        scales: Tensor::from_vec(scales, (rows, groups), device)?,
+    })
+}
+
+fn quantise(matrix: &Stored, block: Block, device: &Device) -> Result<Stored> {
+    let ((rows, columns), dtype) = (matrix.dims()?, ggml::ggml(block));
+    // Rows are whole blocks, so the bytes of spans of rows lie one after the other.
+    let mut bytes = Vec::with_capacity(rows * columns / dtype.block_size() * dtype.type_size());
+    for span in row_spans(matrix)? {
+        bytes.extend_from_slice(&QTensor::quantize(&span?, dtype)?.data()?);
+    }
+    if !all_finite_ggml(&bytes, dtype) {
+        bail!("{}", too_large(dtype));
+    }
+    Ok(Stored::Blocks(from_bytes(bytes, dtype, (rows, columns), device)?))
+}
+
+/// What is said of a matrix that a format cannot hold.
+pub(crate) fn too_large(format: GgmlDType) -> String {
+    format!("it has numbers that are larger than {format:?} can hold")
+}
+
+/// A matrix of blocks from the bytes of its rows, one after the other.
+pub fn from_bytes(bytes: Vec<u8>, dtype: GgmlDType, dims: (usize, usize), device: &Device) -> Result<Arc<QTensor>> {
+    let storage = QStorage::from_data(bytes.into(), device, dtype)?;
+    Ok(Arc::new(QTensor::new(storage, dims)?))
+}
+
+/// Contiguous numbers in f32, by all threads; candle takes one for it.
+fn widened(t: &Tensor) -> Result<Tensor> {
+    if !crate::ops::fused(t) {
+        return t.to_dtype(DType::F32);
+    }
+    let (storage, layout) = t.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("expected contiguous numbers") };
+    let wide = match &*storage {
+        Storage::Cpu(CpuStorage::F16(x)) => kernels::map_each(&x[start..end], |x| x.to_f32()),
+        Storage::Cpu(CpuStorage::BF16(x)) => kernels::map_each(&x[start..end], |x| x.to_f32()),
+        _ => return t.to_dtype(DType::F32),
+    };
+    Tensor::from_vec(wide, t.shape(), t.device())
+}
+
+/// Codes and scales of the same rows to f32.
+fn decode(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
+    if crate::ops::fused(codes) { decode_cpu(codes, scales) } else { decode_composed(codes, scales) }
+}
+
+fn decode_cpu(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
+    let (rows, columns) = codes.dims2()?;
+    let groups = scales.dim(1)?;
+    let mut out = vec![0f32; rows * columns];
+    let (storage, layout) = codes.storage_and_layout();
+    let (Storage::Cpu(CpuStorage::U8(data)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        bail!("expected contiguous codes on the CPU")
+    };
+    let codes = &data[start..end];
+    crate::ops::with_slice(scales, |scales| {
+        out.par_chunks_mut(columns).zip(codes.par_chunks(columns)).zip(scales.par_chunks(groups)).for_each(
+            |((out, codes), scales)| {
+                for ((out, codes), scale) in out.chunks_mut(INT8_GROUP).zip(codes.chunks(INT8_GROUP)).zip(scales) {
+                    out.iter_mut().zip(codes).for_each(|(o, &c)| *o = (f32::from(c) - ZERO) * scale);
+                }
+            },
+        );
+    })?;
+    Tensor::from_vec(out, (rows, columns), &Device::Cpu)
+}
+
+fn decode_composed(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
+    let (rows, columns) = codes.dims2()?;
+    let centred = (codes.to_dtype(DType::F32)? - f64::from(ZERO))?;
+    let groups = scales.dim(1)?;
+    let wide = scales.unsqueeze(2)?.broadcast_as((rows, groups, INT8_GROUP))?.contiguous()?;
+    let wide = wide.reshape((rows, groups * INT8_GROUP))?.narrow(1, 0, columns)?;
+    centred * wide
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{self, worst};
+    use crate::spec::run::Weights;
+
+    fn matrix(rows: usize, columns: usize) -> Tensor {
+        testing::random((rows, columns), 1.0, 3)
+    }
+
+    fn put(matrix: &Tensor, weights: Weights) -> Stored {
+        Stored::Dense(matrix.clone()).put(weights.format().unwrap(), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn formats_hold_the_values_to_their_precision() {
+        let w = matrix(5, 512);
+        // Half a step of the widest group or block, for numbers within one; Q6_K and Q4_K measured.
+        let tolerances = [
+            (Weights::F32, 0.0),
+            (Weights::F16, 5e-4),
+            (Weights::Bf16, 4e-3),
+            (Weights::Int8, 0.5 / 127.0 + 1e-6),
+            (Weights::Q8_0, 0.5 / 127.0 + 1e-3),
+            (Weights::Q6K, 0.035),
+            (Weights::Q4_0, 0.14),
+            (Weights::Q4K, 0.12),
+        ];
+        for (format, tolerance) in tolerances {
+            let stored = put(&w, format);
+            let all = stored.panel(0, 5).unwrap();
+            let error = worst(&all, &w);
+            assert!(error <= tolerance, "{format:?}: {error}");
+            assert!(format == Weights::F32 || error > tolerance / 50.0, "{format:?} is too good: {error}");
+            assert_eq!(worst(&stored.panel(1, 3).unwrap(), &all.narrow(0, 1, 3).unwrap()), 0.0, "{format:?}");
+            let ids = Tensor::new(&[4u32, 0, 4], &Device::Cpu).unwrap();
+            assert_eq!(worst(&stored.rows(&ids).unwrap(), &all.index_select(&ids, 0).unwrap()), 0.0, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn halves_widen_as_candle_widens_them() {
+        let (f16, bf16) = ([0x0001u16, 0x7bff, 0x7c00, 0xfc00, 0x8000], [0x0001u16, 0x7f7f, 0x7f80, 0xff80, 0x8000]);
+        let of = |edges: [u16; 5], dtype| {
+            let bits = edges.iter().flat_map(|b| b.to_le_bytes()).collect::<Vec<_>>();
+            let edges = Tensor::from_raw_buffer(&bits, dtype, &[5], &Device::Cpu).unwrap();
+            // More numbers than one task takes, and not a whole number of tasks.
+            Tensor::cat(&[matrix(1, 40_001).flatten_all().unwrap().to_dtype(dtype).unwrap(), edges], 0).unwrap()
+        };
+        for t in [of(f16, DType::F16), of(bf16, DType::BF16)] {
+            let (ours, theirs) = (widened(&t).unwrap(), t.to_dtype(DType::F32).unwrap());
+            assert_eq!(testing::values(&ours), testing::values(&theirs));
+            let part = t.narrow(0, 39_999, 4).unwrap();
+            assert_eq!(
+                testing::values(&widened(&part).unwrap()),
+                testing::values(&theirs.narrow(0, 39_999, 4).unwrap())
+            );
+        }
+    }
+
+    #[test]
+    fn int8_takes_any_width_and_both_decoders_agree() {
+        for columns in [1, 63, 64, 100] {
+            let w = matrix(3, columns);
+            let Stored::Int8 { codes, scales } = put(&w, Weights::Int8) else { panic!() };
+            let decoded = decode_cpu(&codes, &scales).unwrap();
+            assert_eq!(worst(&decoded, &decode_composed(&codes, &scales).unwrap()), 0.0);
+            assert!(worst(&decoded, &w) <= 0.5 / 127.0 + 1e-6);
+        }
+        let zero = Tensor::zeros((2, 64), DType::F32, &Device::Cpu).unwrap();
+        let stored = put(&zero, Weights::Int8);
+        assert_eq!(worst(&stored.panel(0, 2).unwrap(), &zero), 0.0);
+    }
+
+    #[test]
+    fn blocks_that_do_not_divide_a_row_give_way() {
+        let stored = put(&matrix(3, 100), Weights::Q4K);
+        assert!(matches!(stored, Stored::Dense(t) if t.dtype() == DType::BF16));
+        let stored = put(&matrix(3, 96), Weights::Q4K);
+        assert!(matches!(stored, Stored::Blocks(q) if q.dtype() == GgmlDType::Q8_0));
+    }
+
+    #[test]
+    fn numbers_that_a_format_cannot_hold_are_refused() {
+        let mut numbers = vec![0.5f32; 512];
+        numbers[300] = 3e8;
+        let w = Stored::Dense(Tensor::from_vec(numbers, (2, 256), &Device::Cpu).unwrap());
+        for weights in [Weights::F16, Weights::Q8_0, Weights::Q6K, Weights::Q4K, Weights::Q4_0] {
+            let error = w.put(weights.format().unwrap(), &Device::Cpu).unwrap_err().to_string();
+            assert!(error.contains("larger than"), "{weights:?}: {error}");
+        }
+        for weights in [Weights::F32, Weights::Bf16, Weights::Int8] {
+            w.put(weights.format().unwrap(), &Device::Cpu).unwrap();
+        }
+    }
+
+    #[test]
+    fn one_format_becomes_another_by_its_own_values() {
+        let w = matrix(5, 512);
+        for from in [Weights::F16, Weights::Int8, Weights::Q4_0, Weights::Q6K] {
+            let stored = put(&w, from);
+            assert_eq!(stored.format(), from.format());
+            let values = stored.panel(0, 5).unwrap();
+            for to in [Weights::F32, Weights::Bf16, Weights::Int8, Weights::Q8_0, Weights::Q4K] {
+                let (again, direct) = (stored.put(to.format().unwrap(), &Device::Cpu).unwrap(), put(&values, to));
+                assert_eq!(again.format(), to.format());
+                assert_eq!(worst(&again.panel(0, 5).unwrap(), &direct.panel(0, 5).unwrap()), 0.0, "{from:?} to {to:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,387 @@
+use std::path::{Path, PathBuf};
+
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use super::*;
+
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hf_folder")
+}
+
+/// Every row of the fixture as transformers rendered and tokenised it; `make.py` beside it made the file.
+#[test]
+fn rows_equal_transformers() {
+    let folder = fixture();
+    let source = ModelSource::Folder(folder.clone());
+    let spec = source.spec().unwrap();
+    let text = Text::open(&source, &spec, "fixture").unwrap();
+    let rows: Vec<Value> = crate::store::read_text(&folder.join("train.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let expected: Value = crate::store::load_json(&folder.join("rendered.json")).unwrap();
+    let of = |kind: &str| expected[kind].as_array().unwrap().clone();
+    for case in of("messages") {
+        let row = &rows[case["row"].as_u64().unwrap() as usize];
+        let messages: Vec<Message> = serde_json::from_value(row["messages"].clone()).unwrap();
+        assert_eq!(text.render(&messages, false).unwrap(), case["text"].as_str().unwrap());
+        assert_eq!(text.chat(&messages).unwrap().tokens, ids(&case["ids"]), "row {}", case["row"]);
+    }
+    for case in of("prompt_completion") {
+        let row = &rows[case["row"].as_u64().unwrap() as usize];
+        let (prompt, completion) = (row["prompt"].as_str().unwrap(), row["completion"].as_str().unwrap());
+        let encoded = text.completion(prompt, completion).unwrap();
+        let mut tokens = ids(&case["ids"]);
+        tokens.extend(text.inside.end);
+        assert_eq!(encoded.tokens, tokens, "row {}", case["row"]);
+        let straddling = case["straddling_token"].as_u64().map(|n| n as usize);
+        assert_eq!(encoded.prompt, straddling.unwrap_or(case["prefix_tokens"].as_u64().unwrap() as usize));
+    }
+    for case in of("text") {
+        let row = &rows[case["row"].as_u64().unwrap() as usize];
+        let encoded = text.plain(row["text"].as_str().unwrap()).unwrap();
+        assert_eq!(encoded.tokens[..encoded.tokens.len() - 1], ids(&case["ids"]), "row {}", case["row"]);
+    }
+}
+
+/// A model folder whose tokenizer and template are to be tried.
+struct Tried {
+    folder: tempfile::TempDir,
+    spec: ModelSpec,
+    tokenizer: Value,
+    config: Value,
+}
+
+impl Tried {
+    fn new() -> Self {
+        let load = |file: &str| crate::store::load_json(&fixture().join(file)).unwrap();
+        let spec = ModelSource::Folder(fixture()).spec().unwrap();
+        let (tokenizer, config) = (load("tokenizer.json"), load("tokenizer_config.json"));
+        Self { folder: tempfile::tempdir().unwrap(), spec, tokenizer, config }
+    }
+
+    /// The text of a folder with these two files.
+    fn open(&self, tokenizer: &Value, config: &Value) -> Result<Text> {
+        for (file, value) in [("tokenizer.json", tokenizer), ("tokenizer_config.json", config)] {
+            std::fs::write(self.folder.path().join(file), value.to_string()).unwrap();
+        }
+        Text::open(&ModelSource::Folder(self.folder.path().into()), &self.spec, "m")
+    }
+
+    /// With one value of tokenizer.json replaced.
+    fn with(&self, pointer: &str, value: Value) -> Result<Text> {
+        let mut tokenizer = self.tokenizer.clone();
+        *tokenizer.pointer_mut(pointer).unwrap() = value;
+        self.open(&tokenizer, &self.config)
+    }
+
+    fn with_template(&self, template: &str) -> Result<Text> {
+        let mut config = self.config.clone();
+        config["chat_template"] = json!(template);
+        self.open(&self.tokenizer, &config)
+    }
+}
+
+fn turn(role: &str, content: &str) -> Message {
+    Message { role: role.into(), content: content.into(), rest: Default::default() }
+}
+
+fn chat() -> [Message; 2] {
+    [turn("user", "What sound does a cow make?"), turn("assistant", "A cow says moo.")]
+}
+
+fn everything(text: &Text) -> Result<()> {
+    let tokens = text.plain("Hello, all of you!")?.tokens;
+    text.decode(&tokens)?;
+    text.completion("Hello, ", "you!")?;
+    text.chat(&chat()).map(drop)
+}
+
+#[test]
+fn truncation_and_padding_are_left_out_as_transformers_does() {
+    let tried = Tried::new();
+    let plain = tried.with("/truncation", Value::Null).unwrap().plain("Hello, all of you!").unwrap();
+    assert!(plain.tokens.len() > 6);
+    let truncation = |max: u64, stride: u64| json!({"direction": "Right", "max_length": max, "strategy": "LongestFirst", "stride": stride});
+    let padding = |strategy: Value, multiple: Value| {
+        json!({"strategy": strategy, "direction": "Right", "pad_to_multiple_of": multiple, "pad_id": 0,
+               "pad_type_id": 0, "pad_token": "!"})
+    };
+    let cases = [
+        ("/truncation", truncation(4, 0)),
+        ("/truncation", truncation(4, 9)),
+        ("/truncation", truncation(0, 0)),
+        ("/padding", padding(json!({"Fixed": 400}), Value::Null)),
+        ("/padding", padding(json!({"Fixed": 1u64 << 62}), Value::Null)),
+        ("/padding", padding(json!("BatchLongest"), json!(1u64 << 40))),
+    ];
+    for (pointer, value) in cases {
+        let said = format!("{pointer} {value}");
+        assert_eq!(tried.with(pointer, value).unwrap().plain("Hello, all of you!").unwrap(), plain, "{said}");
+    }
+}
+
+/// Whether an error says what is expected; on a machine that is busy with other things the time may be up before.
+fn said(error: &str, expected: &str) -> bool {
+    error.contains(expected) || error.contains("takes longer than")
+}
+
+#[test]
+fn hostile_tokenizers_are_refused() {
+    let tried = Tried::new();
+    let many = |one: Value, n: usize| json!({"type": "Sequence", "normalizers": vec![one; n]});
+    let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let charsmap = |map: &str| json!({"type": "Precompiled", "precompiled_charsmap": map});
+    let prepend = |text: &str| json!({"type": "Prepend", "prepend": text});
+    let template = |single: Value, pair: Value, tokens: Value| json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens});
+    let sequence = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+    let pair = json!([sequence("A"), sequence("B")]);
+    let absent = json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, sequence("A")]);
+
+    let cases = [
+        ("/normalizer", charsmap(""), "tokenizer.json"),
+        ("/normalizer", charsmap("AAAA"), "tokenizer.json"),
+        ("/normalizer", charsmap("/////w=="), "tokenizer.json"),
+        ("/normalizer", charsmap("/////wAAAAD/////"), "tokenizer.json takes more than"),
+        ("/normalizer", many(replace("l", "llllllllll"), 9), "the tokenizer takes"),
+        ("/normalizer", many(prepend(&"x".repeat(5000)), 1000), "the tokenizer takes"),
+        ("/normalizer", many(prepend("xxxxxxxx"), 1000), "it makes"),
+        ("/post_processor", template(json!([sequence("A"), sequence("B")]), pair.clone(), json!({})), "the tokenizer"),
+        ("/post_processor", template(absent, pair, json!({})), "the tokenizer"),
+        ("/decoder", json!({"type": "Sequence"}), "tokenizer.json"),
+        ("/decoder", json!({"type": 5}), "tokenizer.json"),
+        ("/model/merges", json!([["H", "no such"]]), "tokenizer.json"),
+        ("/model/vocab", json!({"a": 1u64 << 40}), "tokenizer.json"),
+    ];
+    for (pointer, value, expected) in cases {
+        let what: String = format!("{pointer} {value}").chars().take(120).collect();
+        let error = tried.with(pointer, value).and_then(|text| everything(&text));
+        let error = error.map_err(|e| e.to_string());
+        assert!(error.as_ref().is_err_and(|e| said(e, expected)), "{what}: expected `{expected}`, got {error:?}");
+    }
+}
+
+#[test]
+fn hostile_templates_are_refused() {
+    let tried = Tried::new();
+    let repeated = |start: &str, part: &str, n: usize, end: &str| format!("{start}{}{end}", part.repeat(n));
+    let long = |start: &str, part: &str, end: &str| repeated(start, part, 120_000 / part.len(), end);
+    let grown = |how: &str| {
+        format!(
+            "{{% set n = namespace(s='ab' * 1000) %}}{{% for i in range(40) %}}{{% set n.s = {how} %}}{{% endfor %}}{{{{ n.s|length }}}}"
+        )
+    };
+    let cases: Vec<(String, &str)> = vec![
+        // For ever.
+        ("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".into(), "instructions"),
+        ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}".into(), "instructions"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}".into(), "recursion limit"),
+        // Gigabytes.
+        (grown("n.s ~ n.s"), "of memory"),
+        (grown("n.s + n.s"), "of memory"),
+        (grown("n.s|replace('a', n.s)"), "of memory"),
+        (grown("n.s.replace('a', n.s)"), "of memory"),
+        (grown("[n.s, n.s, n.s]|join(n.s)"), "of memory"),
+        (grown("[n.s, n.s]|string"), "of memory"),
+        (grown("n.s|list|join(',')"), "of memory"),
+        ("{{ 'a\nb'|indent(4000000000) }}".into(), "of memory"),
+        ("{{ [1]|tojson(indent=4000000000) }}".into(), "of memory"),
+        ("{{ [1]|batch(1000000000000, 0)|list }}".into(), "the chat template"),
+        ("{{ [1]|slice(4611686018427387904)|list }}".into(), "the chat template"),
+        ("{{ '%999999999d'|format(1) }}".into(), "the chat template"),
+        ("{{ ('a' * 99999999).split('')|length }}".into(), "of memory"),
+        ("{% for i in range(100000) %}{{ 'a' * 1000 }}{% endfor %}".into(), "makes more than 4.0 MiB of one chat"),
+        // Depth.
+        (long("{{ ", "not ", "1 }}"), ""),
+        (long("{{ ", "-", "1 }}"), ""),
+        (long("{{ 'a'", "|upper", " }}"), ""),
+        (long("{{ a", "[0]", " }}"), ""),
+        (long("{{ a", ".b", " }}"), ""),
+        (long("{{ 'a'", " ~ 'a'", " }}"), ""),
+        (long("{{ ", "(", "1"), ""),
+        (long("{{ ", "[", "1"), ""),
+        (long("{% if a %}", "{% elif a %}", "{% endif %}"), ""),
+        (long("", "{% if 1 %}", ""), ""),
+        ("{% set n = namespace() %}{% set n.a = n %}{{ n }}".into(), "nested too deeply"),
+        ("{% set n = namespace() %}{% set n.a = n %}{{ n|tojson }}".into(), "nested too deeply"),
+        ("{% set n = namespace() %}{% set n.a = n %}{% set m = namespace() %}{% set m.a = m %}{{ n == m }}".into(), ""),
+        ("{% set n = namespace() %}{% set n.a = [n] %}{{ n.a|string|length }}".into(), "nested too deeply"),
+        ("{% set n = namespace() %}{% set n.a = n %}{% set n.b = messages[0].content * 10000 %}".into(), "holds itself"),
+        ("{% set n = namespace(a=[]) %}{% for i in range(100000) %}{% set n.a = [n.a] %}{% endfor %}{{ n.a }}".into(), ""),
+        ("{% set n = namespace(a=[]) %}{% for i in range(40) %}{% set n.a = [n.a, n.a] %}{% endfor %}{{ n.a|string|length }}".into(), "of memory"),
+        ("{% set n = namespace(a=[], b=[]) %}{% for i in range(40) %}{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a == n.b }}".into(), "takes longer than"),
+        // Size, and what it says itself.
+        ("a".repeat(129 << 10), "129 KiB long"),
+        ("{{ raise_exception('no ' * 100000) }}".into(), "no no no ..."),
+        ("{% include 'chat template' %}".into(), "the chat template"),
+        ("{{ messages[0].content.no_such_method() }}".into(), "no method"),
+        ("{% endfor %}".into(), "the chat template fails"),
+    ];
+    for (template, expected) in cases {
+        let what: String = template.chars().take(100).collect();
+        let error = tried.with_template(&template).and_then(|text| text.chat(&chat()).map(drop));
+        if !expected.is_empty() {
+            let error = error.map_err(|e| e.to_string());
+            assert!(error.as_ref().is_err_and(|e| said(e, expected)), "{what}: expected `{expected}`, got {error:?}");
+        }
+    }
+}
+
+#[test]
+fn a_gguf_file_whose_tokens_do_not_fit_its_merges_is_refused() {
+    let mut file = std::fs::read(fixture().with_file_name("gguf").join("chat.gguf")).unwrap();
+    let key = b"tokenizer.ggml.merges";
+    let at = file.windows(key.len()).position(|w| w == key).unwrap() + key.len();
+    // The kinds of value and of element, the number of elements, and the length of the first, before its text.
+    let (length, text) = (at + 16, at + 24);
+    let length = u64::from_le_bytes(file[length..text].try_into().unwrap()) as usize;
+    let merge = &mut file[text..text + length];
+    let space = merge.iter().position(|b| *b == b' ').unwrap();
+    merge.fill(1);
+    merge[space] = b' ';
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.gguf");
+    std::fs::write(&path, file).unwrap();
+    let error = ModelSource::Gguf(path).tokenizer().unwrap_err().to_string();
+    assert!(error.contains("put the model's tokenizer.json beside the file"), "{error}");
+}
+
+#[test]
+fn files_that_are_too_large_are_named() {
+    let tried = Tried::new();
+    let (mut tokenizer, mut config) = (tried.tokenizer.clone(), tried.config.clone());
+    config["x"] = json!("x".repeat(8 << 20));
+    tokenizer["x"] = json!("x".repeat(64 << 20));
+    let cases = [
+        (&tried.tokenizer, &config, "tokenizer_config.json is 8.0 MiB large, and at most 8.0 MiB are taken"),
+        (&tokenizer, &tried.config, "tokenizer.json is 64 MiB large, and at most 64 MiB are taken"),
+    ];
+    for (tokenizer, config, expected) in cases {
+        let error = tried.open(tokenizer, config).map(drop).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let text = tried.open(&tried.tokenizer, &tried.config).unwrap();
+    let error = text.plain(&"x".repeat(LONGEST_TEXT + 1)).unwrap_err().to_string();
+    assert!(error.contains("a text of 4.0 MiB is too long to be tokenised: at most 4.0 MiB are taken"), "{error}");
+}
+
+#[test]
+fn tokens_that_the_tokenizer_lacks_render_as_nothing() {
+    let tried = Tried::new();
+    assert_eq!(tried.config.get("bos_token"), None);
+    let template = "[{{ bos_token }}|{{ eos_token }}|{{ bos_token is defined }}|{{ pad_token }}]";
+    let text = tried.with_template(template).unwrap();
+    assert_eq!(text.render(&chat(), false).unwrap(), "[|<|im_end|>|False|]");
+}
+
+/// Changes a value somewhere inside: drops, doubles, wraps, or puts something else in its place.
+fn mutate(value: &mut Value, rng: &mut ChaCha8Rng) {
+    let children = match value {
+        Value::Array(list) => list.len(),
+        Value::Object(map) => map.len(),
+        _ => 0,
+    };
+    if children > 0 && rng.random_bool(0.8) {
+        let i = rng.random_range(0..children);
+        let child = match value {
+            Value::Array(list) if rng.random_bool(0.1) => return drop(list.remove(i)),
+            Value::Array(list) if rng.random_bool(0.1) => return list.push(list[i].clone()),
+            Value::Array(list) => &mut list[i],
+            Value::Object(map) => {
+                let key = map.keys().nth(i).unwrap().clone();
+                if rng.random_bool(0.1) {
+                    map.remove(&key);
+                    return;
+                }
+                &mut map[&key]
+            }
+            _ => return,
+        };
+        return mutate(child, rng);
+    }
+    let long = "x".repeat(300);
+    let others = [
+        json!(null),
+        json!(true),
+        json!(0),
+        json!(-1),
+        json!(u64::MAX),
+        json!(1e300),
+        json!(""),
+        json!("\u{feff}\u{1f469}\u{200d}"),
+        json!(long),
+        json!([value.clone()]),
+        json!({"type": value.clone()}),
+        json!({}),
+    ];
+    *value = others.choose(rng).unwrap().clone();
+}
+
+/// Puts pieces of templates together, whole ones and broken ones.
+fn scrambled(rng: &mut ChaCha8Rng) -> String {
+    let pieces = [
+        "{% for m in messages %}",
+        "{% endfor %}",
+        "{{ m.content }}",
+        "{{ m['role'] ~ loop.index }}",
+        "{% if m %}",
+        "{% else %}",
+        "{% endif %}",
+        "{% set n = namespace(a=1) %}",
+        "{% set n.a = [n.a, n] %}",
+        "{{ n.a }}",
+        "{{ messages|tojson }}",
+        "{{ messages[-1:]|length * 7 }}",
+        "{{ '%s'|format(m) }}",
+        "{% macro f(x) %}",
+        "{% endmacro %}",
+        "{{ f(f) }}",
+        "{{ messages|map(attribute='content')|join('|') }}",
+        "{{ range(9)|list }}",
+        "{{ messages[0].content.split('o')[5] }}",
+        "{{- 1 // 0 }}",
+        "{{ 9 ** 99 }}",
+        "{% set a %}",
+        "{% endset %}",
+        "{{ a|indent(3) }}",
+        "{{ (a ~ a)[::-2] }}",
+        "{{ undefined.x }}",
+        "{{ messages|groupby('role') }}",
+        "{{",
+        "}}",
+        "{%",
+        "|",
+        "(",
+        "'",
+        "{#",
+        "#}",
+        "\u{1f469}",
+    ];
+    (0..rng.random_range(1..14)).map(|_| *pieces.choose(rng).unwrap()).collect()
+}
+
+#[test]
+fn whatever_is_in_the_files_is_an_answer_or_an_error() {
+    let tried = Tried::new();
+    let mut rng = ChaCha8Rng::seed_from_u64(16);
+    let (mut answered, mut refused) = (0, 0);
+    for i in 0..200 {
+        let text = if i % 2 == 0 {
+            let mut tokenizer = tried.tokenizer.clone();
+            (0..rng.random_range(1..4)).for_each(|_| mutate(&mut tokenizer, &mut rng));
+            tried.open(&tokenizer, &tried.config)
+        } else {
+            tried.with_template(&scrambled(&mut rng))
+        };
+        match text.and_then(|text| text.at_once(everything)) {
+            Ok(()) => answered += 1,
+            Err(Error::Tokenizer { .. }) => refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(answered > 5 && refused > 40, "{answered} answered, {refused} refused");
+}

@@ -1,0 +1,4 @@
+//! Rows of data as examples with what is learned of them, and examples as micro-batches.
+
+pub mod batches;
+pub mod examples;

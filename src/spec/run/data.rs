@@ -1,0 +1,156 @@
+//! What the data decides: how long its examples are.
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::run::packing::pack;
+
+/// Token lengths of a data set's examples, before any cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenLengths {
+    /// Ascending.
+    lengths: Vec<u32>,
+    /// Share of the tokens that are not prompt.
+    completion: f64,
+    /// Of the validation examples, in their order.
+    #[serde(default)]
+    validation: Vec<u32>,
+}
+
+impl TokenLengths {
+    /// From lengths in any order.
+    pub fn new(lengths: Vec<u32>) -> Self {
+        Self { lengths: Vec::new(), completion: 1.0, validation: Vec::new() }.with_lengths(lengths)
+    }
+
+    /// Rows that are all filled up to the greatest length, whatever that is.
+    pub fn filled() -> Self {
+        Self::new(vec![u32::MAX])
+    }
+
+    /// The same, with only this share of the tokens outside of prompts.
+    pub fn with_completion(self, completion: f64) -> Self {
+        Self { completion, ..self }
+    }
+
+    /// The same, with validation examples of these lengths, in the order in which they are asked.
+    pub fn with_validation(self, validation: Vec<u32>) -> Self {
+        Self { validation, ..self }
+    }
+
+    /// Lengths of the validation examples, in their order; none where there is no validation.
+    pub fn validation(&self) -> &[u32] {
+        &self.validation
+    }
+
+    /// Share of the tokens that are not prompt.
+    pub fn completion(&self) -> f64 {
+        self.completion
+    }
+
+    /// What is taken for granted of unknown data: exponentially distributed lengths, 99 % of which are at most
+    /// `longest`, so that the mean is a little over a fifth of it. Instruction sets are like that: many short
+    /// examples and a long tail.
+    pub fn assumed(examples: usize, longest: usize) -> Self {
+        let mean = longest as f64 / 100f64.ln();
+        let at = |i| -mean * (1.0 - (i as f64 + 0.5) / examples as f64).ln();
+        Self::new((0..examples).map(|i| at(i).ceil() as u32).collect())
+    }
+
+    /// Number of examples.
+    pub fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// No examples.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    /// Ascending lengths.
+    pub fn sorted(&self) -> &[u32] {
+        &self.lengths
+    }
+
+    /// The longest example, 0 if there is none.
+    pub fn max(&self) -> usize {
+        self.lengths.last().map_or(0, |&n| n as usize)
+    }
+
+    /// Mean length once examples are cut to `cap` tokens.
+    pub fn mean_cut(&self, cap: usize) -> f64 {
+        let sum: u64 = self.lengths.iter().map(|&n| u64::from(n).min(cap as u64)).sum();
+        sum as f64 / self.len().max(1) as f64
+    }
+
+    /// Tokens of each row once the examples, cut to `cap`, are packed into rows of at most `cap`.
+    pub fn packed(&self, cap: usize) -> Self {
+        let lengths: Vec<usize> = self.lengths.iter().map(|&n| n as usize).collect();
+        let fill = |row: Vec<usize>| row.into_iter().map(|i| lengths[i].min(cap) as u32).sum();
+        self.clone().with_lengths(pack(&lengths, cap).into_iter().map(fill).collect())
+    }
+
+    fn with_lengths(self, mut lengths: Vec<u32>) -> Self {
+        lengths.sort_unstable();
+        Self { lengths, ..self }
+    }
+
+    /// The shortest length that leaves at least `fraction` of the examples uncut.
+    pub fn uncut(&self, fraction: f64) -> usize {
+        let rank = (fraction * self.len() as f64).ceil() as usize;
+        self.lengths.get(rank.clamp(1, self.len().max(1)) - 1).map_or(0, |&n| n as usize)
+    }
+
+    /// Mean length of a padded batch of `batch_size` when examples are drawn at random and cut to `cap`:
+    /// the expected maximum of `batch_size` draws without replacement.
+    pub fn mean_padded(&self, batch_size: usize, cap: usize) -> f64 {
+        let n = self.len();
+        let b = batch_size.min(n);
+        if b == 0 {
+            return 0.0;
+        }
+        // P(the maximum is the i-th smallest) = C(i-1, b-1) / C(n, b), walked down from the largest.
+        let mut probability = b as f64 / n as f64;
+        let mut mean = 0.0;
+        for i in (b..=n).rev() {
+            mean += probability * (self.lengths[i - 1] as usize).min(cap) as f64;
+            if i > b {
+                probability *= (i - b) as f64 / (i - 1) as f64;
+            }
+        }
+        mean
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cut_and_quantile() {
+        let lengths = TokenLengths::new(vec![30, 10, 20, 40]);
+        assert_eq!(lengths.sorted(), [10, 20, 30, 40]);
+        assert_eq!(lengths.uncut(0.75), 30);
+        assert_eq!(lengths.uncut(0.99), 40);
+        assert_eq!(lengths.mean_cut(25), (10 + 20 + 25 + 25) as f64 / 4.0);
+        assert_eq!(TokenLengths::new(vec![]).uncut(0.99), 0);
+    }
+
+    #[test]
+    fn assumed_lengths_have_their_tail_where_it_was_asked_for() {
+        let lengths = TokenLengths::assumed(2000, 2048);
+        assert_eq!(lengths.len(), 2000);
+        assert!((2030..=2060).contains(&lengths.uncut(0.99)), "{}", lengths.uncut(0.99));
+        assert!((lengths.mean_cut(2048) - 441.0).abs() < 5.0, "{}", lengths.mean_cut(2048));
+    }
+
+    #[test]
+    fn padded_mean_is_the_mean_over_all_batches() {
+        let lengths = TokenLengths::new(vec![1, 2, 4, 9]);
+        // Pairs: maxima 2 4 9 4 9 9.
+        assert!((lengths.mean_padded(2, 100) - 37.0 / 6.0).abs() < 1e-12);
+        assert!((lengths.mean_padded(2, 5) - (2 + 4 + 5 + 4 + 5 + 5) as f64 / 6.0).abs() < 1e-12);
+        assert!((lengths.mean_padded(1, 100) - 4.0).abs() < 1e-12);
+        assert!((lengths.mean_padded(4, 100) - 9.0).abs() < 1e-12);
+        assert!((lengths.mean_padded(9, 100) - 9.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,77 @@
+//! Packing: several whole examples in one row.
+
+use std::collections::BTreeMap;
+
+/// Which examples share a row of at most `cap` tokens, each cut to `cap` and none split.
+///
+/// Best fit decreasing, as TRL's `bfd` strategy: from the longest to the shortest, each into the fullest row that has
+/// room for it. Which lengths meet depends on the lengths alone, so that the cost of a run is known from them. Rows and
+/// the examples in a row come in the order of the data.
+pub fn pack(lengths: &[usize], cap: usize) -> Vec<Vec<usize>> {
+    let cut = |i: usize| lengths[i].min(cap);
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(cut(i)), i));
+    let mut rows: Vec<Vec<usize>> = Vec::new();
+    // Rows by the room that is left in them.
+    let mut open: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for i in order {
+        let fullest = open.range(cut(i)..).next().map(|(room, _)| *room);
+        let row = fullest.and_then(|room| open.get_mut(&room)?.pop()).unwrap_or_else(|| {
+            rows.push(Vec::new());
+            rows.len() - 1
+        });
+        if let Some(room) = fullest.filter(|room| open[room].is_empty()) {
+            open.remove(&room);
+        }
+        rows[row].push(i);
+        open.entry(fullest.unwrap_or(cap) - cut(i)).or_default().push(row);
+    }
+    rows.iter_mut().for_each(|row| row.sort_unstable());
+    rows.sort_unstable();
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::seq::SliceRandom;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    #[test]
+    fn no_example_is_lost_or_split_and_rows_are_full() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(4);
+        for case in 0..200 {
+            let cap = rng.random_range(2..300);
+            let n = rng.random_range(0..120);
+            let mut lengths: Vec<usize> = (0..n).map(|_| rng.random_range(2..400)).collect();
+            let rows = pack(&lengths, cap);
+            let mut seen: Vec<usize> = rows.concat();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..n).collect::<Vec<_>>(), "case {case}");
+            let fill = |row: &Vec<usize>| row.iter().map(|&i| lengths[i].min(cap)).sum::<usize>();
+            assert!(rows.iter().all(|row| !row.is_empty() && fill(row) <= cap), "case {case}");
+            assert_eq!(rows, pack(&lengths, cap), "case {case}");
+            // No two rows would fit into one, so at most one is half empty or worse.
+            assert!(rows.iter().filter(|row| 2 * fill(row) <= cap).count() <= 1, "case {case}");
+            // In another order the same lengths meet.
+            let meet = |rows: &[Vec<usize>], lengths: &[usize]| {
+                let mut all: Vec<Vec<usize>> =
+                    rows.iter().map(|row| row.iter().map(|&i| lengths[i].min(cap)).collect()).collect();
+                all.iter_mut().for_each(|row| row.sort_unstable());
+                all.sort_unstable();
+                all
+            };
+            let before = meet(&rows, &lengths);
+            lengths.shuffle(&mut rng);
+            assert_eq!(before, meet(&pack(&lengths, cap), &lengths), "case {case}");
+        }
+    }
+
+    #[test]
+    fn the_longest_first_and_each_where_it_fits_best() {
+        // 9 alone; 7 with 3; 6 with 4; in the order of the data.
+        assert_eq!(pack(&[3, 6, 9, 4, 7], 10), [vec![0, 4], vec![1, 3], vec![2]]);
+        assert_eq!(pack(&[50, 2, 3], 5), [vec![0], vec![1, 2]]);
+    }
+}

@@ -1,0 +1,163 @@
+//! Tries a model, with or without an adapter: one answer to one prompt.
+
+use std::path::Path;
+
+use candle_transformers::generation::{LogitsProcessor, Sampling};
+
+use crate::checkpoint::adapter::AdapterFile;
+use crate::checkpoint::source::ModelSource;
+use crate::checkpoint::text::{Message, Text};
+use crate::data::batches::MicroBatch;
+use crate::error::{Error, Result};
+use crate::ops::device::device;
+use crate::spec::model::ModelSpec;
+use crate::spec::run::{Data, RunConfig};
+use crate::trainer::candle::nn::adapter;
+use crate::trainer::candle::nn::decoder::Decoder;
+
+/// How to choose the next token.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice {
+    /// 0 takes the likeliest token.
+    pub temperature: f64,
+    /// Keep only the likeliest tokens up to this share.
+    pub top_p: Option<f64>,
+    /// Of the drawing.
+    pub seed: u64,
+    /// At most this many.
+    pub max_tokens: usize,
+}
+
+impl Choice {
+    /// Refuses numbers that cannot be meant.
+    pub fn check(&self) -> Result<()> {
+        if !(0.0..=10.0).contains(&self.temperature) {
+            return Err(Error::invalid("--temperature", self.temperature, "between 0 and 10"));
+        }
+        if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+            return Err(Error::invalid("--top-p", p, "more than 0 and at most 1"));
+        }
+        if self.max_tokens == 0 {
+            return Err(Error::invalid("--max-tokens", self.max_tokens, "at least 1"));
+        }
+        Ok(())
+    }
+}
+
+/// The answer of a model, with an adapter if one is given, in PEFT's layout or mlx-lm's. With a chat template the prompt
+/// is a user's message, without one it is continued.
+pub fn answer(model: &str, adapter: Option<&Path>, prompt: &str, choice: Choice) -> Result<String> {
+    choice.check()?;
+    let source = ModelSource::find(model)?;
+    let spec = source.spec()?;
+    let text = Text::open(&source, &spec, model)?;
+    let mut tokens = asked(&text, prompt)?;
+    if tokens.is_empty() || tokens.len() >= spec.max_position_embeddings {
+        let must = format!("between 1 and {} tokens long", spec.max_position_embeddings - 1);
+        return Err(Error::invalid("prompt", format!("{} tokens long", tokens.len()), must));
+    }
+    let start = tokens.len();
+    let longest = start.saturating_add(choice.max_tokens).min(spec.max_position_embeddings);
+    let decoder = decoder(&source, &spec, model, adapter, longest)?;
+    let mut next = LogitsProcessor::from_sampling(choice.seed, sampling(choice));
+    // No cache of keys and values: the answers are short, and the forward pass stays the trainer's own.
+    while tokens.len() < longest {
+        let rows = tokens.len();
+        let batch =
+            MicroBatch { tokens: tokens.clone(), examples: std::iter::once(0..rows).collect(), targets: vec![] };
+        let logits = decoder.logits(&batch, &[rows as u32 - 1])?.squeeze(0)?;
+        let token = next.sample(&logits)?;
+        if text.eos_ids.contains(&token) {
+            break;
+        }
+        tokens.push(token);
+    }
+    text.decode(&tokens[start..])
+}
+
+/// Tokens of the prompt.
+fn asked(text: &Text, prompt: &str) -> Result<Vec<u32>> {
+    if text.has_template() {
+        return text.question(&[Message { role: "user".into(), content: prompt.into(), rest: Default::default() }]);
+    }
+    let mut tokens = text.plain(prompt)?.tokens;
+    if tokens.last().is_some_and(|t| text.eos_ids.contains(t)) {
+        tokens.pop();
+    }
+    Ok(tokens)
+}
+
+/// Loads a model and its adapter for texts of at most `longest` tokens.
+fn decoder(
+    source: &ModelSource,
+    spec: &ModelSpec,
+    model: &str,
+    adapter: Option<&Path>,
+    longest: usize,
+) -> Result<Decoder> {
+    let mut run = RunConfig {
+        model: model.into(),
+        data: Data::builtin(),
+        engine: Default::default(),
+        seed: 0,
+        recipe: Default::default(),
+        execution: Default::default(),
+    };
+    run.recipe.max_seq_length = longest;
+    if let Some(folder) = adapter {
+        run.recipe.lora = AdapterFile::read(folder)?.lora();
+    }
+    let mut decoder = Decoder::load(&source.weights()?, spec, &run, &device())?;
+    if let Some(folder) = adapter {
+        adapter::load(&mut decoder, &run, folder)?;
+    }
+    Ok(decoder)
+}
+
+fn sampling(choice: Choice) -> Sampling {
+    match (choice.temperature, choice.top_p) {
+        (t, _) if t <= 0.0 => Sampling::ArgMax,
+        (temperature, Some(p)) => Sampling::TopP { p, temperature },
+        (temperature, None) => Sampling::All { temperature },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_cannot_be_meant_are_refused() {
+        let good = Choice { temperature: 0.7, top_p: Some(0.9), seed: 1, max_tokens: 8 };
+        good.check().unwrap();
+        Choice { temperature: 0.0, top_p: Some(1.0), ..good }.check().unwrap();
+        let p = |p| Choice { top_p: Some(p), ..good };
+        let t = |temperature| Choice { temperature, ..good };
+        let cases = [
+            (p(f64::NAN), "`--top-p` is NaN, but must be more than 0 and at most 1"),
+            (p(0.0), "`--top-p` is 0,"),
+            (p(-1.0), "`--top-p` is -1,"),
+            (p(5.0), "`--top-p` is 5,"),
+            (p(f64::INFINITY), "`--top-p` is inf,"),
+            (t(f64::NAN), "`--temperature` is NaN, but must be between 0 and 10"),
+            (t(-1.0), "`--temperature` is -1,"),
+            (t(11.0), "`--temperature` is 11,"),
+            (Choice { max_tokens: 0, ..good }, "`--max-tokens` is 0, but must be at least 1"),
+        ];
+        for (choice, expected) in cases {
+            let error = choice.check().unwrap_err().to_string();
+            assert!(error.contains(expected), "expected `{expected}` in `{error}`");
+        }
+    }
+
+    #[test]
+    fn any_number_of_tokens_may_be_allowed() {
+        let all = |max_tokens| {
+            let choice = Choice { temperature: 0.0, top_p: None, seed: 0, max_tokens };
+            answer("builtin", None, "What sound does a cow make?", choice).unwrap()
+        };
+        let answered = all(64);
+        assert!(!answered.is_empty());
+        assert_eq!(all(usize::MAX), answered);
+    }
+}

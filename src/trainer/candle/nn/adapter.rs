@@ -1,0 +1,77 @@
+//! A run's adapters: how they start, and how they come from files and go to them.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use rand::{Rng, SeedableRng};
+
+use crate::checkpoint;
+use crate::checkpoint::adapter::{About, Adapter, AdapterFile, Layout};
+use crate::checkpoint::source::public_name;
+use crate::error::{Error, Result};
+use crate::spec::model::ModelSpec;
+use crate::spec::run::{Lora, RunConfig};
+use crate::store::checksums;
+use crate::trainer::candle::nn::decoder::{Decoder, Site, sites};
+
+/// A fresh pair, as PEFT starts it: A uniform within 1 / sqrt(in) (Kaiming with a = sqrt(5)), B zero.
+pub fn fresh(site: &Site, index: usize, rank: usize, seed: u64, device: &Device) -> Result<Adapter> {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(index as u64);
+    let bound = (1.0 / site.in_features as f64).sqrt() as f32;
+    let a: Vec<f32> = (0..rank * site.in_features).map(|_| rng.random_range(-bound..bound)).collect();
+    Ok(Adapter {
+        a: Tensor::from_vec(a, (rank, site.in_features), device)?,
+        b: Tensor::zeros((site.out_features, rank), DType::F32, device)?,
+        // DoRA's starts at the norms, which the projection knows.
+        magnitude: None,
+    })
+}
+
+/// Writes the adapters of `decoder` into `folder`, in PEFT's layout.
+pub fn save(decoder: &Decoder, spec: &ModelSpec, run: &RunConfig, folder: &Path) -> Result<()> {
+    let lora = &run.recipe.lora;
+    let about = About {
+        rank: lora.rank,
+        alpha: lora.alpha,
+        use_rslora: lora.use_rslora,
+        use_dora: lora.use_dora,
+        dropout: lora.dropout,
+        base: Some(public_name(&run.model)),
+    };
+    let on_cpu = |adapter: &Adapter| adapter.map(|t| t.to_device(&Device::Cpu));
+    let adapted = decoder.sites.iter().enumerate().filter_map(|(i, site)| Some((site, decoder.adapter(i)?)));
+    let adapters = adapted.map(|(site, adapter)| Ok((site.path.clone(), on_cpu(adapter)?))).collect::<Result<_>>()?;
+    checkpoint::adapter::write(folder, Layout::Peft, &about, &adapters, (spec.num_hidden_layers, spec.conv1d()))?;
+    checksums::write(folder, &[Layout::Peft.weights_file(), checkpoint::adapter::CONFIG_FILE])
+}
+
+/// Reads an adapter of either layout, whichever blocks and projections it is for, and holds it to the model.
+pub fn read_for(spec: &ModelSpec, folder: &Path) -> Result<AdapterFile> {
+    let file = AdapterFile::read(folder)?;
+    let lora = Lora { num_layers: -1, target_modules: vec!["all-linear".into()], ..file.lora() };
+    let all = sites(spec, &lora)?;
+    let meant = all.iter().filter(|s| file.paths().any(|p| p == s.path));
+    let wrong = file.mismatches(&lora, meant.map(|s| (s.path.as_str(), [s.in_features, s.out_features])));
+    if wrong.is_empty() {
+        return Ok(file);
+    }
+    Err(Error::Mismatch { path: folder.into(), reason: wrong.join("; ") })
+}
+
+/// Loads an adapter of either layout onto `decoder`; every difference from the run is listed.
+pub fn load(decoder: &mut Decoder, run: &RunConfig, folder: &Path) -> Result<()> {
+    let file = AdapterFile::read(folder)?;
+    let sites = decoder.sites.iter().map(|s| (s.path.as_str(), [s.in_features, s.out_features]));
+    let wrong = file.mismatches(&run.recipe.lora, sites);
+    if !wrong.is_empty() {
+        return Err(Error::Mismatch { path: folder.into(), reason: wrong.join("; ") });
+    }
+    for i in 0..decoder.sites.len() {
+        if let Some(adapter) = file.adapter(&decoder.sites[i].path) {
+            let adapter = adapter.map(|t| t.to_device(decoder.device()))?;
+            decoder.set_adapter(i, adapter)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,372 @@
+//! One decoder block, forward and backward, on the rows of a micro-batch.
+//!
+//! Backward starts from the block's input alone: it makes the intermediates again, walks the MLP in
+//! chunks of rows, and lets go of each tensor as soon as it is used up. With `keep`, the forward pass
+//! leaves a [`Tape`] and backward starts from that.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+
+use crate::checkpoint::adapter::AdapterGrad;
+use crate::ops::{self, NormWeights, RopeTables, attention};
+use crate::spec::model::Mlp;
+use crate::spec::model::tensors::Role;
+use crate::trainer::candle::nn::linear::{DropoutKey, Linear, Use};
+
+/// A block with its weights.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Before attention.
+    pub input_norm: NormWeights,
+    /// After attention, inside the residual.
+    pub post_attention_norm: Option<NormWeights>,
+    /// Before the MLP.
+    pub mlp_norm: NormWeights,
+    /// After the MLP, inside the residual.
+    pub post_mlp_norm: Option<NormWeights>,
+    /// Over each head of q and k.
+    pub qk_norm: Option<(NormWeights, NormWeights)>,
+    /// The projections, in running order.
+    pub linears: Vec<(Role, Linear)>,
+    /// Rotation of q and k.
+    pub rope: Option<Arc<RopeTables>>,
+    /// Attention's shape.
+    pub attention: attention::Shape,
+    /// The MLP's form.
+    pub mlp: Mlp,
+    /// Rows of the MLP worked on at a time.
+    pub mlp_chunk: usize,
+    /// Index of the block's first projection, counted over the model.
+    pub first_site: u64,
+}
+
+/// A micro-batch as the blocks see it.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    /// Each example's rows.
+    pub examples: Vec<Range<usize>>,
+    /// Each row's place in its example.
+    pub positions: Vec<u32>,
+    /// Run seed and micro-batch, for dropout; `None` outside of training.
+    pub dropout: Option<(u64, u64)>,
+}
+
+/// What forward leaves for backward when nothing is to be made again.
+#[derive(Debug)]
+pub struct Tape {
+    x: Tensor,
+    attention: AttentionTape,
+    mid: Tensor,
+    mlp: Option<(Tensor, Option<Tensor>)>,
+}
+
+#[derive(Debug)]
+struct AttentionTape {
+    normed: Tensor,
+    /// Before the head norms, where there are any.
+    raw: Option<(Tensor, Tensor)>,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+}
+
+/// Adapter gradients gathered so far, one place per projection of the model, in running order.
+pub type Grads = Vec<Option<AdapterGrad>>;
+
+impl Block {
+    fn find(&self, role: Role) -> Option<usize> {
+        self.linears.iter().position(|(r, _)| *r == role)
+    }
+
+    fn run(&self, role: Role, x: &Tensor, rows: &Rows, first_row: usize) -> Result<Tensor> {
+        let i = self.find(role).ok_or_else(|| candle_core::Error::Msg(format!("block has no {role:?}")))?;
+        self.linears[i].1.forward(x, self.site(i, rows, first_row))
+    }
+
+    fn site(&self, i: usize, rows: &Rows, first_row: usize) -> Use {
+        let key = |(seed, micro_step)| DropoutKey { seed, micro_step, site: self.first_site + i as u64 };
+        Use { dropout: rows.dropout.map(key), first_row }
+    }
+
+    fn back(&self, role: Role, x: &Tensor, g: &Tensor, to: &mut Back<'_>) -> Result<Option<Tensor>> {
+        let i = self.find(role).ok_or_else(|| candle_core::Error::Msg(format!("block has no {role:?}")))?;
+        let at = self.site(i, to.rows, to.first_row);
+        self.linears[i].1.backward(x, g, at, (to.need_dx, &mut to.grads[i]))
+    }
+
+    /// The block's output.
+    pub fn forward(&self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+        let mid = self.attend(x, rows)?.1;
+        self.mlp_forward(mid, rows)
+    }
+
+    /// The block's output, and everything backward needs.
+    pub fn forward_keep(&self, x: &Tensor, rows: &Rows) -> Result<(Tensor, Tape)> {
+        let (attention, mid) = self.attend(x, rows)?;
+        let (gate_up, hidden) = self.mlp_hidden(&self.mlp_norm.forward(&mid)?, rows, 0)?;
+        let y = ops::add(self.mlp_out(&hidden, rows, 0)?, &mid)?;
+        Ok((y, Tape { x: x.clone(), attention, mid, mlp: Some(gate_up) }))
+    }
+
+    /// Makes the tape again from the block's input, without the MLP's part, which backward makes chunk by chunk.
+    pub fn recompute(&self, x: &Tensor, rows: &Rows) -> Result<Tape> {
+        let (attention, mid) = self.attend(x, rows)?;
+        Ok(Tape { x: x.clone(), attention, mid, mlp: None })
+    }
+
+    /// Gradient with respect to the block's input (`None` unless `need_dx`); those of its adapters are added to
+    /// `grads`, the places of this block's projections.
+    pub fn backward(
+        &self,
+        tape: Tape,
+        g: Tensor,
+        rows: &Rows,
+        (need_dx, grads): (bool, &mut [Option<AdapterGrad>]),
+    ) -> Result<Option<Tensor>> {
+        let Tape { x, attention, mid, mlp } = tape;
+        let mut to = Back { rows, grads, need_dx: true, first_row: 0 };
+        let g = self.mlp_backward(&mid, mlp, g, &mut to)?;
+        drop(mid);
+        to.need_dx = need_dx;
+        self.attention_backward(&x, attention, g, &mut to)
+    }
+
+    // --- attention ---
+
+    /// The attention's tape, and `x` plus its output.
+    fn attend(&self, x: &Tensor, rows: &Rows) -> Result<(AttentionTape, Tensor)> {
+        let tape = self.qkv(self.input_norm.forward(x)?, rows)?;
+        let mut y = self.run(Role::O, &tape.out, rows, 0)?;
+        if let Some(norm) = &self.post_attention_norm {
+            y = norm.forward(&y)?;
+        }
+        let mid = ops::add(y, x)?;
+        Ok((tape, mid))
+    }
+
+    fn qkv(&self, normed: Tensor, rows: &Rows) -> Result<AttentionTape> {
+        let (mut q, mut k, v) = if self.find(Role::Qkv).is_some() {
+            let all = self.run(Role::Qkv, &normed, rows, 0)?;
+            let (qw, kw) = self.widths();
+            let part = |from, width| all.narrow(1, from, width)?.contiguous();
+            (part(0, qw)?, part(qw, kw)?, part(qw + kw, kw)?)
+        } else {
+            let run = |role| self.run(role, &normed, rows, 0);
+            (run(Role::Q)?, run(Role::K)?, run(Role::V)?)
+        };
+        let mut raw = None;
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            let (qn, kn) = (self.per_head(&q, |x| q_norm.forward(x))?, self.per_head(&k, |x| k_norm.forward(x))?);
+            raw = Some((std::mem::replace(&mut q, qn), std::mem::replace(&mut k, kn)));
+        }
+        if let Some(rope) = &self.rope {
+            q = rope.apply(&q, self.attention.head_dim, &rows.positions, false)?;
+            k = rope.apply(&k, self.attention.head_dim, &rows.positions, false)?;
+        }
+        let out = self.attention.forward(&q, &k, &v, &rows.examples)?;
+        Ok(AttentionTape { normed, raw, q, k, v, out })
+    }
+
+    fn widths(&self) -> (usize, usize) {
+        let a = &self.attention;
+        (a.heads * a.head_dim, a.kv_heads * a.head_dim)
+    }
+
+    /// Applies `f` to `[rows * heads, head_dim]`.
+    fn per_head(&self, x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let d = self.attention.head_dim;
+        f(&x.reshape((x.elem_count() / d, d))?)?.reshape(x.shape())
+    }
+
+    fn attention_backward(
+        &self,
+        x: &Tensor,
+        tape: AttentionTape,
+        g: Tensor,
+        to: &mut Back<'_>,
+    ) -> Result<Option<Tensor>> {
+        let need_dx = std::mem::replace(&mut to.need_dx, true);
+        let g_out = match &self.post_attention_norm {
+            Some(norm) => norm.backward(&self.run(Role::O, &tape.out, to.rows, 0)?, &g)?,
+            None => g.clone(),
+        };
+        let d_out = must(self.back(Role::O, &tape.out, &g_out, to)?)?;
+        drop(g_out);
+        let AttentionTape { normed, raw, q, k, v, out } = tape;
+        drop(out);
+        let (mut dq, mut dk, dv) = self.attention.backward((&q, &k, &v), &d_out, &to.rows.examples)?;
+        drop((q, k, v, d_out));
+        if let Some(rope) = &self.rope {
+            dq = rope.apply(&dq, self.attention.head_dim, &to.rows.positions, true)?;
+            dk = rope.apply(&dk, self.attention.head_dim, &to.rows.positions, true)?;
+        }
+        if let (Some((q_norm, k_norm)), Some((q_raw, k_raw))) = (&self.qk_norm, &raw) {
+            dq = self.per_head_back(q_norm, q_raw, &dq)?;
+            dk = self.per_head_back(k_norm, k_raw, &dk)?;
+        }
+        drop(raw);
+        to.need_dx = need_dx;
+        let d_normed = self.qkv_backward(&normed, (dq, dk, dv), to)?;
+        match d_normed {
+            Some(d) if need_dx => Ok(Some(ops::add(self.input_norm.backward(x, &d)?, &g)?)),
+            _ => Ok(None),
+        }
+    }
+
+    fn per_head_back(&self, norm: &NormWeights, x: &Tensor, g: &Tensor) -> Result<Tensor> {
+        let d = self.attention.head_dim;
+        let flat = (x.elem_count() / d, d);
+        norm.backward(&x.reshape(flat)?, &g.reshape(flat)?)?.reshape(x.shape())
+    }
+
+    fn qkv_backward(
+        &self,
+        normed: &Tensor,
+        (dq, dk, dv): (Tensor, Tensor, Tensor),
+        to: &mut Back<'_>,
+    ) -> Result<Option<Tensor>> {
+        if self.find(Role::Qkv).is_some() {
+            let all = Tensor::cat(&[dq, dk, dv], 1)?;
+            return self.back(Role::Qkv, normed, &all, to);
+        }
+        let mut sum = None;
+        for (role, d) in [(Role::Q, dq), (Role::K, dk), (Role::V, dv)] {
+            let part = self.back(role, normed, &d, to)?;
+            sum = match (sum, part) {
+                (Some(sum), Some(part)) => Some(ops::add(sum, &part)?),
+                (_, part) => part,
+            };
+        }
+        Ok(sum)
+    }
+
+    // --- MLP ---
+
+    /// Gate (or the plain projection) and up, and what the down projection takes.
+    fn mlp_hidden(&self, n: &Tensor, rows: &Rows, first: usize) -> Result<((Tensor, Option<Tensor>), Tensor)> {
+        let act = self.mlp.activation;
+        if !self.mlp.gated {
+            let up = self.run(Role::Up, n, rows, first)?;
+            let hidden = ops::act(act, &up)?;
+            return Ok(((up, None), hidden));
+        }
+        let (gate, up) = if self.mlp.fused {
+            let both = self.run(Role::GateUp, n, rows, first)?;
+            let width = both.dim(1)? / 2;
+            // A single row would be contiguous as it is; backward writes over `up`, so it must have memory of its own.
+            (both.narrow(1, 0, width)?.contiguous()?, both.narrow(1, width, width)?.force_contiguous()?)
+        } else {
+            (self.run(Role::Gate, n, rows, first)?, self.run(Role::Up, n, rows, first)?)
+        };
+        let hidden = ops::gated(act, &gate, &up)?;
+        Ok(((gate, Some(up)), hidden))
+    }
+
+    fn mlp_out(&self, hidden: &Tensor, rows: &Rows, first: usize) -> Result<Tensor> {
+        let y = self.run(Role::Down, hidden, rows, first)?;
+        match &self.post_mlp_norm {
+            Some(norm) => norm.forward(&y),
+            None => Ok(y),
+        }
+    }
+
+    fn spans(&self, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let step = self.mlp_chunk;
+        (0..rows).step_by(step).map(move |start| start..(start + step).min(rows))
+    }
+
+    /// `mid + mlp(mid)`, a chunk of rows at a time.
+    fn mlp_forward(&self, mid: Tensor, rows: &Rows) -> Result<Tensor> {
+        let out = mid.zeros_like()?;
+        for span in self.spans(mid.dim(0)?) {
+            let part = mid.narrow(0, span.start, span.len())?;
+            let (gate_up, hidden) = self.mlp_hidden(&self.mlp_norm.forward(&part)?, rows, span.start)?;
+            drop(gate_up);
+            let y = ops::add(self.mlp_out(&hidden, rows, span.start)?, &part)?;
+            out.slice_set(&y, 0, span.start)?;
+        }
+        Ok(out)
+    }
+
+    fn mlp_backward(
+        &self,
+        mid: &Tensor,
+        kept: Option<(Tensor, Option<Tensor>)>,
+        g: Tensor,
+        to: &mut Back<'_>,
+    ) -> Result<Tensor> {
+        let out = mid.zeros_like()?;
+        for span in self.spans(mid.dim(0)?) {
+            to.first_row = span.start;
+            let cut = |t: &Tensor| t.narrow(0, span.start, span.len());
+            let (mid, g) = (cut(mid)?, cut(&g)?);
+            let n = self.mlp_norm.forward(&mid)?;
+            let ((gate, up), hidden) = match &kept {
+                Some((gate, Some(up))) => {
+                    let (gate, up) = (cut(gate)?, cut(up)?);
+                    let hidden = ops::gated(self.mlp.activation, &gate, &up)?;
+                    ((gate, Some(up)), hidden)
+                }
+                Some((up, None)) => {
+                    let up = cut(up)?;
+                    let hidden = ops::act(self.mlp.activation, &up)?;
+                    ((up, None), hidden)
+                }
+                None => self.mlp_hidden(&n, to.rows, span.start)?,
+            };
+            let dn = self.mlp_chunk_backward(&n, (gate, up), hidden, &g, to)?;
+            let dx = ops::add(self.mlp_norm.backward(&mid, &dn)?, &g)?;
+            out.slice_set(&dx, 0, span.start)?;
+        }
+        to.first_row = 0;
+        Ok(out)
+    }
+
+    /// Gradient with respect to the normed input of one chunk.
+    fn mlp_chunk_backward(
+        &self,
+        n: &Tensor,
+        (gate, up): (Tensor, Option<Tensor>),
+        hidden: Tensor,
+        g: &Tensor,
+        to: &mut Back<'_>,
+    ) -> Result<Tensor> {
+        let g_out = match &self.post_mlp_norm {
+            Some(norm) => norm.backward(&self.run(Role::Down, &hidden, to.rows, to.first_row)?, g)?,
+            None => g.clone(),
+        };
+        let d_hidden = must(self.back(Role::Down, &hidden, &g_out, to)?)?;
+        drop((g_out, hidden));
+        let act = self.mlp.activation;
+        let Some(up) = up else {
+            let d = ops::act_bwd(act, &gate, d_hidden)?;
+            drop(gate);
+            return must(self.back(Role::Up, n, &d, to)?);
+        };
+        let (dgate, dup) = ops::gated_bwd(act, &gate, up, &d_hidden)?;
+        drop((gate, d_hidden));
+        if self.mlp.fused {
+            let both = Tensor::cat(&[dgate, dup], 1)?;
+            return must(self.back(Role::GateUp, n, &both, to)?);
+        }
+        let through_gate = must(self.back(Role::Gate, n, &dgate, to)?)?;
+        drop(dgate);
+        let through_up = must(self.back(Role::Up, n, &dup, to)?)?;
+        ops::add(through_gate, &through_up)
+    }
+}
+
+/// What backward carries along.
+struct Back<'a> {
+    rows: &'a Rows,
+    grads: &'a mut [Option<AdapterGrad>],
+    need_dx: bool,
+    first_row: usize,
+}
+
+fn must(dx: Option<Tensor>) -> Result<Tensor> {
+    dx.ok_or_else(|| candle_core::Error::Msg("a gradient that was asked for is absent".into()))
+}

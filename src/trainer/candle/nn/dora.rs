@@ -1,0 +1,151 @@
+//! DoRA (Liu and others 2024, arXiv:2402.09353), as PEFT computes it: each output's weights keep the direction of
+//! `W + scale B A` and learn their length apart.
+//!
+//! `y = c (d W' + scale d A' B') + (x - d) W' + b` with `c = magnitude / ||W + scale B A||` for each output and `d` the
+//! input after dropout. The norm counts as a constant in the gradient (the paper's section 4.3). `W + scale B A` is never
+//! made: with the squared norms of the frozen rows known,
+//! `||w + s b A||^2 = ||w||^2 + 2 s b . (A w') + s^2 b (A A') b'`, which is one product of `rank` rows with W, and A and B
+//! change once in an optimizer step.
+
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
+
+use crate::checkpoint::adapter::{Adapter, AdapterGrad};
+use crate::ops::{self, fused, kernels, slice, slice_mut, with_slice};
+use crate::trainer::candle::nn::linear::{Frozen, Linear, Use};
+
+/// A row of weights whose square sums to less is taken to have this, so that a row of zeros stays one.
+const SMALLEST_SQUARE: f64 = 1e-30;
+
+/// The lengths that DoRA needs of a projection, `[out]` each.
+#[derive(Clone, Debug)]
+pub struct Norms {
+    /// `||w||^2` of the frozen weight.
+    squares: Tensor,
+    /// `||w + scale b A||` of the adapter as it is now.
+    pub current: Tensor,
+}
+
+impl Norms {
+    /// Of an adapter on a frozen weight; `earlier` are those of another adapter on it.
+    pub fn new(earlier: Option<&Self>, frozen: &Frozen, adapter: &Adapter, scale: f64) -> Result<Self> {
+        let squares = match earlier {
+            Some(norms) => norms.squares.clone(),
+            None => frozen.squares()?,
+        };
+        let Adapter { a, b, .. } = adapter;
+        let aw = frozen.product(a)?.t()?.contiguous()?;
+        let gram = ops::product(a, &a.t()?, scale * scale)?;
+        let mixed = ops::add_product((aw * (2.0 * scale))?, b, &gram, 1.0)?;
+        let moved = (mixed * b)?.sum(1)?;
+        let current = (&squares + moved)?.maximum(SMALLEST_SQUARE)?.sqrt()?;
+        Ok(Self { squares, current })
+    }
+}
+
+/// What DoRA adds to an adapter: the norms, and the magnitude that is learned.
+#[derive(Clone, Copy, Debug)]
+pub struct Dora<'a> {
+    adapter: &'a Adapter,
+    norms: &'a Norms,
+    magnitude: &'a Tensor,
+}
+
+impl Dora<'_> {
+    /// Of each output.
+    fn factor(&self) -> Result<Tensor> {
+        self.magnitude / &self.norms.current
+    }
+}
+
+impl Linear {
+    /// Where this projection has one.
+    pub(super) fn dora(&self) -> Option<Dora<'_>> {
+        let adapter = self.adapter.as_ref()?;
+        Some(Dora { adapter, norms: self.norms.as_ref()?, magnitude: adapter.magnitude.as_ref()? })
+    }
+
+    /// `d W' + scale d A' B'`
+    fn undirected(&self, dropped: &Tensor, hidden: &Tensor, b: &Tensor) -> Result<Tensor> {
+        ops::add_product(self.frozen.product(dropped)?, hidden, &b.t()?, 1.0)
+    }
+
+    /// [`Linear::forward`] with DoRA.
+    pub(super) fn forward_dora(&self, x: &Tensor, at: Use, dora: Dora<'_>) -> Result<Tensor> {
+        let dropped = self.dropped(x, at)?;
+        let hidden = ops::product(&dropped, &dora.adapter.a.t()?, self.lora.scale)?;
+        let y = self.undirected(&dropped, &hidden, &dora.adapter.b)?;
+        let mut y = scale_columns(y, &dora.factor()?)?;
+        if self.drops(at) {
+            y = ops::add(y, &self.frozen.product(&(x - &dropped)?)?)?;
+        }
+        self.frozen.add_bias(y)
+    }
+
+    /// [`Linear::backward`] with DoRA.
+    pub(super) fn backward_dora(
+        &self,
+        x: &Tensor,
+        g: &Tensor,
+        at: Use,
+        dora: Dora<'_>,
+        (need_dx, grad): (bool, &mut Option<AdapterGrad>),
+    ) -> Result<Option<Tensor>> {
+        let Adapter { a, b, .. } = dora.adapter;
+        let through = scale_columns(if fused(g) { g.force_contiguous()? } else { g.clone() }, &dora.factor()?)?;
+        let dx = if need_dx { Some(self.frozen.backward(&through)?) } else { None };
+        let dropped = self.dropped(x, at)?;
+        let hidden = ops::product(&dropped, &a.t()?, self.lora.scale)?;
+        let d_hidden = ops::product(&through, b, self.lora.scale)?;
+        let along = column_dots(g, &self.undirected(&dropped, &hidden, b)?)?;
+        let d_magnitude = (along / &dora.norms.current)?;
+        let old = dora.adapter.grad_or_zero(grad)?;
+        *grad = Some(AdapterGrad {
+            a: ops::add_product(old.a, &d_hidden.t()?, &dropped, 1.0)?,
+            b: ops::add_product(old.b, &through.t()?, &hidden, 1.0)?,
+            magnitude: old.magnitude.map(|old| old + d_magnitude).transpose()?,
+        });
+        drop((hidden, dropped, through));
+        let Some(dx) = dx else { return Ok(None) };
+        let dx = ops::add_product(dx, &d_hidden, a, 1.0)?;
+        let Some(mask) = self.mask(x, at)? else { return Ok(Some(dx)) };
+        let whole = self.frozen.backward(g)?;
+        // What reached the dropped input, and what reached the rest of it.
+        Ok(Some(ops::add((whole * mask.affine(-1.0, 1.0)?)?, &(dx * mask)?)?))
+    }
+}
+
+/// Column j of `y [rows, width]` times `factor[j]`, where nobody else holds `y`: on the CPU it is done in its memory.
+fn scale_columns(y: Tensor, factor: &Tensor) -> Result<Tensor> {
+    if !fused(&y) {
+        return y.broadcast_mul(factor);
+    }
+    y.inplace_op2(factor, &ScaleColumns)?;
+    Ok(y)
+}
+
+struct ScaleColumns;
+
+impl InplaceOp2 for ScaleColumns {
+    fn name(&self) -> &'static str {
+        "scale columns"
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, ly: &Layout, factor: &CpuStorage, lf: &Layout) -> Result<()> {
+        kernels::scale_columns(slice_mut(y, ly)?, slice(factor, lf)?);
+        Ok(())
+    }
+}
+
+/// `sum over rows of g y`, `[width]`, of two `[rows, width]`.
+fn column_dots(g: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if !fused(g) {
+        return (g * y)?.sum(0);
+    }
+    let width = g.dim(1)?;
+    let sums = with_slice(g, |g| with_slice(y, |y| kernels::column_dots(g, y, width)))??;
+    Tensor::from_vec(sums, width, g.device())
+}
+
+#[cfg(test)]
+#[path = "dora_tests.rs"]
+mod tests;

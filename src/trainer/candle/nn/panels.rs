@@ -1,0 +1,93 @@
+//! Products with a frozen weight that is not f32: its rows are made f32 a few at a time.
+
+use candle_core::{DType, Result, Tensor};
+
+use crate::checkpoint::stored::{Stored, panel_rows};
+use crate::ops::{add_product, fused, product_into_columns};
+
+/// Columns `first..` of a zero matrix of `columns`, filled with `a b` panel by panel; see [`Panels`].
+pub fn product_by_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
+    if !fused(a) {
+        let parts = panels.map(|panel| a.matmul(&panel?.1.t()?)).collect::<Result<Vec<_>>>()?;
+        return Tensor::cat(&parts, 1);
+    }
+    let out = Tensor::zeros((a.dim(0)?, panels.columns), DType::F32, a.device())?;
+    for panel in panels {
+        let (first, b) = panel?;
+        product_into_columns(&out, first, a, &b.t()?)?;
+    }
+    Ok(out)
+}
+
+/// `a b` with the columns of `a` taken panel by panel; see [`Panels`].
+pub fn sum_over_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
+    let mut out = Tensor::zeros((a.dim(0)?, panels.width), DType::F32, a.device())?;
+    for panel in panels {
+        let (first, b) = panel?;
+        out = add_product(out, &a.narrow(1, first, b.dim(0)?)?, &b, 1.0)?;
+    }
+    Ok(out)
+}
+
+/// The rows of a frozen `[columns, width]` matrix in f32, a few at a time: the first row's index, and the rows.
+pub struct Panels<'a> {
+    /// As stored.
+    pub weight: &'a Stored,
+    /// Rows of the weight, which are columns of the product.
+    pub columns: usize,
+    /// Columns of the weight.
+    pub width: usize,
+    /// Rows of a panel.
+    pub rows: usize,
+    next: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// Over a matrix.
+    pub fn new(weight: &'a Stored) -> Result<Self> {
+        let (columns, width) = weight.dims()?;
+        Ok(Self { weight, columns, width, rows: panel_rows(width), next: 0 })
+    }
+}
+
+impl Iterator for Panels<'_> {
+    type Item = Result<(usize, Tensor)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let first = self.next;
+        let rows = self.rows.min(self.columns - first);
+        self.next += rows;
+        let panel = || Ok((first, self.weight.panel(first, rows)?));
+        (rows > 0).then(panel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{self, worst};
+
+    fn random(rows: usize, width: usize, seed: u64) -> Tensor {
+        testing::random((rows, width), 2.0, seed)
+    }
+
+    fn close(a: &Tensor, b: &Tensor) {
+        let worst = worst(a, b);
+        assert!(worst <= 1e-5, "{worst}");
+    }
+
+    #[test]
+    fn products_by_panels_equal_the_whole_product() {
+        let (x, w, g) = (random(5, 7, 1), random(11, 7, 2), random(5, 11, 3));
+        let half = w.to_dtype(DType::BF16).unwrap();
+        let rounded = half.to_dtype(DType::F32).unwrap();
+        let half = Stored::Dense(half);
+        for rows in [1, 3, 11, 40] {
+            let panels = || Panels { rows, ..Panels::new(&half).unwrap() };
+            let y = product_by_panels(&x, panels()).unwrap();
+            close(&y, &x.matmul(&rounded.t().unwrap()).unwrap());
+            let dx = sum_over_panels(&g, panels()).unwrap();
+            close(&dx, &g.matmul(&rounded).unwrap());
+        }
+    }
+}
