@@ -17,7 +17,7 @@ use headroom::checkpoint::stored::Stored;
 use headroom::checkpoint::tensor_file;
 use headroom::checkpoint::text::Text;
 use headroom::data::batches::{Batches, MicroBatch};
-use headroom::data::examples::Example;
+use headroom::data::example::Example;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::model::storage::Format;
 use headroom::spec::run::recipe::Recipe;

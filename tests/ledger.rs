@@ -12,7 +12,7 @@ use headroom::checkpoint::source::ModelSource;
 use headroom::cost::candle::{Micro, SLABS, ledger};
 use headroom::cost::ledger::Phase;
 use headroom::data::batches::{MicroBatch, pack};
-use headroom::data::examples::Example;
+use headroom::data::example::Example;
 use headroom::spec::machine::Accelerator;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{RunConfig, Weights};

@@ -8,16 +8,15 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use headroom::checkpoint::source::ModelSource;
-use headroom::cost;
 use headroom::cost::time::{StepCost, step_cost};
 use headroom::measure::Measurement;
 use headroom::measure::probe::this_machine;
 use headroom::report::compare::PredictionFile;
 use headroom::spec::record::{Outcome, Step};
 use headroom::spec::run::{Engine, RunConfig};
-use headroom::store;
 use headroom::trainer::scripted::{Mishap, Script, ScriptedTrainer};
 use headroom::units::Bytes;
+use headroom::{cost, store};
 
 fn full(tokens_per_row: usize) -> cost::Heaviest {
     cost::Heaviest { tokens_per_row, learned: 1.0, validation_tokens: None }

@@ -13,7 +13,7 @@ use common::{FAMILIES, fixture};
 use headroom::checkpoint::adapter::Adapter;
 use headroom::checkpoint::source::ModelSource;
 use headroom::data::batches::{self, Batches, MicroBatch, pack};
-use headroom::data::examples::Example;
+use headroom::data::example::Example;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{Recipe, RunConfig};
 use headroom::trainer::candle::nn::adapter;

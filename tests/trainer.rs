@@ -198,7 +198,7 @@ fn a_run_that_stops_improving_ends_with_its_best_adapter() {
 fn packing_is_predicted_as_it_is_done() {
     use headroom::cost::work::{Work, rows};
     use headroom::data::batches::{self, Batches};
-    use headroom::data::examples::Example;
+    use headroom::data::example::Example;
     use headroom::spec::run::data::TokenLengths;
     let mut run = config(RECIPE);
     (run.recipe.packing, run.recipe.steps, run.recipe.epochs) = (true, None, Some(1.0));

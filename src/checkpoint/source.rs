@@ -6,10 +6,9 @@ use crate::checkpoint::gguf::GgufFile;
 use crate::checkpoint::safetensors::CheckpointFile;
 use crate::checkpoint::weights::{BaseWeights, Files};
 use crate::error::{Error, Result};
-use crate::spec;
 use crate::spec::model::{ModelSpec, ModelType};
 use crate::spec::run::BUILTIN;
-use crate::store;
+use crate::{spec, store};
 
 const BUILTIN_CONFIG: &str = include_str!("../../assets/model/config.json");
 const BUILTIN_WEIGHTS: &[u8] = include_bytes!("../../assets/model/model.safetensors");

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Bytes;
 
+/// Bytes of a number that is computed with.
+pub(crate) const F32: u64 = 4;
+
 /// One named thing in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {

@@ -6,7 +6,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use crate::data::examples::Example;
+use crate::data::example::{Example, targets};
 use crate::spec::run::{RunConfig, packing};
 
 /// Examples laid end to end, without padding. A row is a token that predicts the next one, so the last token of
@@ -77,13 +77,6 @@ impl<'a> Batches<'a> {
             })
             .collect()
     }
-}
-
-/// Which tokens of an example are learned, in a run that does not pad: those within the longest length, after the first,
-/// and after the prompt where it is masked.
-pub fn targets(example: &Example, run: &RunConfig) -> Range<usize> {
-    let first = if run.recipe.mask_prompt { example.prompt.max(1) } else { 1 };
-    first..example.tokens.len().min(run.recipe.max_seq_length)
 }
 
 /// Lays examples end to end, each cut to the run's longest length.

@@ -10,21 +10,12 @@ use serde::Deserialize;
 
 use crate::checkpoint::source::builtin_rows;
 use crate::checkpoint::text::{Encoded, LONGEST_TEXT, Message, Text};
-use crate::data::batches::targets;
+use crate::data::example::{Example, targets};
 use crate::error::{Error, Result};
 use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{BUILTIN, Data, RunConfig};
 use crate::store;
 use crate::units::Bytes;
-
-/// One example: its tokens, and the first of them that is a target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Example {
-    /// Not cut yet.
-    pub tokens: Vec<u32>,
-    /// Tokens before this one are prompt.
-    pub prompt: usize,
-}
 
 #[derive(Deserialize)]
 #[serde(untagged, deny_unknown_fields)]

@@ -3,8 +3,8 @@
 use crate::checkpoint::adapter::{self, About, Layout};
 use crate::checkpoint::source::public_name;
 use crate::error::Result;
-use crate::export::Subject;
 use crate::export::place::Place;
+use crate::export::request::Subject;
 use crate::spec::run::exchange::Format;
 
 /// Writes the subject's adapter as `format`.

@@ -14,7 +14,7 @@ use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
 use crate::export::merged::{Merged, pieces};
 use crate::export::place::Place;
-use crate::export::{Progress, Subject};
+use crate::export::request::{Progress, Subject};
 use crate::spec::run::exchange::Format;
 use crate::store;
 use crate::store::stream::{Streamed, copy};

@@ -11,7 +11,7 @@ use crate::checkpoint::finite::all_finite_ggml;
 use crate::checkpoint::stored::too_large;
 use crate::checkpoint::weights::BaseWeights;
 use crate::error::{Error, Result};
-use crate::export::Subject;
+use crate::export::request::Subject;
 use crate::spec::model::storage::Format;
 
 /// Numbers of a piece: 8 MiB in f32, small beside any model and large beside what a read costs.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
-use crate::export::Request;
+use crate::export::request::Request;
 use crate::store;
 use crate::store::stream::Staged;
 use crate::units::Bytes;

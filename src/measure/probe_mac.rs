@@ -5,7 +5,7 @@ use std::process::Command;
 use objc2_foundation::{NSProcessInfo, NSProcessInfoThermalState};
 
 use crate::error::Result;
-use crate::measure::{MachineState, text};
+use crate::measure::measurement::{MachineState, text};
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
 

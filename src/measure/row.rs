@@ -10,8 +10,8 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::measure::measurement::{Measured, Measurement, Predicted, SCHEMA, data_as_split};
 use crate::measure::probe::MachineState;
-use crate::measure::{Measured, Measurement, Predicted, SCHEMA};
 use crate::spec::record::Outcome;
 use crate::spec::run::{Data, DataSplit, Engine, Execution, Lora, Recipe, RunConfig};
 use crate::units::{Bytes, Estimate};
@@ -19,8 +19,11 @@ use crate::units::{Bytes, Estimate};
 /// Path and example of every leaf, in the order of the columns.
 static COLUMNS: LazyLock<Vec<(String, Value)>> = LazyLock::new(|| {
     let value = serde_json::to_value(example()).expect("a measurement is plain data");
+
     let mut leaves = Vec::new();
+
     flatten("", &value, &mut leaves);
+
     // What names a row comes first; the sections follow in the order of reading.
     leaves.sort_by_key(|(path, _)| {
         let first = ["schema", "unix_time", "machine", "os", "engine_version", "tool_version"];
@@ -101,14 +104,6 @@ pub fn header() -> Vec<String> {
     COLUMNS.iter().map(|(path, _)| path.clone()).collect()
 }
 
-/// `data = "x"` and `[data] train = "x"` say the same; a row has columns for the second.
-pub fn data_as_split(mut config: RunConfig) -> RunConfig {
-    if let Data::Train(train) = config.data {
-        config.data = Data::Split(DataSplit { train, valid: None });
-    }
-    config
-}
-
 impl Measurement {
     /// The cells, in the order of [`header`].
     pub fn to_row(&self) -> Result<Vec<String>> {
@@ -169,11 +164,17 @@ impl Measurement {
 /// What a measurement can show, from the least to the most: a nanosecond to thirty years, in seconds; up to a petabyte,
 /// in bytes; a token in thirty years to more than any machine can count.
 const TIME: (f64, f64) = (1e-9, 1e9);
+
 const MEMORY: (f64, f64) = (1.0, 1e15);
+
 const SPEED: (f64, f64) = (1e-9, 1e15);
+
 const TOKENS: (f64, f64) = (0.0, 1e15);
+
 const SPREAD: (f64, f64) = (0.0, 1e9);
+
 const LOSS: (f64, f64) = (-1e9, 1e9);
+
 /// Trials that show nothing may have taken none of it.
 const WHOLE: (f64, f64) = (0.0, 1e9);
 

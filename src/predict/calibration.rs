@@ -15,7 +15,7 @@ use crate::cost::time::StepCost;
 use crate::error::{Error, Result};
 use crate::predict::coefficients::{COUNT, Coefficients, Noise};
 use crate::predict::coverage::{Coverage, Point};
-use crate::predict::{Formula, Measured};
+use crate::predict::observation::{Formula, Measured};
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::run::Engine;
 use crate::stats::{Belief, huber_weights, normal_quantile, student_t_quantile};

@@ -2,7 +2,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::predict::Request;
+use crate::predict::request::Request;
 use crate::spec::model::catalogue;
 use crate::spec::run::RunConfig;
 use crate::units::{Bytes, Seconds};

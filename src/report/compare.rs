@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
-use crate::measure::{Measurement, Outcome, Predicted, Step, Validation};
+use crate::measure::{Measurement, Predicted};
+use crate::spec::record::{Outcome, Step, Validation};
 use crate::spec::run::RunConfig;
 use crate::units::{Bytes, Estimate, Seconds};
 

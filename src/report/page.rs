@@ -5,9 +5,10 @@ use serde::Serialize;
 
 use crate::cost::ledger::{Item, Phase};
 use crate::error::{Error, Result};
-use crate::measure::{Measurement, Validation};
+use crate::measure::Measurement;
 use crate::report::compare::{Comparison, PredictionFile, Quantity, RunReport, without_folders};
 use crate::report::plot::{self, Interval};
+use crate::spec::record::Validation;
 use crate::units::{Bytes, Estimate, Seconds, grouped};
 
 const TEMPLATE: &str = include_str!("page.html");

@@ -7,7 +7,8 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::error::Result;
-use crate::store::reading;
+use crate::store::files;
+use crate::store::paths::reading;
 
 /// The file of checksums in a folder.
 pub const SUMS: &str = "SHA256SUMS";
@@ -22,7 +23,7 @@ pub fn of_bytes(bytes: &[u8]) -> String {
 
 /// SHA-256 of a regular file, in hexadecimal: for a file of a published model the hash that the hub shows.
 pub fn of_file(path: &Path) -> Result<String> {
-    let mut file = crate::store::open_regular(path)?;
+    let mut file = files::open_regular(path)?;
     let mut hasher = Sha256::new();
     let mut piece = vec![0; PIECE];
     loop {
@@ -41,7 +42,7 @@ fn hex(digest: &[u8]) -> String {
 pub fn write(folder: &Path, names: &[&str]) -> Result<()> {
     let line = |name: &&str| Ok(format!("{}  {name}\n", of_file(&folder.join(name))?));
     let lines: String = names.iter().map(line).collect::<Result<_>>()?;
-    crate::store::write(&folder.join(SUMS), lines.as_bytes())
+    files::write(&folder.join(SUMS), lines.as_bytes())
 }
 
 /// How a folder stands to its checksums.
@@ -61,7 +62,7 @@ pub fn check(folder: &Path, required: &[&str]) -> Checked {
     if File::open(&sums).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
         return Checked::Unknown;
     }
-    let Ok(text) = crate::store::read_text(&sums) else { return Checked::Damaged(format!("`{SUMS}` cannot be read")) };
+    let Ok(text) = files::read_text(&sums) else { return Checked::Damaged(format!("`{SUMS}` cannot be read")) };
     for line in text.lines() {
         // One plain name a line: a damaged list must not lead out of the folder.
         let (sum, name) = match line.split_once("  ") {

@@ -9,8 +9,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::store;
-use crate::store::{make_folders, reading, temporary, writing};
+use crate::store::files::make_folders;
+use crate::store::paths::{reading, writing};
+use crate::store::{files, paths, temporary};
 
 const LOCK: &str = "run.lock";
 /// Tries to take it.
@@ -46,9 +47,9 @@ impl NewRun {
     pub fn discard(self) -> Result<()> {
         // A folder that was there before, though empty, stays.
         if self.made.is_empty() {
-            store::remove_files(&self.folder.path, &FIRST_FILES)?;
+            files::remove_files(&self.folder.path, &FIRST_FILES)?;
         } else {
-            store::remove_own(&self.folder.path, &FIRST_FILES)?;
+            files::remove_own(&self.folder.path, &FIRST_FILES)?;
         }
         // Those above it may have been put to use meanwhile.
         self.made.iter().rev().skip(1).for_each(|folder| drop(fs::remove_dir(folder)));
@@ -73,7 +74,7 @@ impl RunFolder {
     pub fn create_numbered(parent: &Path, name: &str) -> Result<NewRun> {
         let mut number = 1;
         loop {
-            match Self::create(&parent.join(store::file_name(&format!("{name}-{number}")))) {
+            match Self::create(&parent.join(paths::file_name(&format!("{name}-{number}")))) {
                 Err(Error::RunExists { .. } | Error::NotEmpty { .. } | Error::InUse { .. }) => number += 1,
                 created => return created,
             }
@@ -112,7 +113,7 @@ impl RunFolder {
 
     /// All of them directly inside a folder, by name.
     pub fn all_in(path: &Path) -> Result<Vec<Self>> {
-        Ok(store::folders_in(path)?.iter().filter_map(|p| Self::open(p).ok()).collect())
+        Ok(files::folders_in(path)?.iter().filter_map(|p| Self::open(p).ok()).collect())
     }
 
     /// Keeps every other process from working in it, for as long as the lock lives.
@@ -129,7 +130,7 @@ impl RunFolder {
 
     /// Whether a process works in it now, or did so when it was ended without a chance to say so.
     pub fn activity(&self) -> Activity {
-        let Ok(mut file) = store::open_regular(&self.path.join(LOCK)) else { return Activity::Idle };
+        let Ok(mut file) = files::open_regular(&self.path.join(LOCK)) else { return Activity::Idle };
         let holder = Holder::read(&mut file);
         match (file.try_lock_shared(), holder) {
             (Err(fs::TryLockError::WouldBlock), holder) => Activity::Running(holder),

@@ -7,8 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::Result;
+use crate::store::files::make_folder;
+use crate::store::paths::{parent, writing};
 use crate::store::temporary::Temporary;
-use crate::store::{make_folder, parent, writing};
 
 /// Bytes gathered before they go to the disk.
 const BUFFER: usize = 1 << 20;

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::store::parent;
+use crate::store::paths::parent;
 
 /// Tells our temporary names from everybody else's: `.NAME.headroom-PID-N.tmp`.
 const MARK: &str = ".headroom-";

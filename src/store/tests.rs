@@ -1,7 +1,10 @@
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 
 use super::run_folder::{Activity, Holder};
 use super::*;
+use crate::error::Error;
 
 fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|w| w.to_string()).collect()

@@ -1,15 +1,16 @@
 //! From text to tokens: the model's own tokenizer and chat template.
 
+mod message;
 mod methods;
 mod template;
 mod tokenizer;
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+pub use self::message::*;
 use self::template::{SpecialTokens, Template};
 use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
@@ -20,28 +21,14 @@ use crate::units::Bytes;
 
 /// What is at fault when work on a text is ended.
 const TOKENIZER: &str = "the tokenizer";
+
 const TEMPLATE: &str = "the chat template";
+
 /// Largest tokenizer_config.json, bytes: several times the largest that is published.
 const LARGEST_CONFIG: usize = 8 << 20;
+
 /// Bytes that stand for the text of one token.
 const BYTES_OF_TOKEN: usize = 64;
-
-/// Longest text of one example, bytes: a million tokens or more, the longest that any model takes. All after a run's
-/// `max_seq_length` is cut off anyway.
-pub const LONGEST_TEXT: usize = 4 << 20;
-
-/// One turn of a chat. Keys beyond role and content (tool calls, names) are handed to the template as they are.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, ...
-    pub role: String,
-    /// What is said.
-    #[serde(default)]
-    pub content: String,
-    /// Anything else of the row.
-    #[serde(flatten)]
-    pub rest: serde_json::Map<String, Value>,
-}
 
 /// A tokenizer with its chat template.
 #[derive(Clone)]
@@ -60,15 +47,6 @@ struct Inside {
     tokens: SpecialTokens,
     /// The token that closes an example.
     end: Option<u32>,
-}
-
-/// Tokens of a row, and how many of them are prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Encoded {
-    /// All of it.
-    pub tokens: Vec<u32>,
-    /// Tokens that lie wholly in the prompt.
-    pub prompt: usize,
 }
 
 impl Text {

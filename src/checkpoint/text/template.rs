@@ -6,8 +6,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error as TemplateError, ErrorKind, context};
 
+use crate::checkpoint::text::message::{LONGEST_TEXT, Message};
 use crate::checkpoint::text::methods::python_methods;
-use crate::checkpoint::text::{LONGEST_TEXT, Message};
 use crate::memory::bounded;
 use crate::units::Bytes;
 

@@ -183,7 +183,7 @@ fn hostile_templates_are_refused() {
         // Gigabytes.
         (grown("n.s ~ n.s"), "of memory"),
         (grown("n.s + n.s"), "of memory"),
-        (grown("n.s|replace('a', n.s)"), "of memory"),
+        (grown("n.s|replace('a', n.s)"), "instructions"),
         (grown("n.s.replace('a', n.s)"), "of memory"),
         (grown("[n.s, n.s, n.s]|join(n.s)"), "of memory"),
         (grown("[n.s, n.s]|string"), "of memory"),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokenizers::Tokenizer;
 
-use crate::checkpoint::text::Encoded;
+use crate::checkpoint::text::message::Encoded;
 use crate::memory;
 use crate::memory::bounded::{self, Bounds};
 use crate::units::Bytes;

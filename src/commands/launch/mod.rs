@@ -1,32 +1,27 @@
 //! `headroom launch`: a run from preflight to adapter.
 
 mod earlier;
+mod job;
 mod watch;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use self::earlier::Earlier;
+use self::job::{Launch, Site, report_of};
 use self::watch::Watch;
 use crate::cli::{self, LaunchArgs};
 use crate::commands::bench::{self, Bench, Subject};
 use crate::commands::output::Output;
-use crate::commands::report::read_report;
 use crate::error::{Error, Result};
-use crate::measure::guard::Guard;
 use crate::measure::observe::Observed;
-use crate::measure::room::Room;
 use crate::measure::{Measurement, probe};
 use crate::plan::{Assessment, DIED};
-use crate::report::brief;
-use crate::report::compare::{Activity, RunReport, ledger_lines};
-use crate::report::layout::printable;
 use crate::spec::record::{Job, Outcome};
 use crate::spec::run::RunConfig;
-use crate::store::run_folder::{Holder, NewRun};
-use crate::store::{self, RunFolder, RunLock};
+use crate::store::{self, RunFolder};
 use crate::trainer::Trainer;
-use crate::units::{Bytes, Seconds};
+use crate::units::Seconds;
 
 /// Where a run goes.
 pub enum Place {
@@ -124,60 +119,6 @@ fn preflight(plan: &Assessment, force: bool) -> Result<()> {
     Err(Error::DoesNotFit { what, needs: binding.high, limit })
 }
 
-/// What a folder says in which this process, and no other, works, and is done.
-fn report_of(folder: &RunFolder) -> Result<RunReport> {
-    Ok(RunReport { activity: Activity::Idle, ..read_report(folder)? })
-}
-
-/// This process, for the lock of a run folder.
-fn holder() -> Holder {
-    let oom_kills = Room::here().oom_kills();
-    Holder { pid: std::process::id(), unix_time: probe::unix_time(), oom_kills, gave_up: false }
-}
-
-/// How a process ended that could not say so itself.
-fn end(outcome: &Outcome) -> String {
-    match outcome {
-        Outcome::OutOfMemory { at_step } => format!("memory ran out after step {at_step}"),
-        Outcome::Crashed { at_step, reason } => format!("{reason}, after step {at_step}"),
-        other => other.name().to_owned(),
-    }
-}
-
-/// The folder that a run works in, locked.
-enum Site {
-    New(NewRun),
-    Again(Box<Earlier>),
-}
-
-impl Site {
-    fn folder(&self) -> &RunFolder {
-        match self {
-            Self::New(new) => &new.folder,
-            Self::Again(earlier) => &earlier.folder,
-        }
-    }
-
-    fn lock(&mut self) -> &mut RunLock {
-        match self {
-            Self::New(new) => &mut new.lock,
-            Self::Again(earlier) => &mut earlier.lock,
-        }
-    }
-}
-
-struct Launch<'a> {
-    run: RunConfig,
-    folder: RunFolder,
-    site: Site,
-    bench: &'a mut Bench,
-    plan: Assessment,
-    limit: Option<Bytes>,
-    /// A step was taken, so that the folder holds something to keep.
-    begun: bool,
-    output: Output,
-}
-
 impl Launch<'_> {
     /// Trains to the end, the limit or the interrupt, and says how it went.
     fn go(mut self, trainer: &mut dyn Trainer, settings: &Settings<'_>) -> Result<RunFolder> {
@@ -243,86 +184,5 @@ impl Launch<'_> {
         // What ended the run matters more than what kept that from being written down.
         result?;
         written.map(|()| measurement)
-    }
-
-    /// `run.toml` and `prediction.json`, which says what `predict --json` says, and every phase of a step. A resumed run
-    /// keeps its first.
-    fn write_question(&self) -> Result<()> {
-        if matches!(self.site, Site::Again(_)) && self.folder.prediction().exists() {
-            return Ok(());
-        }
-        store::write(&self.folder.config(), self.run.to_toml()?.as_bytes())?;
-        let broken = |e: serde_json::Error| Error::Serialise { what: "prediction.json", reason: e.to_string() };
-        let mut value = serde_json::to_value(&self.plan).map_err(broken)?;
-        value["timeline"] = serde_json::to_value(ledger_lines(&self.plan.prediction.ledger)).map_err(broken)?;
-        store::save_json(&self.folder.prediction(), &value)
-    }
-
-    /// The first step comes next: from here on the folder is this process's, and nothing is as the last one left it.
-    fn begin(&mut self, done: usize) -> Result<()> {
-        // A table that cannot be added to is found out now and not after the last step.
-        self.bench.check_writable()?;
-        if let Site::Again(earlier) = &self.site {
-            earlier::reopen(&self.folder, &earlier.metrics, done)?;
-            if done > 0 {
-                self.output.note(&format!("going on after step {done}"));
-            }
-        }
-        let killed = self.site.lock().killed();
-        if let (Site::Again(earlier), Some(killed)) = (&self.site, killed) {
-            let measurement = earlier.measurement_of(&killed, &self.bench.place);
-            self.output.note(&format!("the process before did not end by itself: {}", end(&measurement.outcome)));
-            self.bench.add(measurement)?;
-        }
-        self.site.lock().hold(holder())
-    }
-
-    /// Watches the memory while steps are taken, and ends the process before the kernel would.
-    fn guard(&mut self) -> Result<Guard> {
-        let words = self.site.lock().last_words(holder())?;
-        let command = self.resume_command();
-        let text = format!(
-            "error: the system has next to no memory left; the run was ended before the system would have ended it\n\n\
-             hint: free some memory and go on from the last checkpoint with `{command}`\n"
-        );
-        let text = printable(&text);
-        Ok(Guard::start(self.limit, move |_| {
-            words();
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
-        }))
-    }
-
-    /// What goes on with this run from another prompt.
-    fn resume_command(&self) -> String {
-        format!("headroom launch {} --resume", store::quoted(self.folder.path()))
-    }
-
-    /// Says how it went, and what to do next.
-    fn conclude(&self, measurement: &Measurement) -> Result<()> {
-        let report = report_of(&self.folder)?;
-        self.output.part(&report.answer())?;
-        self.output.part(&brief::comparisons(&report.comparisons()))?;
-        self.output.data(measurement)?;
-        let path = self.folder.path().display();
-        match &measurement.outcome {
-            Outcome::OutOfMemory { .. } => {
-                let needs = measurement.measured.footprint_bytes.unwrap_or_default();
-                let limit = self.limit.unwrap_or(self.plan.limits.first().map_or(Bytes(0), |l| l.limit));
-                self.output.note(&format!("stopped at the memory limit; a checkpoint was kept in `{path}`"));
-                return Err(Error::DoesNotFit { what: "the run".into(), needs, limit });
-            }
-            Outcome::Stopped { at_step } => {
-                let kept = format!("{at_step} of {} steps are done and kept in `{path}`", self.plan.prediction.steps);
-                return Err(Error::Interrupted { kept, resume: Some(self.resume_command()) });
-            }
-            Outcome::Finished | Outcome::EarlyStopped { .. } => {
-                self.output.part(&format!("adapter: {}", self.folder.adapter().display()))?;
-            }
-            Outcome::Crashed { .. } | Outcome::TimedOut { .. } => {
-                let reason = format!("{}; the last checkpoint is kept in `{path}`", report.answer());
-                return Err(Error::Engine { engine: self.run.engine.name().into(), reason });
-            }
-        }
-        Ok(())
     }
 }

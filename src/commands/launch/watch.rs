@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use crate::commands::interrupt::interrupted;
-use crate::commands::launch::{Launch, earlier};
+use crate::commands::launch::earlier;
+use crate::commands::launch::job::Launch;
 use crate::commands::output::Bar;
 use crate::error::{Error, Result};
 use crate::measure::guard::Guard;

@@ -15,8 +15,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::cost::ledger::Item;
-use crate::cost::mlx::F32;
+use crate::cost::ledger::{F32, Item};
 use crate::cost::work::mlx_padded;
 use crate::spec::model::ModelSpec;
 use crate::spec::model::tensors::{Projection, Role};

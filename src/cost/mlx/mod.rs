@@ -7,14 +7,12 @@ pub mod cpu;
 mod graph;
 pub mod metal;
 
-use crate::cost::ledger::{Item, Phase};
+use crate::cost::ledger::{F32, Item, Phase};
 use crate::cost::params::{Parameters, bits, trainable};
 use crate::error::Result;
 use crate::spec::machine::Accelerator;
 use crate::spec::model::ModelSpec;
 use crate::spec::run::RunConfig;
-
-const F32: u64 = 4;
 
 /// A look at validation rows of `tokens_per_row` tokens before padding, without a gradient: one block at work, or two arrays
 /// of the size of the logits.

@@ -17,7 +17,7 @@ use self::file::{Entry, Metadata, Value};
 use self::tensors::{Planned, Turn};
 use crate::error::{Error, Result};
 use crate::export::merged::{Merged, encode, pieces};
-use crate::export::{Progress, Subject, short_name};
+use crate::export::request::{Progress, Subject, short_name};
 use crate::spec::run::Weights;
 use crate::spec::run::exchange::Format;
 use crate::store::stream::Streamed;

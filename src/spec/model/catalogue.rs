@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::spec::model::config::HYBRID;
-use crate::spec::model::{ModelSpec, SUPPORTED};
+use crate::spec::model::architecture::{ModelSpec, SUPPORTED};
+use crate::spec::model::families::HYBRID;
 use crate::spec::run::LONGEST_NAME;
 
 /// One published model.

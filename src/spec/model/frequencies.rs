@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use crate::spec::model::{Rope, RopeScaling};
+use crate::spec::model::architecture::{Rope, RopeScaling};
 
 /// Inverse frequencies, `dims / 2` of them, and the factor on cosine and sine.
 /// `length` is the longest sequence of the run: longrope has other frequencies beyond the trained length.
@@ -67,7 +67,7 @@ fn yarn_frequencies(rope: &Rope, base: &[f64], scaling: &RopeScaling) -> Vec<f64
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::model::{ModelSpec, Positions};
+    use crate::spec::model::architecture::{ModelSpec, Positions};
 
     /// Against transformers; `tests/fixtures/reference/make.py` made the file.
     #[test]

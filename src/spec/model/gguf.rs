@@ -5,8 +5,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::spec::model::architecture::{ModelSpec, ModelType, Positions, RopeScaling, SUPPORTED};
 use crate::spec::model::tensors::Role;
-use crate::spec::model::{ModelSpec, ModelType, Positions, RopeScaling, SUPPORTED};
 
 /// `general.architecture` of a family, which is also the prefix of its keys.
 pub fn architecture(model_type: ModelType) -> &'static str {

@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::spec::model::architecture::{Attention, ModelType, Positions, Rope, RopeScaling};
 use crate::spec::model::config::{Config, LARGEST_LENGTH, shown};
-use crate::spec::model::{Attention, ModelType, Positions, Rope, RopeScaling};
 
 /// A table of parameters. A key of another type than its own is refused by its name, never taken as absent.
 #[derive(Clone, Copy)]

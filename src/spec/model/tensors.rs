@@ -3,8 +3,8 @@
 //! One list serves the cost model (which counts it) and the trainer (which loads it).
 
 use crate::error::{Error, Result};
+use crate::spec::model::architecture::{ModelSpec, ModelType, Positions};
 use crate::spec::model::storage::{Format, Weights};
-use crate::spec::model::{ModelSpec, ModelType, Positions};
 use crate::spec::run::recipe::{Lora, Optimizer};
 
 /// One stored tensor.

@@ -10,7 +10,7 @@ use crate::ops::{self, NormWeights};
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::{Lora, RunConfig};
 use crate::trainer::candle::nn::block::{Block, Grads, Rows, Tape};
-use crate::trainer::candle::nn::linear::Frozen;
+use crate::trainer::candle::nn::frozen::Frozen;
 use crate::trainer::candle::nn::load::Loader;
 
 fn rows(batch: &MicroBatch, dropout: Option<(u64, u64)>) -> Rows {

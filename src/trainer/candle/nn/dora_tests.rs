@@ -6,6 +6,7 @@ use super::*;
 use crate::checkpoint::stored::Stored;
 use crate::ops::testing::{self, dot, moved, values, worst};
 use crate::spec::run::Weights;
+use crate::trainer::candle::nn::frozen::Frozen;
 use crate::trainer::candle::nn::linear::{DropoutKey, LoraSettings};
 
 const ROWS: usize = 6;

@@ -1,7 +1,9 @@
 //! A projection with bias, adapter and dropout: gradients against finite differences, and chunks against the whole.
 
 use super::*;
+use crate::checkpoint::stored::Stored;
 use crate::ops::testing::{self, dot, moved, values};
+use crate::trainer::candle::nn::frozen::Frozen;
 
 fn random(shape: (usize, usize), seed: u64) -> Tensor {
     testing::random(shape, 1.0, seed)

@@ -15,7 +15,8 @@ use crate::spec::model::frequencies::inverse_frequencies;
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::RunConfig;
 use crate::trainer::candle::nn::block::Block;
-use crate::trainer::candle::nn::linear::{Frozen, Linear, LoraSettings};
+use crate::trainer::candle::nn::frozen::Frozen;
+use crate::trainer::candle::nn::linear::{Linear, LoraSettings};
 
 /// Builds the model's parts out of a [`BaseWeights`].
 pub struct Loader<'a> {

@@ -4,6 +4,8 @@ pub mod adapter;
 pub mod block;
 pub mod decoder;
 pub mod dora;
+pub mod frozen;
 pub mod linear;
 pub mod load;
+pub mod norms;
 pub mod panels;

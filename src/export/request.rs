@@ -1,0 +1,90 @@
+//! What is exported, to where, and what came of it.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::checkpoint::adapter::AdapterFile;
+use crate::checkpoint::source::ModelSource;
+use crate::error::{Error, Result};
+use crate::spec::model::ModelSpec;
+use crate::spec::run::Weights;
+use crate::spec::run::exchange::Format;
+use crate::trainer::candle::nn::adapter;
+use crate::units::Bytes;
+
+/// What is to be written.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The base: a folder, a hub id or the one that ships inside.
+    pub model: String,
+    /// Folder of an adapter, in either layout.
+    pub adapter: Option<PathBuf>,
+    /// The form.
+    pub format: Format,
+    /// Number format of a GGUF's matrices; as the base is stored, where absent.
+    pub weights: Option<Weights>,
+    /// The folder or file to write.
+    pub out: PathBuf,
+    /// Replace what is there.
+    pub force: bool,
+}
+
+/// What was written.
+#[derive(Clone, Debug, Serialize)]
+pub struct Exported {
+    /// The form.
+    pub format: Format,
+    /// Where.
+    pub out: PathBuf,
+    /// Its size.
+    pub bytes: Bytes,
+    /// The base.
+    pub model: String,
+    /// The adapter.
+    pub adapter: Option<PathBuf>,
+    /// In what the reader differs from the model, and when.
+    pub notes: Vec<String>,
+}
+
+/// Told how many bytes of how many are done; an error ends the export.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
+
+/// A base whose files are open, and what is put on it.
+pub(crate) struct Subject {
+    pub(super) name: String,
+    pub(super) source: ModelSource,
+    pub(super) spec: ModelSpec,
+    pub(super) adapter: Option<AdapterFile>,
+}
+
+impl Subject {
+    pub(super) fn open(request: &Request) -> Result<Self> {
+        let source = ModelSource::find(&request.model)?;
+        let spec = source.spec()?;
+        spec.trained_here()?;
+        let adapter = request.adapter.as_deref().map(|folder| adapter::read_for(&spec, folder)).transpose()?;
+        Ok(Self { name: request.model.clone(), source, spec, adapter })
+    }
+
+    /// DoRA is more than a product of two matrices added to a third, which is all that the other forms know.
+    pub(super) fn check(&self, format: Format) -> Result<()> {
+        match self.adapter.as_ref().filter(|file| file.about.use_dora) {
+            Some(_) if format != Format::Peft => {
+                Err(Error::invalid("--format", format.name(), "peft for a DoRA adapter"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn adapter(&self, format: Format) -> Result<&AdapterFile> {
+        self.adapter.as_ref().ok_or_else(|| {
+            Error::invalid("--format", format.name(), "gguf where no run and no adapter is given".to_owned())
+        })
+    }
+}
+
+/// The last part of a path or hub id.
+pub(super) fn short_name(model: &str) -> String {
+    Path::new(model).file_name().map_or_else(|| model.to_owned(), |n| n.to_string_lossy().into_owned())
+}

@@ -1,0 +1,235 @@
+//! One measured run as a flat row: the joint between measuring and predicting.
+
+use serde::{Deserialize, Serialize};
+
+use crate::measure::observe::Observed;
+use crate::measure::probe::MachineState;
+use crate::measure::{child, probe, summary};
+use crate::spec::record::Job;
+/// What a measurement is made of, for those who read measurements and know no trainer.
+use crate::spec::record::Outcome;
+/// What a measurement is made of, for those who read measurements and know no trainer.
+use crate::spec::record::Step;
+/// What a measurement is made of, for those who read measurements and know no trainer.
+use crate::spec::record::Validation;
+use crate::spec::run::{Data, DataSplit, RunConfig};
+use crate::units::{Bytes, Estimate};
+
+/// Version of the columns; raised whenever they change their meaning.
+pub const SCHEMA: u32 = 1;
+
+/// What was measured of one run, and what had been predicted of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// Version of the columns.
+    pub schema: u32,
+    /// When it began, seconds since 1970.
+    pub unix_time: u64,
+    /// Name of the machine.
+    pub machine: String,
+    /// Its operating system.
+    pub os: String,
+    /// Version of the engine (which one is in the configuration).
+    pub engine_version: String,
+    /// Version of Headroom.
+    pub tool_version: String,
+    /// The whole configuration.
+    pub config: RunConfig,
+    /// Rows were padded to `max_seq_length`.
+    pub pad_to_max: bool,
+    /// What was expected.
+    #[serde(default)]
+    pub predicted: Predicted,
+    /// What was seen.
+    #[serde(default)]
+    pub measured: Measured,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What else the machine had to do when it began.
+    #[serde(default)]
+    pub state: MachineState,
+}
+
+/// What was expected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Predicted {
+    /// Highest allocation of tensors.
+    pub peak_memory_bytes: Option<Estimate<Bytes>>,
+    /// Highest memory of the process.
+    pub footprint_bytes: Option<Estimate<Bytes>>,
+    /// Tokens of the examples per second.
+    pub tokens_per_s: Option<Estimate<f64>>,
+    /// One optimizer step, s.
+    pub step_time_s: Option<Estimate<f64>>,
+}
+
+/// What was seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Highest allocation of tensors.
+    pub peak_memory_bytes: Option<Bytes>,
+    /// Highest memory of the process.
+    pub footprint_bytes: Option<Bytes>,
+    /// From start to the first step, s.
+    pub load_time_s: Option<f64>,
+    /// Median optimizer step, s.
+    pub step_time_s: Option<f64>,
+    /// Robust relative standard deviation of single steps.
+    pub step_time_spread: Option<f64>,
+    /// Median over the steps.
+    pub tokens_per_s: Option<f64>,
+    /// Median tokens of the examples in a step.
+    pub tokens_per_step: Option<f64>,
+    /// Median tokens worked on in a step, padding included.
+    pub padded_tokens_per_step: Option<f64>,
+    /// Lowest loss on the validation rows.
+    pub best_validation_loss: Option<f64>,
+    /// After how many optimizer steps it was; with early stopping, whose adapter was kept.
+    pub best_step: Option<usize>,
+    /// Steps that count.
+    pub steps: usize,
+    /// Steps that were dropped before them.
+    pub warmup_steps: usize,
+    /// Lines of the engine that were not understood.
+    pub garbage_lines: usize,
+    /// Of the whole trial, s.
+    pub wall_time_s: f64,
+}
+
+impl Measured {
+    /// The figures of a trial.
+    pub fn of(observed: &Observed) -> Self {
+        use crate::trainer::TrainEvent;
+        let counted = summary::counted(&observed.steps);
+        let middle = |of: fn(&Step) -> f64| summary::median(&counted.iter().map(of).collect::<Vec<_>>());
+        let time = summary::time(&observed.steps);
+        let load_time_s = match &observed.ready {
+            Some(TrainEvent::Ready { load_time, .. }) => Some(load_time.0),
+            _ => None,
+        };
+        Self {
+            // The warm-up counts here: a peak is a peak.
+            peak_memory_bytes: observed.steps.iter().map(|s| s.allocated_peak_bytes).max(),
+            footprint_bytes: (observed.footprint > Bytes(0)).then_some(observed.footprint),
+            load_time_s,
+            step_time_s: time.map(|t| t.median),
+            step_time_spread: time.map(|t| t.spread),
+            tokens_per_s: middle(|s| s.tokens_per_s),
+            tokens_per_step: middle(|s| s.tokens as f64),
+            padded_tokens_per_step: middle(|s| s.padded_tokens as f64),
+            best_validation_loss: None,
+            best_step: None,
+            steps: counted.len(),
+            warmup_steps: observed.steps.len() - counted.len(),
+            garbage_lines: observed.garbage,
+            wall_time_s: observed.wall_time.0,
+        }
+    }
+}
+
+/// Who measures, and where: what every measurement of one session has in common.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Place {
+    /// Name of the machine.
+    pub machine: String,
+    /// Its operating system.
+    pub os: String,
+    /// Version of the engine.
+    pub engine_version: String,
+}
+
+impl Measurement {
+    /// One trial, as a row. `state` was asked before it began.
+    pub fn new(place: &Place, job: &Job, observed: &Observed, predicted: Predicted, state: MachineState) -> Self {
+        Self {
+            schema: SCHEMA,
+            unix_time: probe::unix_time().saturating_sub(observed.wall_time.0 as u64),
+            machine: place.machine.clone(),
+            os: place.os.clone(),
+            engine_version: place.engine_version.clone(),
+            tool_version: env!("CARGO_PKG_VERSION").into(),
+            config: job.config.clone(),
+            pad_to_max: job.pad_to_max,
+            predicted,
+            measured: Measured::of(observed),
+            outcome: observed.outcome.clone(),
+            state,
+        }
+    }
+
+    /// Whether this has the speed and memory of `config` on the engine of this version: the same run but for
+    /// what changes neither (steps, rate, seed).
+    pub fn answers(&self, config: &RunConfig, pad_to_max: bool, engine_version: &str) -> bool {
+        let plain = |config: &RunConfig| {
+            let mut c = data_as_split(config.clone());
+            let blank = crate::spec::run::Recipe::default();
+            (c.seed, c.recipe.steps, c.recipe.epochs) = (0, None, None);
+            (c.recipe.learning_rate, c.recipe.lr_schedule) = (blank.learning_rate, blank.lr_schedule);
+            (c.recipe.warmup_steps, c.recipe.weight_decay) = (blank.warmup_steps, blank.weight_decay);
+            (c.recipe.eval_steps, c.recipe.early_stopping_patience) = (None, None);
+            c
+        };
+        self.engine_version == engine_version && self.pad_to_max == pad_to_max && plain(&self.config) == plain(config)
+    }
+
+    /// It was made on this machine, under this system and by this version of the engine: nothing else says what
+    /// happens here.
+    pub fn was_made_at(&self, place: &Place) -> bool {
+        self.machine == place.machine && self.os == place.os && self.engine_version == place.engine_version
+    }
+
+    /// What was seen of the validation rows.
+    pub fn with_validations(mut self, all: &[Validation]) -> Self {
+        let last = all.last();
+        self.measured.best_validation_loss = last.map(|v| v.best_validation_loss);
+        self.measured.best_step = last.map(|v| v.best_step);
+        self
+    }
+
+    /// It was ended for want of memory: by a watch over a limit, a guard, or a system that said so.
+    pub fn died_of_memory(&self) -> bool {
+        matches!(self.outcome, Outcome::OutOfMemory { .. })
+    }
+
+    /// It was killed, and nobody said why: most often for want of memory.
+    pub fn was_killed(&self) -> bool {
+        matches!(&self.outcome, Outcome::Crashed { reason, .. } if reason.starts_with(child::KILLED))
+    }
+
+    /// What a run that died of memory had taken by then: it needs at least that.
+    pub fn had_taken(&self) -> Bytes {
+        let predicted = self.predicted.footprint_bytes.map(|f| f.high);
+        self.measured.footprint_bytes.or(predicted).unwrap_or_default()
+    }
+
+    /// The memory that was there for a run that died of it, as far as the row tells: with more, it may end better.
+    pub fn ran_into(&self) -> Bytes {
+        let had_taken = self.had_taken();
+        let bound = self.predicted.footprint_bytes.map_or(Bytes(0), |f| f.high);
+        // No run starts under a limit below its bound. One that stayed below it was not ended by a limit that was set,
+        // but by the system, and had all that was free.
+        if had_taken <= bound { had_taken.max(self.state.available_bytes.unwrap_or_default()) } else { had_taken }
+    }
+
+    /// It has something to say: a speed, or that the run does not fit.
+    pub fn says_something(&self) -> bool {
+        self.has_speed() || self.died_of_memory() || self.was_killed()
+    }
+
+    /// It ran long enough to have a speed.
+    pub fn has_speed(&self) -> bool {
+        self.measured.step_time_s.is_some()
+    }
+}
+
+/// `data = "x"` and `[data] train = "x"` say the same; a row has columns for the second.
+pub fn data_as_split(mut config: RunConfig) -> RunConfig {
+    if let Data::Train(train) = config.data {
+        config.data = Data::Split(DataSplit { train, valid: None });
+    }
+    config
+}
+
+#[cfg(test)]
+#[path = "measurement_tests.rs"]
+mod tests;

@@ -1,0 +1,152 @@
+//! Whole files, written at once or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+use crate::store::paths::*;
+use crate::store::temporary::Temporary;
+
+/// No text that is read whole is longer: rows of data are the longest there are.
+const LONGEST_TEXT: u64 = 2 << 30;
+
+/// Opens a regular file. A pipe would keep us waiting for ever and a device would never end, so neither is opened.
+pub(super) fn open_regular(path: &Path) -> Result<File> {
+    // Not to wait for a pipe's other end; for regular files it means nothing.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(reading(path))?;
+    let about = file.metadata().map_err(reading(path))?;
+    let refused = |kind, why: &str| Err(reading(path)(io::Error::new(kind, why.to_owned())));
+    if about.is_dir() {
+        return refused(io::ErrorKind::IsADirectory, "it is a folder");
+    }
+    if !about.is_file() {
+        return refused(io::ErrorKind::InvalidInput, "it is a pipe or a device, not a file");
+    }
+    Ok(file)
+}
+
+pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let mut file = open_regular(path)?;
+    let length = file.metadata().map_err(reading(path))?.len();
+    if length > LONGEST_TEXT {
+        let why = format!("it has {length} bytes, and text of more than {LONGEST_TEXT} is not read");
+        return Err(reading(path)(io::Error::new(io::ErrorKind::FileTooLarge, why)));
+    }
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.read_to_end(&mut bytes).map_err(reading(path))?;
+    Ok(bytes)
+}
+
+/// A text file; pipes, devices and what is no UTF-8 are refused.
+pub fn read_text(path: &Path) -> Result<String> {
+    let invalid = |_| reading(path)(io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"));
+    String::from_utf8(read_bytes(path)?).map_err(invalid)
+}
+
+/// Makes a folder and those above it.
+pub fn make_folder(path: &Path) -> Result<()> {
+    make_folders(path).map(drop)
+}
+
+/// Makes a folder and those above it; returns those that were not there, the uppermost first.
+pub(super) fn make_folders(path: &Path) -> Result<Vec<PathBuf>> {
+    let missing = |p: &&Path| !p.as_os_str().is_empty() && !p.exists();
+    let mut made: Vec<PathBuf> = path.ancestors().take_while(missing).map(Path::to_path_buf).collect();
+    fs::create_dir_all(path).map_err(writing(path))?;
+    if let Some(top) = made.last() {
+        // A new name lasts once the folder that holds it is on the disk; file systems that cannot do that are left alone.
+        let _ = File::open(parent(top)).and_then(|folder| folder.sync_all());
+    }
+    made.reverse();
+    Ok(made)
+}
+
+/// Removes the files `names` of `folder`, and temporary files of ours that were left there.
+pub fn remove_files(folder: &Path, names: &[&str]) -> Result<()> {
+    for name in names {
+        let path = folder.join(name);
+        fs::remove_file(&path).or_else(absent).map_err(writing(&path))?;
+    }
+    crate::store::temporary::remove_abandoned(folder);
+    Ok(())
+}
+
+/// Removes the files `names` of `folder`, and then the folder, if nothing else is in it.
+pub fn remove_own(folder: &Path, names: &[&str]) -> Result<()> {
+    remove_files(folder, names)?;
+    let occupied = |e: io::Error| if e.kind() == io::ErrorKind::DirectoryNotEmpty { Ok(()) } else { absent(e) };
+    fs::remove_dir(folder).or_else(occupied).map_err(writing(folder))
+}
+
+/// Removes temporary files and folders that killed processes left in the folder of `path`.
+pub fn clear_beside(path: &Path) {
+    crate::store::temporary::remove_abandoned(parent(path));
+}
+
+/// What is not there need not be removed.
+pub(super) fn absent(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+/// The folders directly inside `path`, by name; none if it is not there.
+pub fn folders_in(path: &Path) -> Result<Vec<PathBuf>> {
+    inside(path, Path::is_dir)
+}
+
+/// The files directly inside `path`, by name; none if it is not there. Links to files count: Hugging Face's cache is
+/// made of them.
+pub fn files_in(path: &Path) -> Result<Vec<PathBuf>> {
+    inside(path, Path::is_file)
+}
+
+/// Everything directly inside `path`, of whatever kind and hidden or not, by name; nothing if it is not there.
+pub(crate) fn entries_in(path: &Path) -> Result<Vec<PathBuf>> {
+    inside(path, |_| true)
+}
+
+/// Whether a regular file begins with these bytes.
+pub(crate) fn begins_with(path: &Path, bytes: &[u8]) -> Result<bool> {
+    if !path.is_file() {
+        return Ok(false);
+    }
+    let mut start = Vec::new();
+    File::open(path).and_then(|file| file.take(bytes.len() as u64).read_to_end(&mut start)).map_err(reading(path))?;
+    Ok(start == bytes)
+}
+
+/// Puts a whole file in place, so that a reader sees the old bytes or the new ones and never a part.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    make_folder(parent(path))?;
+    let whole = || {
+        let mut temporary = Temporary::file(path)?;
+        temporary.handle().write_all(bytes)?;
+        temporary.place(path)
+    };
+    whole().map_err(writing(path))
+}
+
+/// A value from a JSON file.
+pub fn load_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    from_json(&read_text(path)?, path, None)
+}
+
+/// A value to a JSON file, readable by people.
+pub fn save_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Serialise { what: "JSON", reason: format!("{e}, for `{}`", path.display()) })?;
+    write(path, format!("{text}\n").as_bytes())
+}
+
+pub(super) fn from_json<T: DeserializeOwned>(text: &str, path: &Path, line: Option<usize>) -> Result<T> {
+    serde_json::from_str(text).map_err(|e| Error::Parse {
+        path: path.into(),
+        line: line.or(Some(e.line())),
+        message: e.to_string(),
+        hint: None,
+    })
+}
