@@ -53,6 +53,7 @@ pub mod commands;
 pub mod cost;
 pub mod data;
 pub mod error;
+pub mod experiment;
 pub mod export;
 pub mod measure;
 pub mod memory;

@@ -12,11 +12,10 @@
 use std::path::{Path, PathBuf};
 
 use headroom::checkpoint::source::ModelSource;
-use headroom::commands::bench::read_measurements;
-use headroom::commands::common::CONFIDENCE;
+use headroom::experiment::trials::{Candidate, Decision, Standing, next};
 use headroom::measure::Measurement;
-use headroom::plan::fits_within;
-use headroom::plan::trials::{Candidate, Decision, Standing, next};
+use headroom::measure::table::read_measurements;
+use headroom::plan::{DEFAULT_CONFIDENCE, fits_within};
 use headroom::predict::calibration::{Calibration, Observation};
 use headroom::predict::{Measured, Prediction, Request, predict};
 use headroom::spec::machine::Machine;
@@ -159,7 +158,7 @@ impl Host {
         let options: Vec<Vec<Candidate>> = self.options().iter().map(candidates).collect();
         let decisions: Vec<Decision<'_>> = limits
             .iter()
-            .map(|&(recipe, limit)| Decision { options: &options[recipe], limit, confidence: CONFIDENCE })
+            .map(|&(recipe, limit)| Decision { options: &options[recipe], limit, confidence: DEFAULT_CONFIDENCE })
             .collect();
         let (mut made, mut seen, mut spent) = (Vec::new(), Vec::new(), 0.0);
         let mut calibration = self.prior.clone();
@@ -261,7 +260,7 @@ fn the_execution_that_is_chosen_is_nearly_the_best() {
             let (_, cost, calibration) = host.calibrated(&limits, host.exhaustive() / 20.0, seed);
             longest = longest.max(cost);
             for &(recipe, limit) in &limits {
-                let fits = |c: &&&Case| fits_within(limit, &calibration, &c.candidate.formula, CONFIDENCE);
+                let fits = |c: &&&Case| fits_within(limit, &calibration, &c.candidate.formula, DEFAULT_CONFIDENCE);
                 let time = |c: &Case| calibration.typical_time(&c.candidate.formula.cost);
                 let cases = options[recipe].iter();
                 let chosen = *cases.clone().filter(fits).min_by(|a, b| time(a).total_cmp(&time(b))).unwrap();
@@ -275,7 +274,7 @@ fn the_execution_that_is_chosen_is_nearly_the_best() {
                     (of(0, 1) + of(1, 0)) / 2.0
                 };
                 regrets.push(regret(&|c| c.footprint() <= limit));
-                careful.push(regret(&|c| fits_within(limit, &informed, &c.candidate.formula, CONFIDENCE)));
+                careful.push(regret(&|c| fits_within(limit, &informed, &c.candidate.formula, DEFAULT_CONFIDENCE)));
             }
         }
         println!(

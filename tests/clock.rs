@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use headroom::commands::bench::read_measurements;
+use headroom::measure::table::read_measurements;
 
 /// Built beside the run: a library that a process preloads.
 fn jumping_clock(folder: &Path) -> String {

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use headroom::commands::bench::read_measurements;
 use headroom::measure::Measurement;
 use headroom::measure::guard::Guard;
+use headroom::measure::table::read_measurements;
 use headroom::spec::record::{Job, Outcome};
 use headroom::spec::run::RunConfig;
 use headroom::trainer::scripted::{Mishap, Script};

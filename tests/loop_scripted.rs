@@ -110,7 +110,7 @@ impl Place {
 
     fn measurements(&self) -> Vec<Measurement> {
         let machine = fs::read_dir(self.path("results")).unwrap().next().unwrap().unwrap().path();
-        headroom::commands::bench::read_measurements(&machine.join("measurements.csv")).unwrap()
+        headroom::measure::table::read_measurements(&machine.join("measurements.csv")).unwrap()
     }
 
     fn outcome(&self, run: &str) -> Measurement {

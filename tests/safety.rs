@@ -15,11 +15,10 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use headroom::commands::bench;
-use headroom::commands::common::CONFIDENCE;
+use headroom::experiment::session;
 use headroom::measure::observe::Line;
 use headroom::measure::probe::this_machine;
-use headroom::plan::assess;
+use headroom::plan::{DEFAULT_CONFIDENCE, assess};
 use headroom::predict::Request;
 use headroom::predict::calibration::Calibration;
 use headroom::spec::machine::Machine;
@@ -149,7 +148,7 @@ fn case(number: u64, machine: &Machine, calibration: &Calibration) -> Option<Vec
         let run = run(&mut rng.clone(), at.path(), STEP * steps);
         let lengths = TokenLengths::filled();
         let request = Request { spec: &spec, machine, run: &run, lengths: Some(&lengths), calibration };
-        let assessment = assess(&request, CONFIDENCE, Some(budget)).unwrap();
+        let assessment = assess(&request, DEFAULT_CONFIDENCE, Some(budget)).unwrap();
         (run, assessment)
     };
     // The longest rows that fit: more never take less.
@@ -189,7 +188,7 @@ fn case(number: u64, machine: &Machine, calibration: &Calibration) -> Option<Vec
 #[ignore = "half an hour, as root, with control groups"]
 fn measure_plans_under_a_limit() {
     let machine = this_machine().unwrap();
-    let calibration = bench::known(Engine::Candle, &machine, &results()).unwrap();
+    let calibration = session::known(Engine::Candle, &machine, &results()).unwrap();
     assert!(calibration.runs > 0, "this machine was never calibrated");
     let header: Vec<String> = COLUMNS.map(String::from).to_vec();
     fs::remove_file(table()).ok();

@@ -6,15 +6,20 @@ use crate::checkpoint::gguf::GgufFile;
 use crate::checkpoint::safetensors::CheckpointFile;
 use crate::checkpoint::weights::{BaseWeights, Files};
 use crate::error::{Error, Result};
-use crate::spec::model::{ModelSpec, ModelType};
+use crate::spec::model::{Model, ModelSpec, ModelType, catalogue};
 use crate::spec::run::BUILTIN;
 use crate::{spec, store};
 
 const BUILTIN_CONFIG: &str = include_str!("../../assets/model/config.json");
+
 const BUILTIN_WEIGHTS: &[u8] = include_bytes!("../../assets/model/model.safetensors");
+
 const BUILTIN_TOKENIZER: &str = include_str!("../../assets/model/tokenizer.json");
+
 const BUILTIN_TOKENIZER_CONFIG: &str = include_str!("../../assets/model/tokenizer_config.json");
+
 const BUILTIN_TRAIN: &str = include_str!("../../assets/data/train.jsonl");
+
 const BUILTIN_VALID: &str = include_str!("../../assets/data/valid.jsonl");
 
 /// A model whose files can be read.
@@ -283,4 +288,28 @@ fn cached(model: &str) -> Option<PathBuf> {
         snapshots.retain(|p| p.join("config.json").is_file());
         snapshots.pop()
     })
+}
+
+/// A model by its name or folder; only its shape is needed, so its weights may be elsewhere.
+pub fn model(name: &str) -> Result<Model> {
+    if name == BUILTIN || Path::new(name).is_dir() || looks_like_path(name) {
+        return Ok(Model { name: name.into(), spec: ModelSource::find(name)?.spec()? });
+    }
+    match catalogue::find(name) {
+        Ok(entry) => Ok(Model { name: entry.id.clone(), spec: entry.spec.clone() }),
+        // Not in the catalogue, but perhaps in Hugging Face's cache.
+        Err(unknown) => match ModelSource::find(name) {
+            Ok(source) => Ok(Model { name: name.into(), spec: source.spec()? }),
+            Err(_) => Err(unknown),
+        },
+    }
+}
+
+/// Whether an error says that a file, or the weights of a model, are not on this machine.
+pub fn is_absent(error: &Error) -> bool {
+    match error {
+        Error::NoWeights { .. } => true,
+        Error::Read { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    }
 }

@@ -6,9 +6,9 @@ use crate::accuracy::table::{Goal, Line};
 use crate::accuracy::{Accuracy, field, guides, neighbours};
 use crate::cli::{AccuracyArgs, GuidesArgs};
 use crate::commands::output::{Answer, Output};
-use crate::commands::{bench, pages};
+use crate::commands::pages;
 use crate::error::{Error, Result};
-use crate::measure::Measurement;
+use crate::measure::{Measurement, table};
 use crate::{report, store};
 
 #[derive(Serialize)]
@@ -46,7 +46,7 @@ fn measurements(args: &AccuracyArgs) -> Result<Vec<Measurement>> {
         // Measurements that another script made have columns of their own.
         let (columns, _) = store::read_csv(&path)?;
         if columns.first().is_some_and(|c| c == "schema") {
-            all.extend(bench::read_measurements(&path)?);
+            all.extend(table::read_measurements(&path)?);
         }
     }
     Ok(all)

@@ -3,14 +3,16 @@
 use std::path::Path;
 
 use crate::cli::{AutoArgs, ReportArgs};
-use crate::commands::bench::{self, Bench, Subject};
-use crate::commands::calibrate::{self, Calibrating};
-use crate::commands::common::{self, CONFIDENCE, HOURS};
 use crate::commands::launch::{self, Place, Settings};
 use crate::commands::output::Output;
-use crate::commands::report;
+use crate::commands::{calibrate, inputs, report};
 use crate::error::Result;
-use crate::plan::{Ask, Held, Model, Plan, plan};
+use crate::experiment::calibration::Calibrating;
+use crate::experiment::run_file;
+use crate::experiment::session::Session;
+use crate::experiment::workload::Workload;
+use crate::plan::{Ask, DEFAULT_CONFIDENCE, DEFAULT_HOURS, Held, Plan, plan};
+use crate::spec::model::Model;
 use crate::spec::run::{BUILTIN, Execution, Recipe, RunConfig};
 use crate::store::RunFolder;
 use crate::units::Seconds;
@@ -28,45 +30,45 @@ const SAVE_EVERY: usize = 50;
 /// The verb.
 pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
     let builtin = args.model.is_none();
-    let mut start = calibrate::builtin_run();
+    let mut start = RunConfig::builtin();
     if let (Some(model), Some(data)) = (&args.model, &args.data) {
         if model != BUILTIN {
             // The built-in recipe is for the model that it was tried on.
             (start.recipe, start.execution) = (Recipe::default(), Execution::default());
         }
-        (start.model, start.data) = (model.clone(), common::data(data));
+        (start.model, start.data) = (model.clone(), inputs::data(data));
     }
     start.engine = args.engine.unwrap_or_default();
-    bench::anchor(&mut start);
-    let subject = Subject::to_train(&start, output)?;
-    let mut bench = Bench::open(start.engine, &args.bench)?;
+    run_file::anchor(&mut start);
+    let workload = inputs::workload(&start, output)?;
+    let mut session = Session::open(start.engine, &inputs::settings(&args.bench))?;
     if let Some(out) = &args.out {
         // Found out before the trials and not after them.
         RunFolder::check(out)?;
     }
-    let hours = args.hours.unwrap_or(if builtin { HOURS_BUILTIN } else { HOURS });
+    let hours = args.hours.unwrap_or(if builtin { HOURS_BUILTIN } else { DEFAULT_HOURS });
 
     // For machines the answer is the report's alone.
     let steps = output.step();
     let head = |title: &str| output.part(&format!("\n{title}"));
     head("1. Plan, from formulas")?;
     let epochs: &[f64] = if builtin { &EPOCHS_BUILTIN } else { &[] };
-    let first = search(&bench, &subject, &start, (hours, epochs))?;
+    let first = search(&session, &workload, &start, (hours, epochs))?;
     output.part(&describe(&first))?;
     head("2. Calibrate")?;
     let budget = if builtin { CALIBRATING_BUILTIN } else { CALIBRATING };
     let script = args.bench.script.as_deref();
-    let what = Calibrating { run: &first.best.run, subject: &subject, budget, again: false, script };
-    calibrate::calibrate(&mut bench, &what, &steps)?.uninterrupted()?;
+    let what = Calibrating { run: &first.best.run, workload: &workload, budget, again: false, script };
+    calibrate::calibrate(&mut session, &what, &steps)?.uninterrupted()?;
     head("3. Plan, calibrated")?;
-    let best = search(&bench, &subject, &start, (hours, epochs))?;
+    let best = search(&session, &workload, &start, (hours, epochs))?;
     output.part(&describe(&best))?;
     head("4. Launch")?;
     let settings = Settings {
         force: false,
         accept_changes: false,
         save_every: SAVE_EVERY,
-        confidence: CONFIDENCE,
+        confidence: DEFAULT_CONFIDENCE,
         bench: &args.bench,
     };
     let folder = launch::start(best.best.run.clone(), &place(args, &best.best.run), &settings, &steps)?;
@@ -83,17 +85,17 @@ pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
 
 /// The best run within `hours`. Of `epochs` the first is taken for which there is one: the model that ships is
 /// there to show the way from end to end, on a slow machine with fewer passes.
-fn search(bench: &Bench, subject: &Subject, start: &RunConfig, (hours, epochs): (f64, &[f64])) -> Result<Plan> {
+fn search(session: &Session, workload: &Workload, start: &RunConfig, (hours, epochs): (f64, &[f64])) -> Result<Plan> {
     let mut ask = Ask {
-        machine: &bench.machine,
-        calibration: &bench.calibration,
+        machine: &session.machine,
+        calibration: &session.calibration,
         run: start.clone(),
         held: Held::default(),
-        model: Some(Model { name: start.model.clone(), spec: subject.spec.clone() }),
-        lengths: &subject.lengths,
+        model: Some(Model { name: start.model.clone(), spec: workload.spec.clone() }),
+        lengths: &workload.lengths,
         hours,
-        confidence: CONFIDENCE,
-        budget: Some(bench.limit),
+        confidence: DEFAULT_CONFIDENCE,
+        budget: Some(session.limit),
     };
     let mut answer = plan(&ask);
     for &fewer in epochs {

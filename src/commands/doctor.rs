@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::cli::DoctorArgs;
-use crate::commands::common;
+use crate::commands::inputs;
 use crate::commands::output::{Answer, Output};
 use crate::error::Result;
 use crate::plan::{Verdict, assess};
@@ -32,7 +32,7 @@ struct Report<'a> {
 
 /// Says what there is.
 pub fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
-    let machine = common::machine(&args.machine)?;
+    let machine = inputs::machine(&args.machine)?;
     let models = args.models.then(|| judge(&machine)).transpose()?;
     let report = Report { machine: &machine, models: models.as_deref() };
     output.answer(&report, |_| {

@@ -7,7 +7,7 @@ use crate::checkpoint::adapter::AdapterFile;
 use crate::checkpoint::source::ModelSource;
 use crate::cli::ExportArgs;
 use crate::commands::output::{Answer, Output};
-use crate::commands::{common, interrupt};
+use crate::commands::{inputs, interrupt};
 use crate::error::{Error, Result};
 use crate::export::{Exported, Request, export};
 use crate::spec::run::BUILTIN;
@@ -37,7 +37,7 @@ pub fn run(args: &ExportArgs, output: &Output) -> Result<Answer> {
 /// The base and the adapter: of a run folder, of an adapter folder, or as given.
 fn request(args: &ExportArgs) -> Result<Request> {
     let (of_run, adapter) = match &args.source {
-        Some(folder) => common::run_or_adapter(folder)?,
+        Some(folder) => inputs::run_or_adapter(folder)?,
         None => (None, None),
     };
     let named = || adapter.as_deref().map(named_base).transpose().map(Option::flatten);
@@ -52,7 +52,7 @@ fn request(args: &ExportArgs) -> Result<Request> {
 /// id or the last name of a folder.
 fn named_base(folder: &Path) -> Result<Option<String>> {
     if let Some(run) = folder.canonicalize().ok().filter(|f| f.ends_with("adapter")).as_deref().and_then(Path::parent)
-        && let (Some(model), _) = common::run_or_adapter(run)?
+        && let (Some(model), _) = inputs::run_or_adapter(run)?
     {
         return Ok(Some(model));
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::cli::GenerateArgs;
-use crate::commands::common;
+use crate::commands::inputs;
 use crate::commands::output::{Answer, Output};
 use crate::error::Result;
 use crate::spec::run::BUILTIN;
@@ -41,6 +41,6 @@ fn subject(args: &GenerateArgs) -> Result<(String, Option<PathBuf>)> {
     let Some(folder) = &args.adapter else {
         return Ok((args.model.clone().unwrap_or_else(|| BUILTIN.into()), None));
     };
-    let (of_run, adapter) = common::run_or_adapter(folder)?;
+    let (of_run, adapter) = inputs::run_or_adapter(folder)?;
     Ok((args.model.clone().or(of_run).unwrap_or_else(|| BUILTIN.into()), adapter))
 }

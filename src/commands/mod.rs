@@ -2,12 +2,11 @@
 
 pub mod accuracy;
 pub mod auto;
-pub mod bench;
 pub mod calibrate;
-pub mod common;
 pub mod doctor;
 pub mod export;
 pub mod generate;
+pub mod inputs;
 pub mod interrupt;
 pub mod launch;
 pub mod output;

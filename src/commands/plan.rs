@@ -2,14 +2,18 @@
 
 use std::path::Path;
 
+use crate::checkpoint::source;
 use crate::cli::{GivenArgs, PlanArgs};
+use crate::commands::inputs;
 use crate::commands::interrupt::typed_again;
 use crate::commands::output::{Answer, Output};
-use crate::commands::{bench, common};
+use crate::data::lengths;
 use crate::error::{Error, Result};
-use crate::plan::{Ask, Held, Model, plan};
+use crate::experiment::session;
+use crate::plan::{Ask, DEFAULT_HOURS, Held, plan};
 use crate::predict::ASSUMED_EXAMPLES;
 use crate::report::table::{self, Context};
+use crate::spec::model::Model;
 use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig};
 
@@ -27,15 +31,15 @@ pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
     if let Some(path) = &args.out {
         check_out(path, args.force)?;
     }
-    let machine = common::machine(&args.machine)?;
-    let confidence = common::confidence(&args.limits)?;
-    let hours = args.hours.unwrap_or(common::HOURS);
-    let model = args.given.model.as_deref().map(common::model).transpose()?;
+    let machine = inputs::machine(&args.machine)?;
+    let confidence = inputs::confidence(&args.limits)?;
+    let hours = args.hours.unwrap_or(DEFAULT_HOURS);
+    let model = args.given.model.as_deref().map(source::model).transpose()?;
     let start = start(&args.given)?;
     let counted = lengths(&args.given, model.as_ref(), output)?;
     let longest = args.given.seq.unwrap_or(LONGEST);
     let lengths = counted.clone().unwrap_or_else(|| TokenLengths::assumed(ASSUMED_EXAMPLES, longest));
-    let calibration = bench::known(start.engine, &machine, &args.machine.results)?;
+    let calibration = session::known(start.engine, &machine, &args.machine.results)?;
     let held = Held {
         max_seq_length: args.given.seq.is_some(),
         rank: args.given.rank.is_some(),
@@ -61,7 +65,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
         output.note(&format!("wrote `{}`", path.display()));
     }
     output.answer(&found, |width| {
-        let assumed = counted.is_none().then(|| common::assumed(&found.best.run, longest));
+        let assumed = counted.is_none().then(|| inputs::assumed(&found.best.run, longest));
         table::plan(&found, &machine, &Context { width, assumed, launch: launch(args) })
     })?;
     Ok(Answer::Yes)
@@ -89,7 +93,7 @@ fn check_out(path: &Path, force: bool) -> Result<()> {
 fn start(given: &GivenArgs) -> Result<RunConfig> {
     let mut run = RunConfig {
         model: given.model.clone().unwrap_or_default(),
-        data: given.data.as_deref().map_or_else(|| Data::Train(DATA.into()), common::data),
+        data: given.data.as_deref().map_or_else(|| Data::Train(DATA.into()), inputs::data),
         engine: given.engine.unwrap_or_default(),
         seed: 0,
         recipe: Recipe::default(),
@@ -120,11 +124,12 @@ fn start(given: &GivenArgs) -> Result<RunConfig> {
 /// Lengths of the data, counted where the model's tokenizer is at hand and estimated where it is not.
 fn lengths(given: &GivenArgs, model: Option<&Model>, output: &Output) -> Result<Option<TokenLengths>> {
     let Some(path) = &given.data else { return Ok(None) };
-    let data = common::data(path);
-    match model.map(|m| common::lengths_or_estimate(m, &data, output)) {
-        Some(Err(Error::NoWeights { .. })) | None => common::estimate(&data, output).map(Some),
-        Some(counted) => counted.map(Some),
-    }
+    let data = inputs::data(path);
+    let counted = match model.map(|m| lengths::lengths_or_estimate(m, &data)) {
+        Some(Err(Error::NoWeights { .. })) | None => lengths::estimate(&data)?,
+        Some(counted) => counted?,
+    };
+    Ok(Some(inputs::said(counted, output)))
 }
 
 /// The commands that run the plan.

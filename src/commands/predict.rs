@@ -2,10 +2,13 @@
 
 use serde::Serialize;
 
+use crate::checkpoint::source;
 use crate::cli::PredictArgs;
+use crate::commands::inputs;
 use crate::commands::output::{Answer, Output};
-use crate::commands::{bench, common};
+use crate::data::lengths;
 use crate::error::{Error, Result};
+use crate::experiment::session;
 use crate::plan::risks::{Risk, Slowdown, risks, slowdown};
 use crate::plan::{Assessment, Candidate, Verdict, assess, levers};
 use crate::predict::{ASSUMED_EXAMPLES, Request};
@@ -25,17 +28,17 @@ struct Whole<'a> {
 /// Predicts.
 pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     let run = RunConfig::from_toml(&crate::store::read_text(&args.run)?, &args.run)?;
-    let machine = common::machine(&args.machine)?;
-    let confidence = common::confidence(&args.limits)?;
-    let model = common::model(&run.model)?;
+    let machine = inputs::machine(&args.machine)?;
+    let confidence = inputs::confidence(&args.limits)?;
+    let model = source::model(&run.model)?;
     if run.recipe.max_seq_length > model.spec.max_position_embeddings {
         let must = format!("at most {}, what `{}` was made for", model.spec.max_position_embeddings, run.model);
         return Err(Error::invalid("max_seq_length", run.recipe.max_seq_length, must));
     }
-    let counted = match common::lengths_of_run(&model, &run, output) {
-        Ok(lengths) => Some(lengths),
+    let counted = match lengths::lengths_of_run(&model, &run) {
+        Ok(counted) => Some(inputs::said(counted, output)),
         // The worst case can be told without the data; data that are there and cannot be read are refused by `launch` too.
-        Err(error) if common::is_absent(&error) => {
+        Err(error) if source::is_absent(&error) => {
             output.note(&format!("`{}` cannot be read: its lengths are assumed", run.data.train().display()));
             None
         }
@@ -43,7 +46,7 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     };
     let longest = run.recipe.max_seq_length;
     let lengths = counted.clone().unwrap_or_else(|| TokenLengths::assumed(ASSUMED_EXAMPLES, longest));
-    let calibration = bench::known(run.engine, &machine, &args.machine.results)?;
+    let calibration = session::known(run.engine, &machine, &args.machine.results)?;
     let (spec, budget) = (&model.spec, args.limits.budget);
     let request = Request { spec, machine: &machine, run: &run, lengths: Some(&lengths), calibration: &calibration };
     let assessment = assess(&request, confidence, budget)?;
@@ -51,7 +54,7 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     let (risks, paging) = (risks(&request, &assessment)?, slowdown(&request, &assessment));
     let found = Candidate { run: run.clone(), assessment };
     output.answer(&Whole { assessment: &found.assessment, risks: &risks, paging }, |width| {
-        let assumed = counted.is_none().then(|| common::assumed(&run, longest));
+        let assumed = counted.is_none().then(|| inputs::assumed(&run, longest));
         let context = Context { width, assumed, launch: Vec::new() };
         let mut text = table::prediction(&found, &machine, &levers, &context);
         text += &table::risks(&risks, paging);

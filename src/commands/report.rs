@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::ReportArgs;
-use crate::commands::bench::{self, Bench, Subject};
 use crate::commands::output::Output;
 use crate::commands::pages;
 use crate::error::{Error, Result};
+use crate::experiment::run_file;
+use crate::experiment::session::Session;
+use crate::experiment::workload::Workload;
 use crate::measure::Measurement;
 use crate::predict::predict;
 use crate::report::compare::{PredictionFile, RunReport};
@@ -80,7 +82,7 @@ pub fn read_report(folder: &RunFolder) -> Result<RunReport> {
             run_folder::Activity::Ended(holder) if holder.gave_up => compare::Activity::GaveUp,
             run_folder::Activity::Ended(_) => compare::Activity::Killed,
         },
-        config: bench::read_run(&folder.config())?,
+        config: run_file::read_run(&folder.config())?,
         prediction: exists(folder.prediction()).map(|p| store::load_json::<PredictionFile>(&p)).transpose()?,
         record,
         validations: lines.iter().filter_map(Metrics::validation).collect(),
@@ -101,8 +103,8 @@ fn changes(report: &RunReport, args: &ReportArgs, output: &Output) -> Vec<compar
 
 fn calibrated(report: &RunReport, args: &ReportArgs) -> Result<Vec<compare::Change>> {
     let Some(record) = &report.record else { return Ok(Vec::new()) };
-    let bench = Bench::of_record(record, &args.results)?;
-    let subject = Subject::of(&report.config)?;
+    let bench = Session::of_record(record, &args.results)?;
+    let subject = Workload::of(&report.config)?;
     if bench.calibration.runs == 0 {
         return Ok(Vec::new());
     }

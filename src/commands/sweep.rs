@@ -9,13 +9,18 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use crate::cli::{self, SweepArgs};
-use crate::commands::bench::{self, Bench, Subject};
+use crate::checkpoint::source;
+use crate::cli::SweepArgs;
 use crate::commands::interrupt::{interrupted, typed_again};
 use crate::commands::output::{Answer, Output};
-use crate::commands::{calibrate, common, pages};
+use crate::commands::{calibrate, inputs, pages};
+use crate::data::lengths;
 use crate::error::{Error, Result};
-use crate::measure::{Measurement, summary};
+use crate::experiment::run_file;
+use crate::experiment::session::{Session, Settings};
+use crate::experiment::trial::{self, TrialLimits};
+use crate::experiment::workload::Workload;
+use crate::measure::{Measurement, summary, table};
 use crate::plan::{Assessment, Verdict, assess};
 use crate::predict::calibration::Calibration;
 use crate::predict::{ASSUMED_EXAMPLES, Request, predict};
@@ -35,16 +40,16 @@ const TABLE: &str = "sweep.csv";
 const LEVEL: f64 = 0.9;
 
 /// Everything about the runs' models and data that is read once.
-type Subjects = HashMap<(String, String), Subject>;
+type Subjects = HashMap<(String, String), Workload>;
 
 /// Sweeps.
 pub fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
     let grid = Grid::from_toml(&store::read_text(&args.grid)?, &args.grid)?;
-    let confidence = common::confidence(&args.limits)?;
+    let confidence = inputs::confidence(&args.limits)?;
     let named = args.machine.machine.is_some() || args.machine.ram.is_some();
     let machines = match (named, grid.machines.is_empty()) {
         (false, false) => grid.machines.iter().map(|m| m.find()).collect::<Result<Vec<_>>>()?,
-        _ => vec![common::machine(&args.machine)?],
+        _ => vec![inputs::machine(&args.machine)?],
     };
     let subjects = subjects(&grid, output)?;
     let name = args.grid.file_stem().map_or_else(|| "sweep".into(), |n| n.to_string_lossy().into_owned());
@@ -82,17 +87,17 @@ fn subjects(grid: &Grid, output: &Output) -> Result<Subjects> {
         if found.contains_key(&key(run)) {
             continue;
         }
-        let model = common::model(&run.model)?;
+        let model = source::model(&run.model)?;
         let longest = grid.runs.iter().map(|(r, _)| r.recipe.max_seq_length).max().unwrap_or_default();
-        let lengths = match common::lengths_or_estimate(&model, &run.data, output) {
-            Ok(lengths) => lengths,
-            Err(error) if common::is_absent(&error) => {
-                output.note(&format!("{} with `{}`: {}", model.name, key(run).1, common::assumed(run, longest)));
+        let lengths = match lengths::lengths_or_estimate(&model, &run.data) {
+            Ok(counted) => inputs::said(counted, output),
+            Err(error) if source::is_absent(&error) => {
+                output.note(&format!("{} with `{}`: {}", model.name, key(run).1, inputs::assumed(run, longest)));
                 TokenLengths::assumed(ASSUMED_EXAMPLES, longest)
             }
             Err(e) => return Err(e),
         };
-        found.insert(key(run), Subject { spec: model.spec, lengths });
+        found.insert(key(run), Workload { spec: model.spec, lengths });
     }
     Ok(found)
 }
@@ -108,18 +113,18 @@ fn predictions(
     let limit = args.limits.budget.map_or(machine.available, |budget| budget.min(machine.available));
     let known = |engine| {
         let script = args.script.as_deref();
-        Ok((engine, Bench::of_machine((engine, script), (machine, limit), &args.machine.results)?))
+        Ok((engine, Session::of_machine((engine, script), (machine, limit), &args.machine.results)?))
     };
-    let known: HashMap<Engine, Bench> = engines.into_iter().map(known).collect::<Result<_>>()?;
+    let known: HashMap<Engine, Session> = engines.into_iter().map(known).collect::<Result<_>>()?;
     let priors = HashMap::from(engines.map(|engine| (engine, Calibration::prior(machine, engine))));
-    let measured = bench::measurements(machine, &args.machine.results)?;
+    let measured = table::measurements(machine, &args.machine.results)?;
     let recipes = recipes(grid)?;
     let one = |((run, values), recipe): (&(RunConfig, Vec<String>), &usize)| {
         let subject = &subjects[&key(run)];
         let bench = &known[&run.engine];
         let calibration = &bench.calibration;
         let mut trial = run.clone();
-        bench::anchor(&mut trial);
+        run_file::anchor(&mut trial);
         let request = Request { spec: &subject.spec, machine, run, lengths: Some(&subject.lengths), calibration };
         let assessment = assess(&request, confidence, args.limits.budget)?;
         let seen = middle(measured.iter().filter(|m| m.answers(&trial, true, &m.engine_version)));
@@ -188,11 +193,11 @@ fn middle<'a>(measured: impl Iterator<Item = &'a Measurement>) -> Option<(f64, B
 /// Short runs of what fits here and has not been measured often enough yet; each is written down as it ends.
 fn measure(grid: &Grid, args: &SweepArgs, subjects: &Subjects, confidence: f64, output: &Output) -> Result<()> {
     let settings =
-        cli::Bench { results: args.machine.results.clone(), limit: args.limits.budget, script: args.script.clone() };
-    let mut benches: HashMap<Engine, Bench> = HashMap::new();
+        Settings { results: &args.machine.results, memory_limit: args.limits.budget, script: args.script.as_deref() };
+    let mut benches: HashMap<Engine, Session> = HashMap::new();
     for (run, _) in &grid.runs {
         if let Entry::Vacant(place) = benches.entry(run.engine) {
-            place.insert(Bench::open(run.engine, &settings)?);
+            place.insert(Session::open(run.engine, &settings)?);
         }
     }
     let bar = output.bar((grid.runs.len() * args.repeats) as u64);
@@ -208,7 +213,7 @@ fn measure(grid: &Grid, args: &SweepArgs, subjects: &Subjects, confidence: f64, 
             bar.set_message(values.join(", "));
             let Some(bench) = benches.get_mut(&run.engine) else { continue };
             let mut trial = run.clone();
-            bench::anchor(&mut trial);
+            run_file::anchor(&mut trial);
             if bench.times_measured(&trial) >= round || bench.died(&trial).is_some() {
                 continue;
             }
@@ -217,8 +222,8 @@ fn measure(grid: &Grid, args: &SweepArgs, subjects: &Subjects, confidence: f64, 
             if !(plan.fits() || bench.killed(&trial).is_some() && plan.fits_by_formula()) {
                 continue;
             }
-            let time = (args.trial_time, args.trial_time);
-            if let Some(seen) = calibrate::measure(bench, &trial, (time, &plan), args.script.as_deref())? {
+            let time = TrialLimits { time: args.trial_time, silence: args.trial_time };
+            if let Some(seen) = trial::measure(bench, &trial, (time, &plan), (args.script.as_deref(), interrupted()))? {
                 let text = format!("  {}: {}", values.join(", "), calibrate::seen(seen));
                 bar.suspend(|| output.part(&text))?;
             }
@@ -238,13 +243,13 @@ fn measure(grid: &Grid, args: &SweepArgs, subjects: &Subjects, confidence: f64, 
 fn progress(
     grid: &Grid,
     repeats: usize,
-    benches: &HashMap<Engine, Bench>,
+    benches: &HashMap<Engine, Session>,
     (subjects, confidence): (&Subjects, f64),
 ) -> Result<(usize, usize)> {
     let (mut done, mut all) = (0, 0);
     for (run, _) in &grid.runs {
         let mut trial = run.clone();
-        bench::anchor(&mut trial);
+        run_file::anchor(&mut trial);
         let Some(bench) = benches.get(&run.engine) else { continue };
         let times = bench.times_measured(&trial).min(repeats);
         if times > 0 || bench.assess(&subjects[&key(run)].padded(), &trial, confidence)?.fits() {

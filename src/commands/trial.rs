@@ -7,8 +7,8 @@
 use std::io::{BufRead, Read, Write};
 
 use crate::cli::TrialArgs;
-use crate::commands::bench;
 use crate::error::{Error, Result};
+use crate::experiment::engine;
 use crate::measure::observe::Line;
 use crate::spec::record::Job;
 use crate::trainer::{Flow, TrainEvent};
@@ -28,7 +28,7 @@ pub fn run(args: &TrialArgs) -> Result<()> {
     if args.tethered {
         end_with_stdin();
     }
-    let mut trainer = bench::trainer(job.config.engine, args.script.as_deref())?;
+    let mut trainer = engine::trainer(job.config.engine, args.script.as_deref())?;
     let outcome = trainer.train(&job, &mut |event| {
         if *event == TrainEvent::Working {
             return Flow::Continue;

@@ -3,3 +3,4 @@
 pub mod batches;
 pub mod example;
 pub mod examples;
+pub mod lengths;

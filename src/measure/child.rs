@@ -10,7 +10,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::error::{Error, Result};
 use crate::measure::footprint::{self, Footprint};
+
+/// A command that runs this program once more.
+pub fn this_program() -> Result<Command> {
+    let program = std::env::current_exe()
+        .map_err(|e| Error::Engine { engine: "trial".into(), reason: format!("this program cannot be found: {e}") })?;
+    Ok(Command::new(program))
+}
 
 /// What a child inherits of the environment: where things are, how text is written, and what decides how many threads
 /// and which allocator it has. Whatever else there is, tokens among it, is none of its business.

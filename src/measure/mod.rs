@@ -14,5 +14,6 @@ pub mod probe;
 pub(crate) mod room;
 pub mod row;
 pub mod summary;
+pub mod table;
 
 pub use self::measurement::*;

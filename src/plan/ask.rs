@@ -5,36 +5,32 @@ use crate::error::Result;
 use crate::predict::Request;
 use crate::predict::calibration::Calibration;
 use crate::spec::machine::Machine;
-use crate::spec::model::{ModelSpec, catalogue};
+use crate::spec::model::{Model, ModelSpec, catalogue};
 use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{Engine, RunConfig, Weights};
 use crate::units::Bytes;
 
 /// Share of the examples that are not to be cut.
 const UNCUT: f64 = 0.99;
+
 /// Lengths are rounded up to a multiple of this, and not halved below it.
 const SEQ_STEP: usize = 32;
+
 pub(super) const SEQ_LEAST: usize = 128;
 
 /// Ranks to choose from, smallest first.
 pub(super) const RANKS: [usize; 5] = [8, 16, 32, 64, 128];
+
 /// Bits that an adapter's parameter can hold, for about one bit that a token of data carries
 /// (Thinking Machines, "LoRA Without Regret", 2025).
 const BITS_PER_PARAMETER: f64 = 2.0;
 
 /// Examples that are worked on together.
 const BATCH_SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
-const LOSS_CHUNKS: [usize; 3] = [128, 512, 2048];
-const ATTENTION_CHUNKS: [usize; 2] = [128, 256];
 
-/// A model to choose.
-#[derive(Clone, Debug)]
-pub struct Model {
-    /// Name or folder.
-    pub name: String,
-    /// Its architecture.
-    pub spec: ModelSpec,
-}
+const LOSS_CHUNKS: [usize; 3] = [128, 512, 2048];
+
+const ATTENTION_CHUNKS: [usize; 2] = [128, 256];
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -151,7 +147,7 @@ impl<'a> Ask<'a> {
 }
 
 /// Every execution of a recipe, the leanest first.
-pub(super) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig) -> Vec<RunConfig> {
+pub(crate) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig) -> Vec<RunConfig> {
     let e = &recipe.execution;
     let stored = spec.storage.format.weights();
     let effective = recipe.recipe.effective_batch_size;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::plan::{Assessment, assess};
+use crate::plan::assessment::{Assessment, assess};
 use crate::predict::Request;
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, Optimizer, RunConfig, Weights};

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::cost;
 use crate::cost::work::mlx_padded;
 use crate::error::Result;
-use crate::plan::{Assessment, Verdict};
+use crate::plan::assessment::{Assessment, Verdict};
 use crate::predict::Request;
 use crate::spec::machine::Accelerator;
 use crate::spec::run::Engine;

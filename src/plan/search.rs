@@ -1,11 +1,13 @@
 //! The search for the best run: the recipe first, then the execution.
 
 use crate::error::{Error, Result};
-use crate::plan::ask::{Ask, Model, RANKS, SEQ_LEAST};
-use crate::plan::{Assessment, Binding, Candidate, Neighbour, Plan, assess, levers};
+use crate::plan::answer::{Binding, Candidate, Neighbour, Plan};
+use crate::plan::ask::{Ask, RANKS, SEQ_LEAST};
+use crate::plan::assessment::{Assessment, assess};
+use crate::plan::levers::levers;
 use crate::predict::calibration::Calibration;
 use crate::spec::machine::{Machine, chips};
-use crate::spec::model::ModelSpec;
+use crate::spec::model::{Model, ModelSpec};
 use crate::spec::run::{RunConfig, Weights};
 use crate::units::Seconds;
 

@@ -1,7 +1,11 @@
 use super::*;
+use crate::predict::Request;
 use crate::predict::calibration::Calibration;
-use crate::spec::model::catalogue;
+use crate::spec::machine::Machine;
+use crate::spec::model::{Model, catalogue};
 use crate::spec::run::data::TokenLengths;
+use crate::spec::run::{Engine, RunConfig};
+use crate::units::Bytes;
 
 fn base() -> RunConfig {
     RunConfig::from_toml("model = \"m\"\ndata = \"train.jsonl\"", "run.toml".as_ref()).unwrap()

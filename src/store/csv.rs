@@ -1,6 +1,5 @@
 //! Tables in CSV, as logs under a header.
 
-use std::io::Read;
 use std::path::Path;
 
 use crate::error::{Error, Result};

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use crate::checkpoint::adapter::Layout;
-use crate::commands::bench::{self, Bench};
 use crate::error::{Error, Result};
+use crate::experiment::run_file;
+use crate::experiment::session::Session;
 use crate::measure::observe::Observed;
 use crate::measure::probe::{self, MachineState};
 use crate::measure::room::Room;
@@ -43,7 +44,7 @@ impl Earlier {
     pub fn open(path: &Path, run: &RunConfig) -> Result<Self> {
         let folder = RunFolder::open(path)?;
         let lock = folder.lock()?;
-        let (there, here) = (bench::read_run(&folder.config())?.to_toml()?, run.to_toml()?);
+        let (there, here) = (run_file::read_run(&folder.config())?.to_toml()?, run.to_toml()?);
         if there != here {
             let differing = here.lines().zip(there.lines()).filter(|(h, t)| h != t);
             let lines: Vec<String> = differing.map(|(h, t)| format!("`{t}` there, `{h}` here")).collect();
@@ -88,7 +89,7 @@ impl Earlier {
     }
 
     /// Refuses to go on where memory ran out before and there is no more of it now.
-    pub fn check_room(&self, bench: &Bench) -> Result<()> {
+    pub fn check_room(&self, bench: &Session) -> Result<()> {
         let Some(killed) = self.lock.killed().filter(|killed| ended_by(killed) == EndedBy::Memory) else {
             return Ok(());
         };

@@ -1,10 +1,10 @@
 //! A run on its way: its folder, what was predicted of it, and what is written down at its beginning and its end.
 
-use crate::commands::bench::Bench;
 use crate::commands::launch::earlier::{self, Earlier};
 use crate::commands::output::Output;
 use crate::commands::report::read_report;
 use crate::error::{Error, Result};
+use crate::experiment::session::Session;
 use crate::measure::guard::Guard;
 use crate::measure::room::Room;
 use crate::measure::{Measurement, probe};
@@ -16,7 +16,6 @@ use crate::spec::record::Outcome;
 use crate::spec::run::RunConfig;
 use crate::store::run_folder::{Holder, NewRun};
 use crate::store::{self, RunFolder, RunLock};
-use crate::trainer::Trainer;
 use crate::units::Bytes;
 
 /// What a folder says in which this process, and no other, works, and is done.
@@ -65,7 +64,7 @@ pub(super) struct Launch<'a> {
     pub(super) run: RunConfig,
     pub(super) folder: RunFolder,
     pub(super) site: Site,
-    pub(super) bench: &'a mut Bench,
+    pub(super) bench: &'a mut Session,
     pub(super) plan: Assessment,
     pub(super) limit: Option<Bytes>,
     /// A step was taken, so that the folder holds something to keep.

@@ -11,9 +11,11 @@ use self::earlier::Earlier;
 use self::job::{Launch, Site, report_of};
 use self::watch::Watch;
 use crate::cli::{self, LaunchArgs};
-use crate::commands::bench::{self, Bench, Subject};
+use crate::commands::inputs;
 use crate::commands::output::Output;
 use crate::error::{Error, Result};
+use crate::experiment::session::{self, Session};
+use crate::experiment::{engine, run_file};
 use crate::measure::observe::Observed;
 use crate::measure::{Measurement, probe};
 use crate::plan::{Assessment, DIED};
@@ -52,7 +54,7 @@ pub fn run(args: &LaunchArgs, output: &Output) -> Result<RunFolder> {
     // A folder in the place of a run file is that run.
     let inside = args.run.is_dir().then(|| RunFolder::open(&args.run)).transpose()?;
     let file = inside.as_ref().map_or_else(|| args.run.clone(), RunFolder::config);
-    let run = bench::read_run(&file)?;
+    let run = run_file::read_run(&file)?;
     let out = match (&args.out, &inside) {
         (Some(out), _) => out.clone(),
         (None, Some(folder)) => folder.path().into(),
@@ -86,14 +88,14 @@ pub fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, output: &Ou
         output.part(&format!("adapter: {}", earlier.folder.adapter().display()))?;
         return Ok(earlier.folder.clone());
     }
-    let mut bench = Bench::open(run.engine, settings.bench)?;
-    let subject = Subject::to_train(&run, output)?;
+    let mut bench = Session::open(run.engine, &inputs::settings(settings.bench))?;
+    let subject = inputs::workload(&run, output)?;
     let plan = bench.assess(&subject, &run, settings.confidence)?;
     preflight(&plan, settings.force)?;
     if let Some(earlier) = earlier.as_ref().filter(|_| !settings.force) {
         earlier.check_room(&bench)?;
     }
-    let mut trainer = bench::trainer(run.engine, settings.bench.script.as_deref())?;
+    let mut trainer = engine::trainer(run.engine, settings.bench.script.as_deref())?;
     // Only now, when all that can be wrong with the question has been asked, is anything written.
     let site = match (earlier, place) {
         (Some(earlier), _) => Site::Again(Box::new(earlier)),
@@ -155,7 +157,7 @@ impl Launch<'_> {
             save_every: settings.save_every,
             pad_to_max: false,
         };
-        let predicted = bench::predicted(&self.plan.prediction);
+        let predicted = session::predicted(&self.plan.prediction);
         let (state, started) = (probe::state(), Instant::now());
         let guard = self.guard()?;
         let mut watch = Watch::new(self, &guard);

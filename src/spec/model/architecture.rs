@@ -215,3 +215,12 @@ impl ModelSpec {
         self.attention.num_key_value_heads * self.attention.head_dim
     }
 }
+
+/// An architecture by the name, or the folder, that it is known by.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Name or folder.
+    pub name: String,
+    /// What it is.
+    pub spec: ModelSpec,
+}

@@ -340,6 +340,29 @@ pub fn closest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<
         .map(|(k, _)| k)
 }
 
+impl RunConfig {
+    /// The model and the data that ship inside, as `auto` runs them.
+    pub fn builtin() -> Self {
+        RunConfig {
+            model: BUILTIN.into(),
+            data: Data::builtin(),
+            engine: Default::default(),
+            seed: 0,
+            // The recipe that `assets/check.py` tried: a model this small wants a higher rate than a large one.
+            recipe: Recipe {
+                max_seq_length: 512,
+                effective_batch_size: 8,
+                learning_rate: 3e-3,
+                epochs: Some(1.5),
+                warmup_steps: 5,
+                mask_prompt: true,
+                ..Recipe::default()
+            },
+            execution: Execution { batch_size: 4, ..Execution::default() },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -33,7 +33,7 @@ fn calibrated(seed: u64) -> (f64, bool, usize) {
     let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
     let prior = &Calibration::prior(machine, Engine::Candle);
     let lengths = &TokenLengths::new(vec![1024; 100]);
-    let around = Subject { spec, machine, lengths, calibration: prior };
+    let around = Around { spec, machine, lengths, calibration: prior };
     let (options, mut left) = (around.options(&run()).unwrap(), around.trials(&run()).unwrap());
     let truth = truth(prior, &mut rng);
     let time = |c: &Candidate| truth.typical_time(&c.formula.cost);
@@ -87,7 +87,7 @@ fn nothing_known_is_not_settled_and_everything_known_is() {
     let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
     let prior = &Calibration::prior(machine, Engine::Candle);
     let lengths = &TokenLengths::new(vec![1024; 100]);
-    let options = Subject { spec, machine, lengths, calibration: prior }.options(&run()).unwrap();
+    let options = Around { spec, machine, lengths, calibration: prior }.options(&run()).unwrap();
     let decision = |gib| Decision { options: &options, limit: Bytes::from_gib(gib), confidence: CONFIDENCE };
     let standing = decision(60.0).standing(prior);
     assert!(!standing.settled() && standing.unknown > 0.1, "{standing:?}");
@@ -109,7 +109,7 @@ fn what_needs_as_much_as_a_run_that_died_is_never_chosen() {
     let spec = &catalogue::find("Qwen2.5-0.5B-Instruct").unwrap().spec;
     let prior = &Calibration::prior(machine, Engine::Candle);
     let lengths = &TokenLengths::new(vec![400; 100]);
-    let around = Subject { spec, machine, lengths, calibration: prior };
+    let around = Around { spec, machine, lengths, calibration: prior };
     let (mut options, trials) = (around.options(&run()).unwrap(), around.trials(&run()).unwrap());
     let limit = Bytes::from_gib(60.0);
     let filled =

@@ -1,81 +1,45 @@
-//! What the commands that measure have in common: who trains, what the run is made of, what has been
-//! measured here before and what follows from it.
+//! A machine, an engine on it, what has been measured of them, and what follows from it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::source::ModelSource;
-use crate::commands::common;
-use crate::commands::output::Output;
+use crate::checkpoint::source;
 use crate::error::{Error, Result};
-use crate::measure::{Measurement, Place, Predicted, probe, row};
-use crate::plan::{Assessment, Model, assess};
+use crate::experiment::engine::trainer;
+use crate::experiment::workload::Workload;
+use crate::measure::{Measurement, Place, Predicted, probe, row, table};
+use crate::plan::{Assessment, assess};
 use crate::predict::calibration::{Calibration, Died, Observation};
 use crate::predict::{Formula, Measured, Prediction, Request};
 use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
 use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{BUILTIN, Data, Engine, RunConfig};
-use crate::trainer::Trainer;
-use crate::trainer::candle::CandleTrainer;
-use crate::trainer::scripted::{Script, ScriptedTrainer};
+use crate::spec::run::{Engine, RunConfig};
+use crate::store;
 use crate::units::{Bytes, Seconds};
-use crate::{cli, store};
-
-/// Who trains for this engine.
-pub fn trainer(engine: Engine, script: Option<&Path>) -> Result<Box<dyn Trainer>> {
-    if let Some(path) = script {
-        return Ok(Box::new(ScriptedTrainer::new(store::load_json::<Script>(path)?, engine)));
-    }
-    match engine {
-        Engine::Candle => Ok(Box::new(CandleTrainer)),
-        Engine::MlxLm => {
-            let reason = "it cannot be run from here yet; `plan` and `predict` know it".into();
-            Err(Error::Engine { engine: engine.name().into(), reason })
-        }
-    }
-}
 
 /// What is known of an engine on a machine: the prior, and the measurements that were made there.
 pub fn known(engine: Engine, machine: &Machine, results: &Path) -> Result<Calibration> {
-    Ok(Bench::of_machine((engine, None), (machine, machine.available), results)?.calibration)
+    Ok(Session::of_machine((engine, None), (machine, machine.available), results)?.calibration)
 }
 
 /// A run that died of memory says nothing of a limit that is larger by more than this factor than the one that it had. What
 /// is free differs by a few per cent from one look to the next, and it may have been ended a little before it was gone.
 const LARGER: f64 = 1.25;
 
-/// The run file at `path`, with paths that stay right wherever it is copied to.
-pub fn read_run(path: &Path) -> Result<RunConfig> {
-    let mut run = RunConfig::from_toml(&store::read_text(path)?, path)?;
-    anchor(&mut run);
-    Ok(run)
-}
-
-/// Makes every path of a run absolute.
-pub fn anchor(run: &mut RunConfig) {
-    let fix = |path: &mut PathBuf| {
-        if path.as_os_str() != BUILTIN {
-            *path = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
-        }
-    };
-    match &mut run.data {
-        Data::Train(train) => fix(train),
-        Data::Split(split) => {
-            fix(&mut split.train);
-            split.valid.iter_mut().for_each(fix);
-        }
-    }
-    run.recipe.lora.init_adapter.iter_mut().for_each(fix);
-    if run.model != BUILTIN && Path::new(&run.model).is_dir() {
-        let mut folder = PathBuf::from(&run.model);
-        fix(&mut folder);
-        run.model = folder.to_string_lossy().into_owned();
-    }
+/// What a caller says of a session.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'a> {
+    /// Folder of the measurements of all machines.
+    pub results: &'a Path,
+    /// Footprint that is not to be exceeded, where that is less than is free.
+    pub memory_limit: Option<Bytes>,
+    /// A script that is played in the place of the engine.
+    pub script: Option<&'a Path>,
 }
 
 /// This machine, an engine on it, and what has been measured of them.
-pub struct Bench {
+pub struct Session {
     /// This machine, now.
     pub machine: Machine,
     /// What measurements made here have in common.
@@ -106,16 +70,16 @@ struct Tried {
     died: Option<Bytes>,
 }
 
-impl Bench {
+impl Session {
     /// Asks the machine and reads its table.
-    pub fn open(engine: Engine, args: &cli::Bench) -> Result<Self> {
+    pub fn open(engine: Engine, settings: &Settings<'_>) -> Result<Self> {
         let machine = probe::this_machine()?;
-        let engine_version = trainer(engine, args.script.as_deref())?.version();
-        let limit = args.limit.map_or(machine.available, |limit| limit.min(machine.available));
-        Self::of(engine, engine_version, (machine, limit), &args.results)
+        let engine_version = trainer(engine, settings.script)?.version();
+        let limit = settings.memory_limit.map_or(machine.available, |limit| limit.min(machine.available));
+        Self::of(engine, engine_version, (machine, limit), settings.results)
     }
 
-    /// The bench that a run was made on, as far as this machine is it.
+    /// The session that a run was made on, as far as this machine is it.
     pub fn of_record(record: &Measurement, results: &Path) -> Result<Self> {
         let machine = probe::this_machine()?;
         if machine.name != record.machine {
@@ -141,10 +105,10 @@ impl Bench {
     }
 
     fn of(engine: Engine, engine_version: String, (machine, limit): (Machine, Bytes), results: &Path) -> Result<Self> {
-        let path = table(&machine, results);
+        let path = table::table(&machine, results);
         let prior = Calibration::prior(&machine, engine);
         let place = Place { machine: machine.name.clone(), os: probe::os(), engine_version };
-        let mut bench = Self {
+        let mut session = Self {
             measurements: Vec::new(),
             calibration: prior.clone(),
             unusable: 0,
@@ -157,12 +121,12 @@ impl Bench {
             tried: Vec::new(),
             specs: HashMap::new(),
         };
-        let mut measurements = read_measurements(&bench.path)?;
-        measurements.retain(|m| m.config.engine == engine && m.was_made_at(&bench.place));
-        measurements.iter().for_each(|m| bench.learn(m));
-        bench.measurements = measurements;
-        bench.refit()?;
-        Ok(bench)
+        let mut measurements = table::read_measurements(&session.path)?;
+        measurements.retain(|m| m.config.engine == engine && m.was_made_at(&session.place));
+        measurements.iter().for_each(|m| session.learn(m));
+        session.measurements = measurements;
+        session.refit()?;
+        Ok(session)
     }
 
     /// Makes sure that a measurement can be written down, before there is one: hours may lie between.
@@ -229,7 +193,7 @@ impl Bench {
             return;
         }
         let name = &m.config.model;
-        let spec = self.specs.entry(name.clone()).or_insert_with(|| common::model(name).ok().map(|model| model.spec));
+        let spec = self.specs.entry(name.clone()).or_insert_with(|| source::model(name).ok().map(|model| model.spec));
         let formula = spec.as_ref().and_then(|spec| formula(m, spec, (&self.machine, &self.prior)));
         let Some(formula) = formula else {
             self.unusable += 1;
@@ -250,12 +214,12 @@ impl Bench {
     }
 
     /// What `run` takes, held against the limit.
-    pub fn assess(&self, subject: &Subject, run: &RunConfig, confidence: f64) -> Result<Assessment> {
+    pub fn assess(&self, subject: &Workload, run: &RunConfig, confidence: f64) -> Result<Assessment> {
         assess(&self.request(subject, run, &self.calibration), confidence, Some(self.limit))
     }
 
     /// The same by another calibration.
-    pub fn request<'a>(&'a self, subject: &'a Subject, run: &'a RunConfig, by: &'a Calibration) -> Request<'a> {
+    pub fn request<'a>(&'a self, subject: &'a Workload, run: &'a RunConfig, by: &'a Calibration) -> Request<'a> {
         Request { spec: &subject.spec, machine: &self.machine, run, lengths: Some(&subject.lengths), calibration: by }
     }
 }
@@ -296,63 +260,6 @@ pub fn predicted(prediction: &Prediction) -> Predicted {
         tokens_per_s: Some(prediction.tokens_per_s),
         step_time_s: Some(prediction.step_time.map(|s| s.0)),
     }
-}
-
-/// What a run is about.
-pub struct Subject {
-    /// The model.
-    pub spec: ModelSpec,
-    /// Lengths of its training rows.
-    pub lengths: TokenLengths,
-}
-
-impl Subject {
-    /// Of a run: model and data must be there.
-    pub fn of(run: &RunConfig) -> Result<Self> {
-        let model = found(run)?;
-        let lengths = common::lengths(&model, &run.data)?;
-        Ok(Self { spec: model.spec, lengths })
-    }
-
-    /// Of a run that is to be done; rows from which it would learn nothing are said.
-    pub fn to_train(run: &RunConfig, output: &Output) -> Result<Self> {
-        let model = found(run)?;
-        let lengths = common::lengths_of_run(&model, run, output)?;
-        Ok(Self { spec: model.spec, lengths })
-    }
-
-    /// The same with every row padded to the greatest length, as trials do it.
-    pub fn padded(&self) -> Self {
-        Self { spec: self.spec.clone(), lengths: TokenLengths::filled() }
-    }
-}
-
-/// The model of a run, whose files must be there.
-fn found(run: &RunConfig) -> Result<Model> {
-    Ok(Model { name: run.model.clone(), spec: ModelSource::find(&run.model)?.spec()? })
-}
-
-/// Everything that was measured on a machine.
-pub fn measurements(machine: &Machine, results: &Path) -> Result<Vec<Measurement>> {
-    read_measurements(&table(machine, results))
-}
-
-fn table(machine: &Machine, results: &Path) -> PathBuf {
-    results.join(store::file_name(&machine.name)).join("measurements.csv")
-}
-
-/// All rows of a table.
-pub fn read_measurements(path: &Path) -> Result<Vec<Measurement>> {
-    let (columns, rows) = store::read_csv(path)?;
-    let parse = |(i, row): (usize, &Vec<String>)| {
-        Measurement::from_row(&columns, row).map_err(|message| Error::Parse {
-            path: path.into(),
-            line: Some(i + 2),
-            message,
-            hint: None,
-        })
-    };
-    rows.iter().enumerate().map(parse).collect()
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub struct Candidate {
     pub run: RunConfig,
     /// What it costs.
     pub formula: Formula,
-    /// A run that needs no more died of memory here; see [`Subject::mark`].
+    /// A run that needs no more died of memory here; see [`Around::mark`].
     pub deadly: bool,
 }
 
@@ -163,7 +163,7 @@ pub fn next<'a>(
 }
 
 /// What is known beforehand about everything that may be chosen or tried.
-pub struct Subject<'a> {
+pub struct Around<'a> {
     /// The model.
     pub spec: &'a ModelSpec,
     /// The machine.
@@ -174,7 +174,7 @@ pub struct Subject<'a> {
     pub calibration: &'a Calibration,
 }
 
-impl Subject<'_> {
+impl Around<'_> {
     fn candidate(&self, run: RunConfig, lengths: &TokenLengths) -> Result<Candidate> {
         let Self { spec, machine, calibration, .. } = *self;
         let request = Request { spec, machine, run: &run, lengths: Some(lengths), calibration };

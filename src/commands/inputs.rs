@@ -1,0 +1,85 @@
+//! What several verbs are given: the machine, the confidence, the data, a run folder.
+
+use std::path::{Path, PathBuf};
+
+use crate::cli::{self, LimitArgs, MachineArgs};
+use crate::commands::output::Output;
+use crate::data::lengths::Counted;
+use crate::error::{Error, Result};
+use crate::experiment::session::Settings;
+use crate::experiment::workload::Workload;
+use crate::measure::probe;
+use crate::plan::DEFAULT_CONFIDENCE;
+use crate::predict::ASSUMED_EXAMPLES;
+use crate::spec::machine::Machine;
+use crate::spec::run::data::TokenLengths;
+use crate::spec::run::{DEFAULT_EPOCHS, Data, RunConfig};
+use crate::units::grouped;
+
+/// The machine that was named, or this one.
+pub fn machine(args: &MachineArgs) -> Result<Machine> {
+    let named = match (&args.machine, args.ram) {
+        (Some(chip), ram) => Machine::named(chip, ram, args.gpu_cores)?,
+        (None, Some(ram)) => Machine::plainest(ram)?,
+        // What it is running is known to itself.
+        (None, None) => return probe::this_machine(),
+    };
+    Ok(match args.macos {
+        Some(version) => named.under_macos(version),
+        None => named,
+    })
+}
+
+/// The confidence that was asked for.
+pub fn confidence(args: &LimitArgs) -> Result<f64> {
+    let confidence = args.confidence.unwrap_or(DEFAULT_CONFIDENCE);
+    if confidence > 0.5 && confidence < 1.0 {
+        Ok(confidence)
+    } else {
+        Err(Error::invalid("--confidence", confidence, "more than 0.5 and less than 1"))
+    }
+}
+
+/// The base that a run folder names, where it is one, and its adapter; any other folder is an adapter itself.
+pub fn run_or_adapter(folder: &Path) -> Result<(Option<String>, Option<PathBuf>)> {
+    let run_file = folder.join("run.toml");
+    if !run_file.is_file() {
+        return Ok((None, Some(folder.into())));
+    }
+    let run = RunConfig::from_toml(&crate::store::read_text(&run_file)?, &run_file)?;
+    Ok((Some(run.model), Some(folder.join("adapter"))))
+}
+
+/// The data that was given; `builtin` is a name and no path.
+pub fn data(path: &Path) -> Data {
+    Data::Train(PathBuf::from(path))
+}
+
+/// What was taken for granted of data that is not at hand.
+pub fn assumed(run: &RunConfig, longest: usize) -> String {
+    let passes = match (run.recipe.steps, run.recipe.epochs) {
+        (Some(_), _) => String::new(),
+        (_, epochs) => format!(", seen {} times", epochs.unwrap_or(DEFAULT_EPOCHS)),
+    };
+    let lengths = TokenLengths::assumed(ASSUMED_EXAMPLES, longest);
+    let (examples, mean) = (grouped(ASSUMED_EXAMPLES as u64), lengths.mean_cut(run.recipe.max_seq_length));
+    format!("{examples} examples of {mean:.0} tokens, the longest of {longest}{passes}")
+}
+
+/// Where measurements are kept, and under which limit they are made.
+pub fn settings(args: &cli::Bench) -> Settings<'_> {
+    Settings { results: &args.results, memory_limit: args.limit, script: args.script.as_deref() }
+}
+
+/// Model and data of a run that is to be done; what is to be said of its rows is said.
+pub fn workload(run: &RunConfig, output: &Output) -> Result<Workload> {
+    let (workload, note) = Workload::to_train(run)?;
+    note.iter().for_each(|note| output.note(note));
+    Ok(workload)
+}
+
+/// Lengths as they were found; what is to be said of that is said.
+pub fn said(counted: Counted, output: &Output) -> TokenLengths {
+    counted.note.iter().for_each(|note| output.note(note));
+    counted.lengths
+}

@@ -1,0 +1,24 @@
+//! The trainer of an engine.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::spec::run::Engine;
+use crate::store;
+use crate::trainer::Trainer;
+use crate::trainer::candle::CandleTrainer;
+use crate::trainer::scripted::{Script, ScriptedTrainer};
+
+/// Who trains for this engine.
+pub fn trainer(engine: Engine, script: Option<&Path>) -> Result<Box<dyn Trainer>> {
+    if let Some(path) = script {
+        return Ok(Box::new(ScriptedTrainer::new(store::load_json::<Script>(path)?, engine)));
+    }
+    match engine {
+        Engine::Candle => Ok(Box::new(CandleTrainer)),
+        Engine::MlxLm => {
+            let reason = "it cannot be run from here yet; `plan` and `predict` know it".into();
+            Err(Error::Engine { engine: engine.name().into(), reason })
+        }
+    }
+}
