@@ -79,7 +79,6 @@ struct File {
     room: String,
     /// Such as `spec::model`.
     module: String,
-    lines: usize,
     /// Without comments and without the tests at its foot.
     code: String,
 }
@@ -106,7 +105,7 @@ fn files() -> Vec<File> {
         let text = std::fs::read_to_string(path).unwrap();
         let steps: Vec<&str> = inside.trim_end_matches(".rs").split('/').filter(|s| *s != "mod").collect();
         let (room, module) = (steps[0].to_owned(), steps.join("::"));
-        File { lines: text.lines().count(), code: code(&text), path: inside, room, module }
+        File { code: code(&text), path: inside, room, module }
     };
     paths.iter().map(read).filter(|f| !is_test(&f.path)).collect()
 }

@@ -7,6 +7,7 @@ pub mod finite;
 pub mod ggml;
 pub mod gguf;
 mod gguf_header;
+mod int8;
 pub mod safetensors;
 pub mod source;
 pub mod stored;

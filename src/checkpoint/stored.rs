@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::checkpoint::affine::Affine;
 use crate::checkpoint::finite::all_finite_ggml;
-use crate::checkpoint::ggml;
+use crate::checkpoint::{ggml, int8};
 use crate::ops::kernels;
 use crate::spec::model::storage::{Block, Format, INT8_GROUP};
 
@@ -41,11 +41,6 @@ pub enum Stored {
     Affine(Affine),
 }
 
-/// The middle of the codes' range.
-const ZERO: f32 = 128.0;
-/// Largest code to either side of it.
-const LARGEST: f32 = 127.0;
-
 impl Stored {
     /// The matrix in a format on `device`, from whatever format it is in on the CPU, a panel of rows at a time. A
     /// format whose blocks do not divide the rows gives way as [`Format::for_columns`] says.
@@ -55,7 +50,7 @@ impl Stored {
             Format::F32 => self.dense(DType::F32, device),
             Format::F16 => self.dense(DType::F16, device),
             Format::Bf16 => self.dense(DType::BF16, device),
-            Format::Int8 => int8(self, device),
+            Format::Int8 => to_int8(self, device),
             Format::Gguf(block) => quantise(self, block, device),
             Format::Affine { .. } => bail!("MLX's format is read, and not made"),
         }
@@ -123,7 +118,9 @@ impl Stored {
     pub fn panel(&self, first: usize, count: usize) -> Result<Tensor> {
         match self {
             Self::Dense(t) => widened(&t.narrow(0, first, count)?),
-            Self::Int8 { codes, scales } => decode(&codes.narrow(0, first, count)?, &scales.narrow(0, first, count)?),
+            Self::Int8 { codes, scales } => {
+                int8::decode(&codes.narrow(0, first, count)?, &scales.narrow(0, first, count)?)
+            }
             Self::Blocks(q) => ggml::panel(q, first, count),
             Self::Affine(affine) => affine.panel(first, count),
         }
@@ -133,7 +130,7 @@ impl Stored {
     pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(t) => widened(&t.index_select(ids, 0)?),
-            Self::Int8 { codes, scales } => decode(&codes.index_select(ids, 0)?, &scales.index_select(ids, 0)?),
+            Self::Int8 { codes, scales } => int8::decode(&codes.index_select(ids, 0)?, &scales.index_select(ids, 0)?),
             Self::Blocks(q) => ggml::rows(q, ids),
             Self::Affine(affine) => affine.rows(ids),
         }
@@ -148,7 +145,7 @@ fn row_spans(matrix: &Stored) -> Result<impl Iterator<Item = Result<Tensor>> + '
     Ok((0..rows).step_by(step).map(span))
 }
 
-fn int8(matrix: &Stored, device: &Device) -> Result<Stored> {
+fn to_int8(matrix: &Stored, device: &Device) -> Result<Stored> {
     let (rows, columns) = matrix.dims()?;
     let groups = columns.div_ceil(INT8_GROUP);
     let (mut codes, mut scales) = (vec![0u8; rows * columns], vec![0f32; rows * groups]);
@@ -156,18 +153,9 @@ fn int8(matrix: &Stored, device: &Device) -> Result<Stored> {
     for span in row_spans(matrix)? {
         let span = span?;
         let count = span.dim(0)?;
-        let code_rows = codes[done * columns..(done + count) * columns].par_chunks_mut(columns);
-        let scale_rows = scales[done * groups..(done + count) * groups].par_chunks_mut(groups);
-        crate::ops::with_slice(&span, |span| {
-            code_rows.zip(scale_rows).zip(span.par_chunks(columns)).for_each(|((codes, scales), row)| {
-                let parts = codes.chunks_mut(INT8_GROUP).zip(row.chunks(INT8_GROUP));
-                for ((codes, row), scale) in parts.zip(scales) {
-                    *scale = row.iter().fold(0f32, |m, w| m.max(w.abs())) / LARGEST;
-                    let inverse = if *scale > 0.0 { scale.recip() } else { 0.0 };
-                    codes.iter_mut().zip(row).for_each(|(c, w)| *c = ((w * inverse).round() + ZERO) as u8);
-                }
-            });
-        })?;
+        let span_codes = &mut codes[done * columns..(done + count) * columns];
+        let span_scales = &mut scales[done * groups..(done + count) * groups];
+        crate::ops::with_slice(&span, |span| int8::encode(span, columns, span_codes, span_scales))?;
         done += count;
     }
     Ok(Stored::Int8 {
@@ -213,41 +201,6 @@ fn widened(t: &Tensor) -> Result<Tensor> {
         _ => return t.to_dtype(DType::F32),
     };
     Tensor::from_vec(wide, t.shape(), t.device())
-}
-
-/// Codes and scales of the same rows to f32.
-fn decode(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
-    if crate::ops::fused(codes) { decode_cpu(codes, scales) } else { decode_composed(codes, scales) }
-}
-
-fn decode_cpu(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
-    let (rows, columns) = codes.dims2()?;
-    let groups = scales.dim(1)?;
-    let mut out = vec![0f32; rows * columns];
-    let (storage, layout) = codes.storage_and_layout();
-    let (Storage::Cpu(CpuStorage::U8(data)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-        bail!("expected contiguous codes on the CPU")
-    };
-    let codes = &data[start..end];
-    crate::ops::with_slice(scales, |scales| {
-        out.par_chunks_mut(columns).zip(codes.par_chunks(columns)).zip(scales.par_chunks(groups)).for_each(
-            |((out, codes), scales)| {
-                for ((out, codes), scale) in out.chunks_mut(INT8_GROUP).zip(codes.chunks(INT8_GROUP)).zip(scales) {
-                    out.iter_mut().zip(codes).for_each(|(o, &c)| *o = (f32::from(c) - ZERO) * scale);
-                }
-            },
-        );
-    })?;
-    Tensor::from_vec(out, (rows, columns), &Device::Cpu)
-}
-
-fn decode_composed(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
-    let (rows, columns) = codes.dims2()?;
-    let centred = (codes.to_dtype(DType::F32)? - f64::from(ZERO))?;
-    let groups = scales.dim(1)?;
-    let wide = scales.unsqueeze(2)?.broadcast_as((rows, groups, INT8_GROUP))?.contiguous()?;
-    let wide = wide.reshape((rows, groups * INT8_GROUP))?.narrow(1, 0, columns)?;
-    centred * wide
 }
 
 #[cfg(test)]
@@ -315,8 +268,8 @@ mod tests {
         for columns in [1, 63, 64, 100] {
             let w = matrix(3, columns);
             let Stored::Int8 { codes, scales } = put(&w, Weights::Int8) else { panic!() };
-            let decoded = decode_cpu(&codes, &scales).unwrap();
-            assert_eq!(worst(&decoded, &decode_composed(&codes, &scales).unwrap()), 0.0);
+            let decoded = int8::decode_cpu(&codes, &scales).unwrap();
+            assert_eq!(worst(&decoded, &int8::decode_composed(&codes, &scales).unwrap()), 0.0);
             assert!(worst(&decoded, &w) <= 0.5 / 127.0 + 1e-6);
         }
         let zero = Tensor::zeros((2, 64), DType::F32, &Device::Cpu).unwrap();

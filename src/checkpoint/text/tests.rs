@@ -183,7 +183,7 @@ fn hostile_templates_are_refused() {
         // Gigabytes.
         (grown("n.s ~ n.s"), "of memory"),
         (grown("n.s + n.s"), "of memory"),
-        (grown("n.s|replace('a', n.s)"), "instructions"),
+        (grown("n.s|replace('a', n.s)"), "of memory"),
         (grown("n.s.replace('a', n.s)"), "of memory"),
         (grown("[n.s, n.s, n.s]|join(n.s)"), "of memory"),
         (grown("[n.s, n.s]|string"), "of memory"),
@@ -226,7 +226,9 @@ fn hostile_templates_are_refused() {
         let error = tried.with_template(&template).and_then(|text| text.chat(&chat()).map(drop));
         if !expected.is_empty() {
             let error = error.map_err(|e| e.to_string());
-            assert!(error.as_ref().is_err_and(|e| said(e, expected)), "{what}: expected `{expected}`, got {error:?}");
+            // Which of the two bounds is met first is minijinja's affair: its filters count instructions by size since 3.1.
+            let met = |e: &str| said(e, expected) || expected == "of memory" && said(e, "instructions");
+            assert!(error.as_ref().is_err_and(|e| met(e)), "{what}: expected `{expected}`, got {error:?}");
         }
     }
 }

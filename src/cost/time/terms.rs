@@ -1,51 +1,22 @@
-//! What one optimizer step makes a machine do: arithmetic, memory traffic and kernel launches, term by term.
+//! The terms of an optimizer step.
 //!
 //! A frozen matrix of P parameters costs 2P FLOPs a token forward, 2P to carry the gradient through it, and 2P
 //! more where checkpointing runs the block again; it gets no gradient of its own. Bytes are those that must move
 //! between memory and the processor; what stays in a cache is not known here and falls to calibration.
 //! Left out: the data loader, and what the engines do once in a while (checkpoints, validation).
 
-use serde::{Deserialize, Serialize};
-
-use crate::cost::params::{Parameters, adapted, bits, trainable};
-use crate::cost::work::Work;
+use crate::cost::time::shapes::{Elementwise, F32, Shapes};
+use crate::cost::time::step::{StepCost, Term};
 use crate::error::Result;
-use crate::spec::machine::{Accelerator, Machine};
+use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
-use crate::spec::model::tensors::{Projection, Role};
 use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{Engine, Optimizer, RunConfig};
-
-/// One thing that is done.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Term {
-    /// What.
-    pub name: String,
-    /// Floating-point operations; a multiply-add counts as two. Those that a waiting thread could have done count too.
-    pub flops: f64,
-    /// Bytes read and written.
-    pub bytes: f64,
-    /// Kernels started.
-    pub launches: f64,
-}
-
-/// One optimizer step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StepCost {
-    /// What is done.
-    pub terms: Vec<Term>,
-    /// Tokens of the examples.
-    pub tokens: f64,
-    /// Rows worked on, padding included.
-    pub rows: f64,
-}
-
-/// Bytes of an f32.
-const F32: f64 = 4.0;
 
 /// Passes of a stable softmax over its numbers, forward (maximum, exponential, sum, division: read and write) and
 /// backward (product, row sum, difference, product).
 const SOFTMAX_PASSES: f64 = 6.0;
+
 const SOFTMAX_BACKWARD_PASSES: f64 = 8.0;
 
 /// Passes of the update over each trainable number. AdamW: three states and a gradient read, three written, and as
@@ -62,138 +33,43 @@ fn update_passes(optimizer: Optimizer) -> f64 {
 /// Launches of one projection: conversion, product, bias; an adapter's two products, scaling and sum; backward the
 /// conversion, the product, and the adapter's eight.
 const LINEAR: f64 = 3.0;
+
 const ADAPTER: f64 = 4.0;
+
 const LINEAR_BACKWARD: f64 = 2.0;
+
 const ADAPTER_BACKWARD: f64 = 8.0;
+
 /// Launches that DoRA adds to a projection with an adapter, forward and backward.
 const DORA: f64 = 2.0;
+
 const DORA_BACKWARD: f64 = 8.0;
+
 /// Launches of the rest of a block: norms, rope, residual sums, activation.
 const BLOCK_REST: f64 = 12.0;
+
 /// Launches of one chunk of attention, forward and backward.
 const CHUNK: f64 = 16.0;
+
 const CHUNK_BACKWARD: f64 = 36.0;
+
 /// Launches of the update of one adapted projection: two matrices, eleven operations each, and their clipping.
 const UPDATE: f64 = 26.0;
+
 /// Launches of one chunk of the loss.
 const LOSS_CHUNK: f64 = 20.0;
 
-impl StepCost {
-    /// Sum of the FLOPs.
-    pub fn flops(&self) -> f64 {
-        self.terms.iter().map(|t| t.flops).sum()
-    }
-
-    /// Sum of the bytes.
-    pub fn bytes(&self) -> f64 {
-        self.terms.iter().map(|t| t.bytes).sum()
-    }
-
-    /// Sum of the launches.
-    pub fn launches(&self) -> f64 {
-        self.terms.iter().map(|t| t.launches).sum()
-    }
-}
-
-/// Shapes that every term needs.
-struct Shapes<'a> {
-    spec: &'a ModelSpec,
-    run: &'a RunConfig,
-    work: Work,
-    /// Matrix parameters of one block, and those of them that a token meets: fewer in a mixture of experts.
-    block: f64,
-    met: f64,
-    /// Blocks, and those that backward passes through.
-    blocks: f64,
-    back_blocks: f64,
-    /// Blocks that backward makes again, and the projection that it needs not make: what comes out of a block is known.
-    again: f64,
-    not_again: Option<Projection>,
-    /// The same, where it has an adapter.
-    not_adapted_again: Option<Projection>,
-    /// Width of what goes in and comes out of the adapted projections of a block.
-    adapter_in: f64,
-    adapter_out: f64,
-    adapters: f64,
-    /// Matrix parameters of the adapted projections of a block.
-    adapted: f64,
-    /// Parameters of all adapters.
-    trained: f64,
-    projections: f64,
-    /// Numbers that elementwise work touches for one token in one block: forward, in what backward makes again in any
-    /// case, and in the rest of it, which it makes again with checkpointing.
-    elementwise: [f64; 3],
-    /// Threads that attention is handed out to.
-    threads: usize,
-}
-
-impl<'a> Shapes<'a> {
-    fn new(spec: &'a ModelSpec, machine: &Machine, run: &'a RunConfig, lengths: Option<&TokenLengths>) -> Result<Self> {
-        let lora = &run.recipe.lora;
-        let (targets, back) = adapted(spec, lora)?;
-        let experts = spec.experts.map_or(1.0, |e| e.num_experts_per_tok as f64);
-        let (h, f) = (spec.hidden_size as f64, experts * spec.intermediate_size as f64);
-        let (q, kv) = (spec.q_size() as f64, spec.kv_size() as f64);
-        let norms = if spec.post_norms { 4.0 } else { 2.0 };
-        let gates = if spec.mlp.gated { 3.0 } else { 2.0 };
-        let biases: f64 =
-            spec.projections().iter().filter(|p| p.bias).map(|p| 2.0 * (p.active * p.out_features) as f64).sum();
-        let adapter_out = targets.iter().map(|p| (p.active * p.out_features) as f64).sum::<f64>();
-        let unmet = |p: &Projection| ((p.copies - p.active) * p.in_features * p.out_features) as f64;
-        let block = Parameters::of(spec).block_matrices as f64;
-        // A norm behind it wants its output; mlx-lm makes the whole block again.
-        let not_again = spec.projections().into_iter().find(|p| {
-            p.role == Role::Down && !spec.post_norms && run.engine == Engine::Candle && run.execution.grad_checkpoint
-        });
-        let head_norms = if spec.attention.qk_norm { 2.0 * (q + kv) } else { 0.0 };
-        // A norm reads and writes, a residual sum reads twice and writes, rope reads and writes q and k, the activation
-        // reads gate and up and writes, an adapter's sum reads twice and writes.
-        let forward = norms * 2.0 * h + 6.0 * h + 2.0 * (q + kv) + head_norms + gates * f + biases + 3.0 * adapter_out;
-        // Our backward keeps neither the normed input of the MLP nor its activation; the last sums it needs not.
-        let always = if run.engine == Engine::Candle { 2.0 * h + gates * f } else { 0.0 };
-        let last = not_again.as_ref().map_or(0.0, |p| {
-            let adapter = if targets.contains(p) { 3.0 * h } else { 0.0 };
-            3.0 * h + adapter
-        });
-        Ok(Self {
-            work: Work::of(run, lengths),
-            block,
-            met: block - spec.projections().iter().map(unmet).sum::<f64>(),
-            trained: trainable(spec, lora)? as f64,
-            blocks: spec.num_hidden_layers as f64,
-            back_blocks: back as f64,
-            again: if run.execution.grad_checkpoint { back as f64 } else { 0.0 },
-            not_adapted_again: not_again.clone().filter(|p| targets.contains(p)),
-            not_again,
-            adapter_in: targets.iter().map(|p| (p.active * p.in_features) as f64).sum(),
-            adapter_out,
-            adapters: targets.len() as f64,
-            adapted: targets.iter().map(|p| (p.in_features * p.out_features) as f64).sum(),
-            projections: spec.projections().len() as f64,
-            elementwise: [forward, always, forward - always - last],
-            threads: match (run.engine, machine.accelerator) {
-                (Engine::Candle, Accelerator::Cpu) => machine.cores,
-                _ => 1,
-            },
-            spec,
-            run,
-        })
-    }
-
-    fn rank(&self) -> f64 {
-        self.run.recipe.lora.rank as f64
-    }
-
-    /// `passes` over the frozen matrices of all blocks that `blocks` counts: `2 P` a row, the stored numbers read
+impl Shapes<'_> {
+    /// The frozen matrices of that many blocks: `2 P` FLOPs a row, the stored numbers read
     /// once a micro-batch, and where they are not stored in f32 a copy in f32 written and read.
     fn matrices(&self, name: &str, blocks: f64, launches: f64) -> Term {
         let parameters = blocks * self.block;
-        self.term(name, 2.0 * blocks * self.met * self.work.rows, parameters * self.read(), blocks * launches)
+        self.term(name, 2.0 * blocks * self.active * self.work.rows, parameters * self.read(), blocks * launches)
     }
 
     /// The matrices that backward makes products with again.
     fn matrices_again(&self) -> Term {
-        let p = self.not_again.as_ref();
+        let p = self.not_recomputed.as_ref();
         let (saved, active) = p.map_or((0.0, 0.0), |p| {
             let one = (p.in_features * p.out_features) as f64;
             (p.copies as f64 * one, p.active as f64 * one)
@@ -204,13 +80,6 @@ impl<'a> Shapes<'a> {
         term.flops -= 2.0 * active * self.work.rows * n;
         term.bytes -= saved * self.read() * n;
         term
-    }
-
-    /// Bytes moved for a frozen number each time it is used.
-    fn read(&self) -> f64 {
-        let stored = bits(self.spec, self.run.execution.weights) / 8.0;
-        let converted = if stored < F32 && self.run.engine == Engine::Candle { 2.0 * F32 } else { 0.0 };
-        stored + converted
     }
 
     /// DoRA: backward makes the projection's output once more for the magnitude's gradient, dropout sends the rest of
@@ -234,16 +103,10 @@ impl<'a> Shapes<'a> {
         term
     }
 
-    /// A term of one micro-batch, for the whole step.
-    fn term(&self, name: &str, flops: f64, bytes: f64, launches: f64) -> Term {
-        let n = self.work.micro_batches;
-        Term { name: name.into(), flops: flops * n, bytes: bytes * n, launches: launches * n }
-    }
-
     fn adapters(&self) -> Term {
         let forward = self.adapter_in + self.adapter_out;
         let backward = 3.0 * self.adapter_in + 2.0 * self.adapter_out;
-        let (saved, fewer) = match &self.not_adapted_again {
+        let (saved, fewer) = match &self.not_recomputed_adapter {
             Some(p) => ((p.active * (p.in_features + p.out_features)) as f64, 1.0),
             None => (0.0, 0.0),
         };
@@ -302,7 +165,7 @@ impl<'a> Shapes<'a> {
 
     /// Backward touches about twice what forward does.
     fn elementwise(&self) -> Term {
-        let [forward, always, rest] = self.elementwise;
+        let Elementwise { forward, always_again: always, with_checkpointing: rest } = self.elementwise;
         let numbers = (self.blocks + 2.0 * self.back_blocks) * forward + self.back_blocks * always + self.again * rest;
         let passes = self.blocks + self.again + 2.0 * self.back_blocks;
         self.term("elementwise", 0.0, F32 * self.work.rows * numbers, passes * BLOCK_REST)
@@ -353,6 +216,7 @@ pub fn step_cost(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::machine::Accelerator;
     use crate::spec::model::catalogue;
 
     fn run(extra: &str) -> RunConfig {
