@@ -11,6 +11,7 @@ pub mod guard;
 mod measurement;
 pub mod observe;
 pub mod probe;
+mod probe_processor;
 pub(crate) mod room;
 pub mod row;
 pub mod summary;

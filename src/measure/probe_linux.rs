@@ -2,6 +2,7 @@
 
 use sysinfo::System;
 
+use crate::measure::probe_processor::this_processor;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
 
@@ -52,6 +53,7 @@ pub fn processor((chip, ghz): (String, f64), memory: Bytes, available: Bytes) ->
         matrix_flops: None,
         fanless: false,
         power_w: None,
+        processor: this_processor(),
         source: "asked; nominal rates from cores, clock and instruction set".into(),
     }
 }

@@ -6,6 +6,7 @@ use objc2_foundation::{NSProcessInfo, NSProcessInfoThermalState};
 
 use crate::error::Result;
 use crate::measure::measurement::{MachineState, text};
+use crate::measure::probe_processor::this_processor;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
 
@@ -66,6 +67,7 @@ fn unknown(chip: &str, cores: usize, memory: Bytes) -> Machine {
         matrix_flops: None,
         fanless: false,
         power_w: None,
+        processor: this_processor(),
         source: "not in the table; rates of a GPU core as on an M5".into(),
     }
 }

@@ -42,3 +42,11 @@ pub fn autoreleased<R>(f: impl FnOnce() -> R) -> R {
 pub fn autoreleased<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
+
+/// Makes the buffers that the matrix product keeps for each thread. Otherwise the first product that a thread has a part
+/// in makes them, and which threads those are is chance.
+pub fn prepare_products() {
+    let touch = || gemm_common::gemm::L2_SLAB.with(|_| ());
+    rayon::broadcast(|_| touch());
+    touch();
+}

@@ -1,7 +1,7 @@
 //! Attention of a block (`trainer/candle/attention.rs` and `Block::attend`).
 
 use crate::cost::candle::product::Product;
-use crate::cost::candle::{ATTENTION, COMPOSED_SCORES, Engine, F32, SCORES, STATE};
+use crate::cost::candle::step_ledger::{ATTENTION, COMPOSED_SCORES, F32, SCORES, STATE, StepLedger};
 use crate::cost::timeline::Live;
 use crate::spec::machine::Accelerator;
 use crate::spec::model::Positions;
@@ -17,7 +17,7 @@ pub(super) struct AttentionTape {
     out: Live,
 }
 
-impl Engine<'_> {
+impl StepLedger<'_> {
     pub(super) fn qkv(&mut self, normed: Live, rows: u64) -> AttentionTape {
         let (q, k, v);
         if self.find(Role::Qkv).is_some() {
@@ -57,7 +57,7 @@ impl Engine<'_> {
             (0..rows).step_by(chunk).map(move |start| {
                 let end = (start + chunk).min(rows);
                 let (queries, keys) = ((end - start) as u64, (end - (start + 1).saturating_sub(window)) as u64);
-                (queries * keys * F32, Product::with_transposed(queries, head_dim, keys).packed())
+                (queries * keys * F32, Product::with_transposed(queries, head_dim, keys).packed(&self.micro.processor))
             })
         };
         let examples = self.micro.examples.iter();

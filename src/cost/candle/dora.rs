@@ -2,11 +2,11 @@
 
 use crate::cost::candle::linear::name_of;
 use crate::cost::candle::product::Product;
-use crate::cost::candle::{Engine, F32, GRADIENTS, LORA};
+use crate::cost::candle::step_ledger::{F32, GRADIENTS, LORA, StepLedger};
 use crate::cost::timeline::Live;
 use crate::spec::model::tensors::Projection;
 
-impl Engine<'_> {
+impl StepLedger<'_> {
     /// Squared norms of the frozen rows and norms of the adapted ones, of all adapted projections.
     pub(super) fn dora_norms(&self) -> u64 {
         let outputs: usize = self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| p.out_features).sum();

@@ -1,7 +1,7 @@
 //! A projection: a frozen matrix and its adapter (`trainer/candle/frozen.rs`, `linear.rs`).
 
 use crate::cost::candle::product::Product;
-use crate::cost::candle::{ATTENTION, Engine, F32, GRADIENTS, LORA, MLP, PANEL, PRODUCT};
+use crate::cost::candle::step_ledger::{ATTENTION, F32, GRADIENTS, LORA, MLP, PANEL, PRODUCT, StepLedger};
 use crate::cost::timeline::Live;
 use crate::spec::machine::Accelerator;
 use crate::spec::model::storage::Format;
@@ -10,11 +10,11 @@ use crate::spec::model::tensors::{Projection, Role};
 /// Panels of a weight that is not f32 are made in f32 at most this large at a time (`frozen::PANEL_BYTES`).
 const PANEL_BYTES: u64 = 32 << 20;
 
-impl Engine<'_> {
+impl StepLedger<'_> {
     /// What a product packs for itself while it runs.
     pub(super) fn product(&mut self, product: &Product) {
         if self.micro.accelerator == Accelerator::Cpu {
-            self.t.brief(PRODUCT, product.packed());
+            self.t.brief(PRODUCT, product.packed(&self.micro.processor));
         }
     }
 

@@ -1,11 +1,11 @@
 //! The MLP of a block, a chunk of rows at a time.
 
-use crate::cost::candle::{Engine, MLP, STATE};
+use crate::cost::candle::step_ledger::{MLP, STATE, StepLedger};
 use crate::cost::timeline::{Live, Timeline};
 use crate::spec::machine::Accelerator;
 use crate::spec::model::tensors::Role;
 
-impl Engine<'_> {
+impl StepLedger<'_> {
     pub(super) fn spans(&self) -> Vec<u64> {
         let (all, step) = (self.micro.rows(), self.run.execution.mlp_chunk as u64);
         (0..all.div_ceil(step)).map(|i| step.min(all - i * step)).collect()

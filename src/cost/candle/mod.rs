@@ -9,77 +9,27 @@ mod dora;
 mod linear;
 mod mlp;
 mod product;
+mod step_ledger;
 
 use self::attention::AttentionTape;
+use self::step_ledger::*;
+pub use self::step_ledger::{Micro, SLABS};
 use crate::cost::ledger::MemoryLedger;
-use crate::cost::params::Parameters;
 use crate::cost::timeline::{Live, Timeline};
 use crate::error::Result;
-use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::storage::Format;
-use crate::spec::model::tensors::{Projection, Role};
+use crate::spec::model::tensors::Projection;
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::{Optimizer, RunConfig};
 use crate::units::Bytes;
 
-/// Bytes of an f32.
-const F32: u64 = 4;
-
-const INPUTS: &str = "block inputs";
-const STATE: &str = "hidden state";
-const ATTENTION: &str = "attention";
-const SCORES: &str = "attention scores";
-const MLP: &str = "MLP";
-const LOGITS: &str = "logits";
-const PANEL: &str = "weights in f32";
-const LORA: &str = "adapter activations";
-const GRADIENTS: &str = "adapter gradients";
-const PRODUCT: &str = "matrix product's own";
-
-/// Name of what the matrix product keeps for each thread.
-pub const SLABS: &str = "matrix product's buffers";
-/// The `gemm` crate keeps a buffer of the size of a core's L2 cache for every thread that ever multiplied: 1 MiB on
-/// the processors of today's servers, between 0.5 and 2 elsewhere.
-const SLAB: u64 = 1 << 20;
-
-/// Score-sized temporaries of candle's ops on Metal beside those of the CPU kernels: scaled, masked, shifted and
-/// exponentiated scores live at one time. Read off `attention::Shape::probabilities_composed`; unproven on a Mac.
-const COMPOSED_SCORES: u64 = 3;
-
-/// A micro-batch by its sizes.
-#[derive(Clone, Debug)]
-pub struct Micro {
-    /// Rows of each example: its tokens less one.
-    pub examples: Vec<usize>,
-    /// Rows that are learned from.
-    pub targets: usize,
-    /// What does the arithmetic: on Metal the fused CPU kernels give way to candle's ops, with their temporaries.
-    pub accelerator: Accelerator,
-    /// Threads that compute, on a CPU.
-    pub threads: usize,
-}
-
-impl Micro {
-    /// `batch_size` examples of like length, of whose tokens this share is learned from.
-    pub fn full(batch_size: usize, tokens_per_row: usize, learned: f64, machine: &Machine) -> Self {
-        let rows = tokens_per_row.saturating_sub(1).max(1);
-        let (accelerator, threads) = (machine.accelerator, machine.cores);
-        let targets = (learned * (rows * batch_size) as f64).ceil() as usize;
-        Self { examples: vec![rows; batch_size], targets, accelerator, threads }
-    }
-
-    fn rows(&self) -> u64 {
-        self.examples.iter().sum::<usize>() as u64
-    }
-}
-
 /// The ledger of an optimizer step over micro-batches of one size, and of a look at the validation rows, if there are
 /// any.
 pub fn ledger(spec: &ModelSpec, run: &RunConfig, micro: &Micro, validation: Option<&Micro>) -> Result<MemoryLedger> {
-    let mut engine = Engine::new(spec, run, micro, Timeline::default())?;
+    let mut engine = StepLedger::new(spec, run, micro, Timeline::default())?;
     engine.step();
     if let Some(micro) = validation {
-        engine = Engine { micro, training: false, ..engine };
+        engine = StepLedger { micro, training: false, ..engine };
         engine.validate();
     }
     Ok(engine.t.ledger())
@@ -87,20 +37,9 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, micro: &Micro, validation: Opti
 
 /// What candle's Metal allocator would hold for the same step, beside what is resident. Unproven on a Mac.
 pub fn pool(spec: &ModelSpec, run: &RunConfig, micro: &Micro) -> Result<Bytes> {
-    let mut engine = Engine::new(spec, run, micro, Timeline::pooled())?;
+    let mut engine = StepLedger::new(spec, run, micro, Timeline::pooled())?;
     engine.step();
     Ok(engine.t.pool())
-}
-
-struct Engine<'a> {
-    spec: &'a ModelSpec,
-    run: &'a RunConfig,
-    micro: &'a Micro,
-    /// Dropout is for training alone.
-    training: bool,
-    linears: Vec<(Projection, bool)>,
-    first: usize,
-    t: Timeline,
 }
 
 /// What forward leaves for backward.
@@ -111,75 +50,7 @@ struct Tape {
     mlp: Option<[Option<Live>; 2]>,
 }
 
-impl<'a> Engine<'a> {
-    /// With what stays for the whole run.
-    fn new(spec: &'a ModelSpec, run: &'a RunConfig, micro: &'a Micro, t: Timeline) -> Result<Self> {
-        let targets = spec.targets(&run.recipe.lora.target_modules)?;
-        let first = run.recipe.lora.first_layer(spec.num_hidden_layers);
-        let linears = spec.projections().into_iter().map(|p| (p.clone(), targets.contains(&p))).collect();
-        let mut engine = Self { spec, run, micro, training: true, linears, first, t };
-        engine.resident();
-        Ok(engine)
-    }
-}
-
-impl Engine<'_> {
-    fn h(&self) -> u64 {
-        self.spec.hidden_size as u64 * F32
-    }
-
-    fn f(&self) -> u64 {
-        self.spec.intermediate_size as u64 * F32
-    }
-
-    fn q(&self) -> u64 {
-        self.spec.q_size() as u64 * F32
-    }
-
-    fn kv(&self) -> u64 {
-        self.spec.kv_size() as u64 * F32
-    }
-
-    fn rank(&self) -> u64 {
-        self.run.recipe.lora.rank as u64
-    }
-
-    fn adapter_params(&self) -> u64 {
-        let one: u64 = self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| p.lora_params(&self.run.recipe.lora)).sum();
-        one * (self.spec.num_hidden_layers - self.first) as u64
-    }
-
-    fn find(&self, role: Role) -> Option<(Projection, bool)> {
-        self.linears.iter().find(|(p, _)| p.role == role).cloned()
-    }
-
-    // --- what stays ---
-
-    fn resident(&mut self) {
-        let (spec, counted) = (self.spec, Parameters::of(self.spec));
-        // Norms and biases are held in f32.
-        let vectors = counted.blocks * counted.block_vectors + counted.final_norm;
-        let base = spec.matrices_bytes(self.run.execution.weights) + vectors * F32;
-        self.t.resident("base weights", base);
-        let adapters = self.adapter_params() * F32;
-        self.t.resident("adapters", adapters);
-        let recipe = &self.run.recipe;
-        let adapted = self.linears.iter().filter(|(_, a)| *a);
-        let state: u64 = adapted.map(|(p, _)| p.optimizer_bytes(&recipe.lora, recipe.optimizer)).sum();
-        self.t.resident("optimizer state", state * (spec.num_hidden_layers - self.first) as u64);
-        if self.run.recipe.lora.use_dora {
-            self.t.resident("DoRA norms", self.dora_norms());
-        }
-        if self.micro.accelerator == Accelerator::Cpu {
-            self.t.resident(SLABS, self.micro.threads as u64 * SLAB);
-        }
-        if let Positions::Rope { global, local } = &self.spec.positions {
-            let table = |dims: usize| (self.run.recipe.max_seq_length * dims) as u64 * F32; // cos and sin, dims / 2 each
-            let bytes = table(global.dims) + local.as_ref().map_or(0, |l| table(l.dims));
-            self.t.resident("rope tables", bytes);
-        }
-    }
-
+impl StepLedger<'_> {
     // --- the step (Session::step, Decoder::loss_and_grads) ---
 
     fn step(&mut self) {

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
+use crate::spec::machine::processor::Processor;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
 
@@ -124,6 +125,7 @@ impl Chip {
             matrix_flops: self.mlx_matrix_tflops.map(Flops::from_tera),
             fanless: self.fanless(),
             power_w: self.gpu_power_w,
+            processor: Processor::default(),
             source: self.source.clone(),
         }
     }

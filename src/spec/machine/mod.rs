@@ -1,9 +1,11 @@
 //! A machine: what a run has to fit into, and how fast it could be.
 
 pub mod chips;
+pub mod processor;
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::machine::processor::Processor;
 use crate::units::{Bytes, Flops};
 
 /// What does the arithmetic.
@@ -47,6 +49,9 @@ pub struct Machine {
     pub fanless: bool,
     /// Package power under load, W.
     pub power_w: Option<f64>,
+    /// What multiplies matrices where the accelerator is the CPU.
+    #[serde(default)]
+    pub processor: Processor,
     /// Where the figures come from.
     pub source: String,
 }

@@ -14,7 +14,7 @@ use crate::data::example::Example;
 use crate::data::examples::Rows;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::ops::device::{autoreleased, device};
+use crate::ops::device::{autoreleased, device, prepare_products};
 use crate::spec::record::{Job, Outcome, Step};
 use crate::spec::run::RunConfig;
 use crate::trainer::candle::nn::adapter;
@@ -65,6 +65,9 @@ impl Session {
         let before = memory::live();
         memory::reset_peak();
         let device = device();
+        if device.is_cpu() {
+            prepare_products();
+        }
         let mut decoder = Decoder::load(&source.weights()?, &spec, &run, &device)?;
         for i in 0..decoder.sites.len() {
             let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, run.seed, &device)?;

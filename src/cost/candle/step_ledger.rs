@@ -1,0 +1,153 @@
+//! The ledger of a step while it is made: what is asked, what stays, and the names under which memory is listed.
+
+pub(super) use crate::cost::ledger::F32;
+use crate::cost::params::Parameters;
+use crate::cost::timeline::Timeline;
+use crate::error::Result;
+use crate::spec::machine::processor::Processor;
+use crate::spec::machine::{Accelerator, Machine};
+use crate::spec::model::tensors::{Projection, Role};
+use crate::spec::model::{ModelSpec, Positions};
+use crate::spec::run::RunConfig;
+
+pub(super) const INPUTS: &str = "block inputs";
+
+pub(super) const STATE: &str = "hidden state";
+
+pub(super) const ATTENTION: &str = "attention";
+
+pub(super) const SCORES: &str = "attention scores";
+
+pub(super) const MLP: &str = "MLP";
+
+pub(super) const LOGITS: &str = "logits";
+
+pub(super) const PANEL: &str = "weights in f32";
+
+pub(super) const LORA: &str = "adapter activations";
+
+pub(super) const GRADIENTS: &str = "adapter gradients";
+
+pub(super) const PRODUCT: &str = "matrix product's own";
+
+/// Name of what the matrix product keeps for each thread.
+pub const SLABS: &str = "matrix product's buffers";
+
+/// Score-sized temporaries of candle's ops on Metal beside those of the CPU kernels: scaled, masked, shifted and
+/// exponentiated scores live at one time. Read off `attention::Shape::probabilities_composed`; unproven on a Mac.
+pub(super) const COMPOSED_SCORES: u64 = 3;
+
+/// A micro-batch by its sizes.
+#[derive(Clone, Debug)]
+pub struct Micro {
+    /// Rows of each example: its tokens less one.
+    pub examples: Vec<usize>,
+    /// Rows that are learned from.
+    pub targets: usize,
+    /// What does the arithmetic: on Metal the fused CPU kernels give way to candle's ops, with their temporaries.
+    pub accelerator: Accelerator,
+    /// Threads that compute, on a CPU.
+    pub threads: usize,
+    /// What multiplies the matrices, on a CPU.
+    pub processor: Processor,
+}
+
+impl Micro {
+    /// `batch_size` examples of like length, of whose tokens this share is learned from.
+    pub fn full(batch_size: usize, tokens_per_row: usize, learned: f64, machine: &Machine) -> Self {
+        let rows = tokens_per_row.saturating_sub(1).max(1);
+        let Machine { accelerator, cores: threads, processor, .. } = *machine;
+        let targets = (learned * (rows * batch_size) as f64).ceil() as usize;
+        Self { examples: vec![rows; batch_size], targets, accelerator, threads, processor }
+    }
+
+    /// The `gemm` crate keeps a buffer of the size of a core's L2 cache for every thread; the trainer makes all of them
+    /// before its first step (`ops::device::prepare_products`).
+    fn slabs(&self) -> u64 {
+        (self.threads * self.processor.caches[1].bytes) as u64
+    }
+
+    pub(super) fn rows(&self) -> u64 {
+        self.examples.iter().sum::<usize>() as u64
+    }
+}
+
+/// A step that is played through.
+pub(super) struct StepLedger<'a> {
+    pub(super) spec: &'a ModelSpec,
+    pub(super) run: &'a RunConfig,
+    pub(super) micro: &'a Micro,
+    /// Dropout is for training alone.
+    pub(super) training: bool,
+    pub(super) linears: Vec<(Projection, bool)>,
+    pub(super) first: usize,
+    pub(super) t: Timeline,
+}
+
+impl<'a> StepLedger<'a> {
+    /// With what stays for the whole run.
+    pub(super) fn new(spec: &'a ModelSpec, run: &'a RunConfig, micro: &'a Micro, t: Timeline) -> Result<Self> {
+        let targets = spec.targets(&run.recipe.lora.target_modules)?;
+        let first = run.recipe.lora.first_layer(spec.num_hidden_layers);
+        let linears = spec.projections().into_iter().map(|p| (p.clone(), targets.contains(&p))).collect();
+        let mut engine = Self { spec, run, micro, training: true, linears, first, t };
+        engine.resident();
+        Ok(engine)
+    }
+}
+
+impl StepLedger<'_> {
+    pub(super) fn h(&self) -> u64 {
+        self.spec.hidden_size as u64 * F32
+    }
+
+    pub(super) fn f(&self) -> u64 {
+        self.spec.intermediate_size as u64 * F32
+    }
+
+    pub(super) fn q(&self) -> u64 {
+        self.spec.q_size() as u64 * F32
+    }
+
+    pub(super) fn kv(&self) -> u64 {
+        self.spec.kv_size() as u64 * F32
+    }
+
+    pub(super) fn rank(&self) -> u64 {
+        self.run.recipe.lora.rank as u64
+    }
+
+    pub(super) fn adapter_params(&self) -> u64 {
+        let one: u64 = self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| p.lora_params(&self.run.recipe.lora)).sum();
+        one * (self.spec.num_hidden_layers - self.first) as u64
+    }
+
+    pub(super) fn find(&self, role: Role) -> Option<(Projection, bool)> {
+        self.linears.iter().find(|(p, _)| p.role == role).cloned()
+    }
+
+    pub(super) fn resident(&mut self) {
+        let (spec, counted) = (self.spec, Parameters::of(self.spec));
+        // Norms and biases are held in f32.
+        let vectors = counted.blocks * counted.block_vectors + counted.final_norm;
+        let base = spec.matrices_bytes(self.run.execution.weights) + vectors * F32;
+        self.t.resident("base weights", base);
+        let adapters = self.adapter_params() * F32;
+        self.t.resident("adapters", adapters);
+        let recipe = &self.run.recipe;
+        let adapted = self.linears.iter().filter(|(_, a)| *a);
+        let state: u64 = adapted.map(|(p, _)| p.optimizer_bytes(&recipe.lora, recipe.optimizer)).sum();
+        self.t.resident("optimizer state", state * (spec.num_hidden_layers - self.first) as u64);
+        if self.run.recipe.lora.use_dora {
+            self.t.resident("DoRA norms", self.dora_norms());
+        }
+        if self.micro.accelerator == Accelerator::Cpu {
+            self.t.resident(SLABS, self.micro.slabs());
+        }
+        if let Positions::Rope { global, local } = &self.spec.positions {
+            let table = |dims: usize| (self.run.recipe.max_seq_length * dims) as u64 * F32; // cos and sin, dims / 2 each
+            let bytes = table(global.dims) + local.as_ref().map_or(0, |l| table(l.dims));
+            self.t.resident("rope tables", bytes);
+        }
+    }
+}
