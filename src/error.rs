@@ -8,6 +8,9 @@ use crate::units::{Bytes, Seconds};
 /// What went wrong, with the values a person needs to mend it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The system does not say which folder is the user's.
+    #[error("no home folder is known for this user")]
+    NoHome,
     /// A file or folder could not be read.
     #[error("cannot read `{}`", path.display())]
     Read {

@@ -12,10 +12,12 @@
 //! - [`cost`]: what a run should cost, from shapes alone: parameters, a memory ledger by phase, a step's FLOPs and bytes.
 //! - [`trainer`]: engines that run a job and report events. Ours is [`trainer::candle`].
 //! - [`export`]: models and adapters in the forms that other tools read.
+//! - [`experiment`]: calibration and measured sweeps: what to run next, when to stop.
 //! - [`measure`]: a job observed in a child process under a limit; this machine probed.
 //! - [`predict`]: cost and calibration together, with intervals.
 //! - [`plan`]: limits, verdicts, trade-offs, and the search for the best run.
 //! - [`accuracy`]: predictions held against published runs, our own measurements and other planners.
+//! - [`guides`]: claims of guides held against predictions.
 //! - [`report`]: values to text, pictures and a page.
 //! - [`cli`], [`commands`]: the command line, and one file a verb.
 //!
@@ -55,6 +57,7 @@ pub mod data;
 pub mod error;
 pub mod experiment;
 pub mod export;
+pub mod guides;
 pub mod measure;
 pub mod memory;
 pub mod ops;

@@ -81,7 +81,7 @@ fn what_cannot_be_answered_exits_with_two_and_a_no_with_one() {
 fn a_run_that_cannot_fit_is_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("run.toml"), RUN).unwrap();
-    let (code, said) = headroom(folder.path(), &["launch", "run.toml", "--limit", "5M"]);
+    let (code, said) = headroom(folder.path(), &["launch", "run.toml", "--memory-limit", "5M"]);
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("--force"), "{said}");
     assert!(!folder.path().join("runs").exists());

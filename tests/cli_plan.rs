@@ -95,7 +95,7 @@ fn bad_input_is_answered_with_what_was_meant() {
         &["plan", "--ram", "8G", "--model", "Llama-3.3-70B-Instruct"],
         &["plan", "--ram", "8G", "--model", "Qwen2.5-7B-Instruct"],
         &["plan", "--ram", "8G", "--confidence", "2"],
-        &["plan", "--ram", "8G", "--hours", "0.01"],
+        &["plan", "--ram", "8G", "--time-limit", "36s"],
     ];
     let mut text: Vec<String> = cases.into_iter().map(shown).collect();
     text.push(shown(&["predict", &misspelt, "--ram", "8G"]));

@@ -48,7 +48,7 @@ fn a_machine_that_was_typed_takes_the_place_of_the_grids() {
     let rows = json["rows"].as_array().unwrap();
     assert!(rows.len() == 384 && rows.iter().all(|r| r["machine"].as_str().unwrap().contains("16 GiB")));
     // With so small a budget nothing fits: an answer, and a no.
-    let args = ["sweep", grid.to_str().unwrap(), "--budget", "100M", "--quiet"];
+    let args = ["sweep", grid.to_str().unwrap(), "--memory-limit", "100M", "--quiet"];
     let out = headroom(folder.path(), &args);
     assert_eq!(out.status.code(), Some(1), "{}", text(&out.stderr));
     assert!(text(&out.stdout).contains("0 of 384 runs fit"));

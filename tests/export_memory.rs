@@ -10,7 +10,7 @@ use headroom::checkpoint::tensor_file;
 use headroom::export::{Request, export};
 use headroom::memory;
 use headroom::spec::model::ModelSpec;
-use headroom::spec::run::exchange::Format;
+use headroom::spec::run::export_format::ExportFormat;
 
 #[global_allocator]
 static ALLOCATOR: headroom::memory::Counting = headroom::memory::Counting;
@@ -46,7 +46,7 @@ fn an_export_takes_pieces_and_not_the_model() {
 
     // 268 MiB of weights, whose embedding alone is 70 MiB; measured: 28 MiB.
     assert!(bytes as u64 > 200 * MIB, "{bytes}");
-    for (format, out) in [(Format::Fused, "fused"), (Format::Gguf, "m.gguf")] {
+    for (format, out) in [(ExportFormat::Fused, "fused"), (ExportFormat::Gguf, "m.gguf")] {
         let request = Request {
             model: model.display().to_string(),
             adapter: Some(adapter.clone()),

@@ -13,10 +13,10 @@ use std::path::Path;
 
 use bolero::check;
 use common::fixture;
-use headroom::accuracy::guides;
 use headroom::checkpoint::adapter::AdapterFile;
 use headroom::checkpoint::gguf::GgufFile;
 use headroom::checkpoint::safetensors::CheckpointFile;
+use headroom::guides;
 use headroom::measure::{Measurement, row};
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::RunConfig;

@@ -88,7 +88,7 @@ const VERBS: [Verb; 18] = [
         &["sweep", "grid.toml", "--measure", "--script", "script.json"],
         &["reports/grid/sweep.csv", "reports/grid/index.html", "results"],
     ),
-    verb(&["calibrate", "exp.toml", "--script", "script.json", "--budget", "20s"], &["results"]),
+    verb(&["calibrate", "exp.toml", "--script", "script.json", "--time-limit", "20s"], &["results"]),
     verb(&["launch", "exp.toml", "--save-every", "2"], &["runs/exp", "results"]),
     verb(&["launch", "exp.toml", "--out", "fresh", "--save-every", "2"], &["fresh", "results"]),
     verb(&["launch", "exp.toml", "--out", "empty"], &["empty", "results"]),
@@ -217,7 +217,7 @@ fn spoil(world: &World, failure: &str) -> (Vec<&'static str>, Option<Fault>) {
         "no tokenizer" => world.put("model/tokenizer.json", "{}"),
         "a learning rate of 1e30" => run("5e-3\nwarmup_steps = 2", "1e30\nwarmup_steps = 0\nmax_grad_norm = 0.0"),
         "no room" => fault = Some(Fault::new(12, "ENOSPC-on")),
-        "too little memory" => more.extend(["--limit", "5M"]),
+        "too little memory" => more.extend(["--memory-limit", "5M"]),
         other => panic!("{other}"),
     }
     (more, fault)

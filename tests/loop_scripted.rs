@@ -191,7 +191,7 @@ fn trials_that_go_wrong_are_recorded_and_do_not_stop_the_rest() {
     assert!(seen.len() >= 3 && seen.iter().all(|m| matches!(m.outcome, Outcome::Crashed { .. })));
     // Far more memory than the formula can know of: the watch ends it, and the bound is learned from what came before.
     place.play(&Script { process_memory: Bytes::from_gib(3.0), ..script() });
-    place.ask(&["calibrate", "my.toml", "--again", "--limit", "2G"]);
+    place.ask(&["calibrate", "my.toml", "--again", "--memory-limit", "2G"]);
     assert!(place.measurements().iter().any(|m| m.outcome.name() == "out_of_memory"));
 }
 
@@ -241,11 +241,11 @@ fn a_resumed_run_is_the_run_it_would_have_been() {
 #[test]
 fn what_does_not_fit_is_refused_before_and_stopped_while_it_runs() {
     let place = Place::new(&script());
-    let (code, says) = place.refused(&["launch", "my.toml", "--limit", "20M"]);
+    let (code, says) = place.refused(&["launch", "my.toml", "--memory-limit", "20M"]);
     assert!(code == 1 && says.contains("20 MiB is available") && says.contains("--force"), "{says}");
     assert!(!place.path("runs/my/metrics.jsonl").exists());
     place.play(&Script { process_memory: Bytes::from_gib(3.0), ..script() });
-    let (code, says) = place.refused(&["launch", "my.toml", "--limit", "2G", "--out", "runs/guarded"]);
+    let (code, says) = place.refused(&["launch", "my.toml", "--memory-limit", "2G", "--out", "runs/guarded"]);
     assert!(code == 1 && says.contains("checkpoint was kept"), "{says}");
     assert!(place.path("runs/guarded/checkpoints/scripted.json").exists());
     assert_eq!(place.outcome("runs/guarded").outcome, Outcome::OutOfMemory { at_step: 1 });

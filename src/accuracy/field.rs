@@ -6,6 +6,9 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 
+/// The published runs that ship inside.
+pub const BUNDLED: &str = include_str!("../../results/field/runs.csv");
+
 /// One published run, as its row says it. Nothing is filled in: an empty cell is `None`, or an empty text.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]

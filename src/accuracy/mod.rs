@@ -3,8 +3,7 @@
 //! Rows are left out by rules that stand in [`rules`], each with a name and a count, and never by hand.
 
 pub mod field;
-pub mod guides;
-pub mod neighbours;
+pub mod other_planners;
 pub mod rules;
 pub mod score;
 pub mod spread;

@@ -76,7 +76,7 @@ impl Rule {
 
 /// What is known of the lengths of a run's examples.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Known {
+pub enum LengthKnowledge {
     /// All are as long as this.
     Fixed(usize),
     /// The longest and the mean.
@@ -106,7 +106,7 @@ pub struct Case {
     /// The Macs it may have run on: the bins of the chip that were sold with that memory. Empty where not stated.
     pub machines: Vec<Machine>,
     /// What is known of the lengths.
-    pub known: Known,
+    pub known: LengthKnowledge,
 }
 
 /// mlx-lm's own defaults, which a row that is silent about them is taken to have used.
@@ -120,7 +120,7 @@ const LIKE_TODAY_SINCE: &str = "2025-04-04";
 /// Examples that stand for the data of a row.
 const EXAMPLES: usize = 1000;
 
-impl Known {
+impl LengthKnowledge {
     fn of(run: &FieldRun, cap: usize, batch: usize) -> Self {
         let average = run.avg_tokens_per_example_or_iter;
         if let Some(stated) = run.stated_lengths() {
@@ -199,7 +199,7 @@ impl Case {
             chip: row.chip.clone(),
             spec: entry.spec.clone(),
             machines: machines(row),
-            known: Known::of(row, cap, batch),
+            known: LengthKnowledge::of(row, cap, batch),
             run,
         })
     }
@@ -208,14 +208,14 @@ impl Case {
     pub fn lengths(&self) -> TokenLengths {
         let all = |n: usize| vec![n as u32; EXAMPLES];
         TokenLengths::new(match self.known {
-            Known::Fixed(n) | Known::Average(n) => all(n),
-            Known::Longest { mean, longest } => {
+            LengthKnowledge::Fixed(n) | LengthKnowledge::Average(n) => all(n),
+            LengthKnowledge::Longest { mean, longest } => {
                 let mut lengths = all(mean);
                 // A whole batch of them, so that the batches have one however they are cut.
                 lengths[EXAMPLES - self.run.execution.batch_size.min(EXAMPLES)..].fill(longest as u32);
                 lengths
             }
-            Known::Cap => all(1),
+            LengthKnowledge::Cap => all(1),
         })
     }
 
@@ -223,8 +223,8 @@ impl Case {
     pub fn longest(&self) -> TokenLengths {
         let cap = self.run.recipe.max_seq_length;
         match self.known {
-            Known::Fixed(_) | Known::Longest { .. } => self.lengths(),
-            Known::Average(_) | Known::Cap => TokenLengths::new(vec![cap as u32; EXAMPLES]),
+            LengthKnowledge::Fixed(_) | LengthKnowledge::Longest { .. } => self.lengths(),
+            LengthKnowledge::Average(_) | LengthKnowledge::Cap => TokenLengths::new(vec![cap as u32; EXAMPLES]),
         }
     }
 
@@ -241,9 +241,11 @@ impl Case {
         }
         match (self.known, row.it_per_s, row.tokens_per_s) {
             // What was printed counts answers only where prompts are masked; iterations count everything.
-            (Known::Longest { mean, .. }, Some(it), _) => Ok(it * (mean * self.run.execution.batch_size) as f64),
-            (_, _, Some(tokens)) if !self.run.recipe.mask_prompt && self.known != Known::Cap => Ok(tokens),
-            (Known::Cap, ..) => Err(Rule::NoLength),
+            (LengthKnowledge::Longest { mean, .. }, Some(it), _) => {
+                Ok(it * (mean * self.run.execution.batch_size) as f64)
+            }
+            (_, _, Some(tokens)) if !self.run.recipe.mask_prompt && self.known != LengthKnowledge::Cap => Ok(tokens),
+            (LengthKnowledge::Cap, ..) => Err(Rule::NoLength),
             _ => Err(Rule::Masked),
         }
     }
@@ -253,7 +255,7 @@ impl Case {
         let printed = row.peak_mem_gb.map(Bytes::from_decimal_gb).ok_or(Rule::NoPeak)?;
         match row.outcome.as_str() {
             "oom" => Err(Rule::LowerBound),
-            _ if self.known == Known::Cap => Err(Rule::NoLength),
+            _ if self.known == LengthKnowledge::Cap => Err(Rule::NoLength),
             _ => Ok(printed),
         }
     }

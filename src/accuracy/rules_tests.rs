@@ -31,7 +31,7 @@ fn a_row_becomes_the_run_that_it_tells_of() {
     assert_eq!((case.run.recipe.lora.num_layers, case.run.execution.grad_checkpoint), (16, false));
     // Both bins of the M1 Max were sold with 32 GB, and the row does not say which it was.
     assert_eq!(case.machines.iter().map(|m| m.cores).collect::<Vec<_>>(), [24, 32]);
-    assert_eq!(case.known, Known::Average(350));
+    assert_eq!(case.known, LengthKnowledge::Average(350));
     assert_eq!((case.lengths().max(), case.longest().max()), (350, 1024));
     assert_eq!(case.speed(&row()), Ok(100.0));
     let old = FieldRun { date: "2025-08".into(), lora_targets: String::new(), lora_layers: Some(36), ..row() };
@@ -45,16 +45,16 @@ fn a_row_becomes_the_run_that_it_tells_of() {
 fn the_longest_batch_is_known_where_rows_are_full_or_the_notes_say_it() {
     let known = |row: FieldRun| Case::of(&row).unwrap().known;
     let full = FieldRun { avg_tokens_per_example_or_iter: Some(2048.0), ..row() };
-    assert_eq!(known(full.clone()), Known::Fixed(1024));
+    assert_eq!(known(full.clone()), LengthKnowledge::Fixed(1024));
     // Without a cap of its own a row can not be full.
-    assert_eq!(known(FieldRun { max_seq_len: None, ..full }), Known::Average(1024));
+    assert_eq!(known(FieldRun { max_seq_len: None, ..full }), LengthKnowledge::Average(1024));
     let notes = "full examples are 106-227 tokens (mean 134, v4 data)".to_owned();
     let stated = FieldRun { notes, it_per_s: Some(0.5), mask_prompt: Some(true), ..row() };
     let case = Case::of(&stated).unwrap();
-    assert_eq!((case.known, case.known.longest()), (Known::Longest { mean: 134, longest: 227 }, true));
+    assert_eq!((case.known, case.known.longest()), (LengthKnowledge::Longest { mean: 134, longest: 227 }, true));
     // Two examples of 134 tokens, every other second: what was printed leaves the prompts out.
     assert_eq!(case.speed(&stated), Ok(134.0));
-    assert_eq!(known(FieldRun { avg_tokens_per_example_or_iter: None, ..row() }), Known::Cap);
+    assert_eq!(known(FieldRun { avg_tokens_per_example_or_iter: None, ..row() }), LengthKnowledge::Cap);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn every_rule_leaves_out_what_it_is_for() {
         assert_eq!(whole(change), Some(rule));
     }
     let case = Case::of(&row()).unwrap();
-    let bare = Case { known: Known::Cap, machines: Vec::new(), ..case.clone() };
+    let bare = Case { known: LengthKnowledge::Cap, machines: Vec::new(), ..case.clone() };
     let ended = |outcome: &str| FieldRun { outcome: outcome.into(), ..row() };
     assert_eq!(case.peak(&ended("oom")), Err(Rule::LowerBound));
     assert_eq!(case.peak(&ended("swap")), Ok(Bytes::from_decimal_gb(9.0)), "a paged run has a valid peak");

@@ -4,7 +4,6 @@ use serde::Serialize;
 
 use crate::accuracy::field::FieldRun;
 use crate::accuracy::rules::{Case, Rule};
-use crate::accuracy::table::Known;
 use crate::cost::work::mlx_padded;
 use crate::error::Result;
 use crate::measure::Measurement;
@@ -12,8 +11,8 @@ use crate::plan::{Verdict, assess};
 use crate::predict::calibration::Calibration;
 use crate::predict::{Request, predict};
 use crate::spec::machine::Machine;
-use crate::spec::run::Engine;
 use crate::spec::run::data::TokenLengths;
+use crate::spec::run::{Engine, RunConfig};
 use crate::stats::{median, quantile};
 use crate::units::{Bytes, Estimate};
 
@@ -166,7 +165,7 @@ pub struct Scored {
     /// The verdict.
     pub judged: Option<Judged>,
     /// The run, where its peak stands among the figures.
-    pub case: Option<Known>,
+    pub case: Option<UnderstoodRun>,
     /// Rules that left something out.
     pub left_out: Vec<Rule>,
 }
@@ -204,7 +203,7 @@ pub fn score_with(row: &FieldRun, prior: Prior<'_>) -> Result<Scored> {
 fn score_peak(case: &Case, peak: Bytes, scored: &mut Scored, prior: Prior<'_>) -> Result<()> {
     if case.known.longest() {
         let tokens_per_row = mlx_padded(case.longest().max(), case.run.recipe.max_seq_length);
-        scored.case = Some(Known { id: case.id.clone(), tokens_per_row, run: case.run.clone() });
+        scored.case = Some(UnderstoodRun { id: case.id.clone(), tokens_per_row, run: case.run.clone() });
         scored.figures.push(figure(case, Quantity::PeakMemory, peak.as_f64(), &case.lengths(), prior)?);
         return Ok(());
     }
@@ -314,4 +313,15 @@ mod tests {
         assert!(published.outside(&Point { max_seq_length: 2.0 * long.max_seq_length, ..long }));
         assert!(published.outside(&Point { parameters: 0.5 * small.parameters, ..small }));
     }
+}
+
+/// A published run as it was understood.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UnderstoodRun {
+    /// Of the row.
+    pub id: String,
+    /// Tokens of a row of its longest batch, padding included.
+    pub tokens_per_row: usize,
+    /// The run.
+    pub run: RunConfig,
 }

@@ -5,14 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::accuracy::field::FieldRun;
-use crate::accuracy::neighbours::{self, Neighbour, Said};
+use crate::accuracy::other_planners::{self, PlannerScore, Said};
 use crate::accuracy::rules::Rule;
-use crate::accuracy::score::{self, Bracket, Figure, Judged, Quantity, Summary};
+use crate::accuracy::score::{self, Bracket, Figure, Judged, Quantity, Summary, UnderstoodRun};
 use crate::accuracy::spread::{Residual, Spread, prior_with, source};
 use crate::error::Result;
 use crate::measure::Measurement;
 use crate::predict::coefficients::FANLESS_SD;
-use crate::spec::run::RunConfig;
 
 /// All that is known of how right the predictions are.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -32,20 +31,9 @@ pub struct Accuracy {
     /// Rows or figures that each rule left out.
     pub left_out: BTreeMap<Rule, usize>,
     /// Other planners.
-    pub neighbours: Vec<Neighbour>,
+    pub neighbours: Vec<PlannerScore>,
     /// The runs behind the published peaks whose longest batch is known.
-    pub cases: Vec<Known>,
-}
-
-/// A published run as it was understood.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Known {
-    /// Of the row.
-    pub id: String,
-    /// Tokens of a row of its longest batch, padding included.
-    pub tokens_per_row: usize,
-    /// The run.
-    pub run: RunConfig,
+    pub cases: Vec<UnderstoodRun>,
 }
 
 /// One line of the table.
@@ -77,10 +65,13 @@ pub struct Goal {
 
 /// Coverage that 90 % intervals are to have.
 const COVERAGE: std::ops::RangeInclusive<f64> = 0.85..=0.97;
+
 /// Median error of the peak where the longest batch is known.
 const PEAK: f64 = 0.10;
+
 /// Median error of the speed without calibration.
 const SPEED: f64 = 0.20;
+
 /// Share of the average-only rows that lie between the two predictions.
 const BRACKETED: f64 = 0.90;
 
@@ -104,7 +95,7 @@ impl Accuracy {
             }
         }
         all.out_of_sample = out_of_sample(field, &all.figures)?;
-        all.neighbours = neighbours::compare(said, &all.figures);
+        all.neighbours = other_planners::compare(said, &all.figures);
         for (i, m) in measurements.iter().enumerate() {
             let figures = score::of_measurement(m, i + 1);
             if figures.is_empty() {
@@ -293,8 +284,10 @@ mod tests {
             peak_gb,
             refused: String::new(),
         };
-        let n =
-            neighbours::compare(&[said("A 10", Some(20e-9)), said("A 15", None), said("B 4", Some(5e-9))], &figures);
+        let n = other_planners::compare(
+            &[said("A 10", Some(20e-9)), said("A 15", None), said("B 4", Some(5e-9))],
+            &figures,
+        );
         assert_eq!((n[0].n, n[0].refused, n[0].ours.n), (2, 1, 2));
         // 20 for 10 and 5 for 4.
         assert!((n[0].median - 0.625).abs() < 1e-9 && (n[0].bias - 0.625).abs() < 1e-9, "{n:?}");

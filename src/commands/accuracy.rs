@@ -1,15 +1,17 @@
 //! `headroom report accuracy`: predictions beside what happened; `headroom report guides`: claims beside predictions.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use crate::accuracy::table::{Goal, Line};
-use crate::accuracy::{Accuracy, field, guides, neighbours};
-use crate::cli::{AccuracyArgs, GuidesArgs};
+use crate::accuracy::{Accuracy, field, other_planners};
+use crate::cli::report::{AccuracyArgs, GuidesArgs};
 use crate::commands::output::{Answer, Output};
-use crate::commands::pages;
+use crate::commands::{inputs, pages};
 use crate::error::{Error, Result};
 use crate::measure::{Measurement, table};
-use crate::{report, store};
+use crate::{guides, report, store};
 
 #[derive(Serialize)]
 struct Whole<'a> {
@@ -21,11 +23,13 @@ struct Whole<'a> {
 
 /// The verb.
 pub fn run(args: &AccuracyArgs, output: &Output) -> Result<Answer> {
-    let path = args.field.clone().unwrap_or_else(|| args.results.join("field/runs.csv"));
-    let published = field::read(&store::read_text(&path)?, &path)?;
-    let others = args.results.join("neighbours/predictions.csv");
-    let said = if others.exists() { neighbours::read(&store::read_text(&others)?, &others)? } else { Vec::new() };
-    let measurements = measurements(args)?;
+    let path = args.field.clone().unwrap_or_else(|| "results/field/runs.csv".into());
+    let published = match &args.field {
+        Some(file) => field::read(&store::read_text(file)?, file)?,
+        None => field::read(field::BUNDLED, &path)?,
+    };
+    let said = other_planners::read(other_planners::BUNDLED, "results/other-planners/predictions.csv".as_ref())?;
+    let measurements = measurements(&inputs::results(args.results.as_ref())?)?;
     if published.is_empty() && measurements.is_empty() {
         return Err(Error::Data { path, reason: "it holds no rows".into() });
     }
@@ -38,10 +42,10 @@ pub fn run(args: &AccuracyArgs, output: &Output) -> Result<Answer> {
     Ok(Answer::Yes)
 }
 
-/// Of every machine that has a folder.
-fn measurements(args: &AccuracyArgs) -> Result<Vec<Measurement>> {
+/// Measurements of every machine that has a folder.
+fn measurements(results: &Path) -> Result<Vec<Measurement>> {
     let mut all = Vec::new();
-    for folder in store::folders_in(&args.results)? {
+    for folder in if results.is_dir() { store::folders_in(results)? } else { Vec::new() } {
         let path = folder.join("measurements.csv");
         // Measurements that another script made have columns of their own.
         let (columns, _) = store::read_csv(&path)?;
@@ -54,7 +58,10 @@ fn measurements(args: &AccuracyArgs) -> Result<Vec<Measurement>> {
 
 /// The claims of guides, each with a verdict.
 pub fn guides(args: &GuidesArgs, output: &Output) -> Result<Answer> {
-    let claims = guides::read(&store::read_text(&args.claims)?, &args.claims)?;
+    let claims = match &args.claims {
+        Some(file) => guides::read(&store::read_text(file)?, file)?,
+        None => guides::read(guides::BUNDLED, "grids/guides.toml".as_ref())?,
+    };
     let checked = guides::check(&claims)?;
     let page = report::guides::render(&claims.guide, &checked)?;
     let index = pages::put(&args.reports.join("guides"), &page, None)?;

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use crate::cli::{AutoArgs, ReportArgs};
+use crate::cli::measure::AutoArgs;
+use crate::cli::report::ReportArgs;
 use crate::commands::launch::{self, Place, Settings};
 use crate::commands::output::Output;
 use crate::commands::{calibrate, inputs, report};
@@ -41,12 +42,12 @@ pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
     start.engine = args.engine.unwrap_or_default();
     run_file::anchor(&mut start);
     let workload = inputs::workload(&start, output)?;
-    let mut session = Session::open(start.engine, &inputs::settings(&args.bench))?;
+    let mut session = inputs::session(start.engine, &args.measure)?;
     if let Some(out) = &args.out {
         // Found out before the trials and not after them.
         RunFolder::check(out)?;
     }
-    let hours = args.hours.unwrap_or(if builtin { HOURS_BUILTIN } else { DEFAULT_HOURS });
+    let hours = args.time_limit.map_or(if builtin { HOURS_BUILTIN } else { DEFAULT_HOURS }, Seconds::hours);
 
     // For machines the answer is the report's alone.
     let steps = output.step();
@@ -57,7 +58,7 @@ pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
     output.part(&describe(&first))?;
     head("2. Calibrate")?;
     let budget = if builtin { CALIBRATING_BUILTIN } else { CALIBRATING };
-    let script = args.bench.script.as_deref();
+    let script = args.measure.script.as_deref();
     let what = Calibrating { run: &first.best.run, workload: &workload, budget, again: false, script };
     calibrate::calibrate(&mut session, &what, &steps)?.uninterrupted()?;
     head("3. Plan, calibrated")?;
@@ -69,7 +70,7 @@ pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
         accept_changes: false,
         save_every: SAVE_EVERY,
         confidence: DEFAULT_CONFIDENCE,
-        bench: &args.bench,
+        measure: &args.measure,
     };
     let folder = launch::start(best.best.run.clone(), &place(args, &best.best.run), &settings, &steps)?;
     head("5. Report")?;
@@ -78,7 +79,7 @@ pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
         runs: vec![folder.path().into()],
         name: None,
         reports: args.reports.clone(),
-        results: args.bench.results.clone(),
+        results: args.measure.results.clone(),
     };
     report::run(&report, output).map(|_| ())
 }

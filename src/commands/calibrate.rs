@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::cli::CalibrateArgs;
+use crate::cli::measure::CalibrateArgs;
 use crate::commands::inputs;
 use crate::commands::interrupt::{interrupted, typed_again};
 use crate::commands::output::Output;
@@ -50,10 +50,10 @@ pub fn run(args: &CalibrateArgs, output: &Output) -> Result<()> {
         Some(path) => run_file::read_run(path)?,
         None => RunConfig::builtin(),
     };
-    let mut session = Session::open(run.engine, &inputs::settings(&args.bench))?;
+    let mut session = inputs::session(run.engine, &args.measure)?;
     let workload = inputs::workload(&run, output)?;
-    let script = args.bench.script.as_deref();
-    let what = Calibrating { run: &run, workload: &workload, budget: args.budget, again: args.again, script };
+    let script = args.measure.script.as_deref();
+    let what = Calibrating { run: &run, workload: &workload, budget: args.time_limit, again: args.again, script };
     let result = calibrate(&mut session, &what, output)?;
     output.data(&result)?;
     result.uninterrupted()
@@ -117,7 +117,7 @@ fn price(price: &Price) -> String {
 fn says(ended: Ended) -> &'static str {
     match ended {
         Ended::Settled => "No further trial could change that by anything that matters.",
-        Ended::Time => "The time was over; with more of it (--budget) more would be known.",
+        Ended::Time => "The time was over; with more of it (--time-limit) more would be known.",
         Ended::Nothing => "There is no further short run that surely fits.",
         Ended::Failing => "Three trials one after the other showed nothing: see `doctor`.",
         Ended::Interrupted => "Interrupted: what was measured so far is kept, and the choice may still change.",

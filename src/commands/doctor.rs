@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::cli::DoctorArgs;
+use crate::cli::plan::DoctorArgs;
 use crate::commands::inputs;
 use crate::commands::output::{Answer, Output};
 use crate::error::Result;

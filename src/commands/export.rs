@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 
 use crate::checkpoint::adapter::AdapterFile;
 use crate::checkpoint::source::ModelSource;
-use crate::cli::ExportArgs;
+use crate::cli::export::ExportArgs;
 use crate::commands::output::{Answer, Output};
 use crate::commands::{inputs, interrupt};
 use crate::error::{Error, Result};
 use crate::export::{Exported, Request, export};
 use crate::spec::run::BUILTIN;
-use crate::spec::run::exchange::Format;
+use crate::spec::run::export_format::ExportFormat;
 
 /// The verb.
 pub fn run(args: &ExportArgs, output: &Output) -> Result<Answer> {
@@ -73,18 +73,20 @@ fn named_base(folder: &Path) -> Result<Option<String>> {
 fn text(exported: &Exported) -> String {
     let (out, model) = (exported.out.display(), &exported.model);
     let what = match exported.format {
-        Format::Peft => "adapter for PEFT",
-        Format::MlxLm => "adapter for mlx-lm",
-        Format::Fused => "fused model for transformers and mlx-lm",
-        Format::Gguf => "model for llama.cpp and Ollama",
-        Format::GgufAdapter => "adapter for llama.cpp and Ollama",
+        ExportFormat::Peft => "adapter for PEFT",
+        ExportFormat::MlxLm => "adapter for mlx-lm",
+        ExportFormat::Fused => "fused model for transformers and mlx-lm",
+        ExportFormat::Gguf => "model for llama.cpp and Ollama",
+        ExportFormat::GgufAdapter => "adapter for llama.cpp and Ollama",
     };
     let usage = match exported.format {
-        Format::Peft => format!("PeftModel.from_pretrained(model, \"{out}\")"),
-        Format::MlxLm => format!("mlx_lm.generate --model {model} --adapter-path {out} --prompt \"...\""),
-        Format::Fused => format!("mlx_lm.generate --model {out} --prompt \"...\""),
-        Format::Gguf => format!("llama-cli -m {out}, or in an Ollama Modelfile: FROM {out}"),
-        Format::GgufAdapter => format!("llama-cli -m BASE.gguf --lora {out}, or in an Ollama Modelfile: ADAPTER {out}"),
+        ExportFormat::Peft => format!("PeftModel.from_pretrained(model, \"{out}\")"),
+        ExportFormat::MlxLm => format!("mlx_lm.generate --model {model} --adapter-path {out} --prompt \"...\""),
+        ExportFormat::Fused => format!("mlx_lm.generate --model {out} --prompt \"...\""),
+        ExportFormat::Gguf => format!("llama-cli -m {out}, or in an Ollama Modelfile: FROM {out}"),
+        ExportFormat::GgufAdapter => {
+            format!("llama-cli -m BASE.gguf --lora {out}, or in an Ollama Modelfile: ADAPTER {out}")
+        }
     };
     format!("{what}: {out} ({})\n{usage}\n", exported.bytes)
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::cli::GenerateArgs;
+use crate::cli::export::GenerateArgs;
 use crate::commands::inputs;
 use crate::commands::output::{Answer, Output};
 use crate::error::Result;

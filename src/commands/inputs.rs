@@ -2,18 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{self, LimitArgs, MachineArgs};
+use crate::cli::measure::MeasureArgs;
+use crate::cli::plan::MachineArgs;
 use crate::commands::output::Output;
 use crate::data::lengths::Counted;
-use crate::error::{Error, Result};
-use crate::experiment::session::Settings;
+use crate::error::Result;
+use crate::experiment::session::{Session, Settings};
 use crate::experiment::workload::Workload;
 use crate::measure::probe;
 use crate::plan::DEFAULT_CONFIDENCE;
 use crate::predict::ASSUMED_EXAMPLES;
 use crate::spec::machine::Machine;
 use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{DEFAULT_EPOCHS, Data, RunConfig};
+use crate::spec::run::{DEFAULT_EPOCHS, Data, Engine, RunConfig};
+use crate::store;
 use crate::units::grouped;
 
 /// The machine that was named, or this one.
@@ -31,13 +33,8 @@ pub fn machine(args: &MachineArgs) -> Result<Machine> {
 }
 
 /// The confidence that was asked for.
-pub fn confidence(args: &LimitArgs) -> Result<f64> {
-    let confidence = args.confidence.unwrap_or(DEFAULT_CONFIDENCE);
-    if confidence > 0.5 && confidence < 1.0 {
-        Ok(confidence)
-    } else {
-        Err(Error::invalid("--confidence", confidence, "more than 0.5 and less than 1"))
-    }
+pub fn confidence(asked: Option<f64>) -> f64 {
+    asked.unwrap_or(DEFAULT_CONFIDENCE)
 }
 
 /// The base that a run folder names, where it is one, and its adapter; any other folder is an adapter itself.
@@ -66,9 +63,16 @@ pub fn assumed(run: &RunConfig, longest: usize) -> String {
     format!("{examples} examples of {mean:.0} tokens, the longest of {longest}{passes}")
 }
 
-/// Where measurements are kept, and under which limit they are made.
-pub fn settings(args: &cli::Bench) -> Settings<'_> {
-    Settings { results: &args.results, memory_limit: args.limit, script: args.script.as_deref() }
+/// The folder of measurements that was named, or the user's.
+pub fn results(named: Option<&PathBuf>) -> Result<PathBuf> {
+    named.map_or_else(store::results_folder, |folder| Ok(folder.clone()))
+}
+
+/// A session on this machine, as the options say.
+pub fn session(engine: Engine, args: &MeasureArgs) -> Result<Session> {
+    let results = results(args.results.as_ref())?;
+    let script = args.script.as_deref();
+    Session::open(engine, &Settings { results: &results, memory_limit: args.memory_limit, script })
 }
 
 /// Model and data of a run that is to be done; what is to be said of its rows is said.

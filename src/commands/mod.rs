@@ -19,7 +19,8 @@ pub mod trial;
 
 pub use self::output::Answer;
 use self::output::Output;
-use crate::cli::{Cli, Command, ReportOf};
+use crate::cli::report::ReportOf;
+use crate::cli::{Cli, Command};
 use crate::error::Result;
 
 /// Does what was typed.

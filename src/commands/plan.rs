@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::checkpoint::source;
-use crate::cli::{GivenArgs, PlanArgs};
+use crate::cli::plan::{GivenArgs, PlanArgs};
 use crate::commands::inputs;
 use crate::commands::interrupt::typed_again;
 use crate::commands::output::{Answer, Output};
@@ -16,6 +16,7 @@ use crate::report::table::{self, Context};
 use crate::spec::model::Model;
 use crate::spec::run::data::TokenLengths;
 use crate::spec::run::{DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig};
+use crate::units::Seconds;
 
 /// Longest example where no data says otherwise, in tokens.
 const LONGEST: usize = 2048;
@@ -32,14 +33,14 @@ pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
         check_out(path, args.force)?;
     }
     let machine = inputs::machine(&args.machine)?;
-    let confidence = inputs::confidence(&args.limits)?;
-    let hours = args.hours.unwrap_or(DEFAULT_HOURS);
+    let confidence = inputs::confidence(args.limits.confidence);
+    let hours = args.time_limit.map_or(DEFAULT_HOURS, Seconds::hours);
     let model = args.given.model.as_deref().map(source::model).transpose()?;
     let start = start(&args.given)?;
     let counted = lengths(&args.given, model.as_ref(), output)?;
     let longest = args.given.seq.unwrap_or(LONGEST);
     let lengths = counted.clone().unwrap_or_else(|| TokenLengths::assumed(ASSUMED_EXAMPLES, longest));
-    let calibration = session::known(start.engine, &machine, &args.machine.results)?;
+    let calibration = session::known(start.engine, &machine, &inputs::results(args.machine.results.as_ref())?)?;
     let held = Held {
         max_seq_length: args.given.seq.is_some(),
         rank: args.given.rank.is_some(),
@@ -56,7 +57,7 @@ pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
         lengths: &lengths,
         hours,
         confidence,
-        budget: args.limits.budget,
+        budget: args.limits.memory_limit,
     };
     let found = plan(&ask)?;
     if let Some(path) = &args.out {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::checkpoint::source;
-use crate::cli::PredictArgs;
+use crate::cli::plan::PredictArgs;
 use crate::commands::inputs;
 use crate::commands::output::{Answer, Output};
 use crate::data::lengths;
@@ -29,7 +29,7 @@ struct Whole<'a> {
 pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     let run = RunConfig::from_toml(&crate::store::read_text(&args.run)?, &args.run)?;
     let machine = inputs::machine(&args.machine)?;
-    let confidence = inputs::confidence(&args.limits)?;
+    let confidence = inputs::confidence(args.limits.confidence);
     let model = source::model(&run.model)?;
     if run.recipe.max_seq_length > model.spec.max_position_embeddings {
         let must = format!("at most {}, what `{}` was made for", model.spec.max_position_embeddings, run.model);
@@ -46,8 +46,8 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     };
     let longest = run.recipe.max_seq_length;
     let lengths = counted.clone().unwrap_or_else(|| TokenLengths::assumed(ASSUMED_EXAMPLES, longest));
-    let calibration = session::known(run.engine, &machine, &args.machine.results)?;
-    let (spec, budget) = (&model.spec, args.limits.budget);
+    let calibration = session::known(run.engine, &machine, &inputs::results(args.machine.results.as_ref())?)?;
+    let (spec, budget) = (&model.spec, args.limits.memory_limit);
     let request = Request { spec, machine: &machine, run: &run, lengths: Some(&lengths), calibration: &calibration };
     let assessment = assess(&request, confidence, budget)?;
     let levers = levers(&request, &assessment, budget)?;

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::ReportArgs;
+use crate::cli::report::ReportArgs;
 use crate::commands::output::Output;
-use crate::commands::pages;
+use crate::commands::{inputs, pages};
 use crate::error::{Error, Result};
 use crate::experiment::run_file;
 use crate::experiment::session::Session;
@@ -103,7 +103,7 @@ fn changes(report: &RunReport, args: &ReportArgs, output: &Output) -> Vec<compar
 
 fn calibrated(report: &RunReport, args: &ReportArgs) -> Result<Vec<compare::Change>> {
     let Some(record) = &report.record else { return Ok(Vec::new()) };
-    let bench = Session::of_record(record, &args.results)?;
+    let bench = Session::of_record(record, &inputs::results(args.results.as_ref())?)?;
     let subject = Workload::of(&report.config)?;
     if bench.calibration.runs == 0 {
         return Ok(Vec::new());

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use rand::SeedableRng;
@@ -10,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::checkpoint::source;
-use crate::cli::SweepArgs;
+use crate::cli::measure::SweepArgs;
 use crate::commands::interrupt::{interrupted, typed_again};
 use crate::commands::output::{Answer, Output};
 use crate::commands::{calibrate, inputs, pages};
@@ -29,7 +30,7 @@ use crate::report::sweep_page;
 use crate::spec::machine::Machine;
 use crate::spec::run::data::TokenLengths;
 use crate::spec::run::grid::Grid;
-use crate::spec::run::{Engine, RunConfig};
+use crate::spec::run::{Engine, RunConfig, grids};
 use crate::store;
 use crate::units::{Bytes, Estimate};
 
@@ -44,8 +45,9 @@ type Subjects = HashMap<(String, String), Workload>;
 
 /// Sweeps.
 pub fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
-    let grid = Grid::from_toml(&store::read_text(&args.grid)?, &args.grid)?;
-    let confidence = inputs::confidence(&args.limits)?;
+    let grid = grid(&args.grid)?;
+    let results = inputs::results(args.machine.results.as_ref())?;
+    let confidence = inputs::confidence(args.limits.confidence);
     let named = args.machine.machine.is_some() || args.machine.ram.is_some();
     let machines = match (named, grid.machines.is_empty()) {
         (false, false) => grid.machines.iter().map(|m| m.find()).collect::<Result<Vec<_>>>()?,
@@ -60,11 +62,11 @@ pub fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
         if named || !grid.machines.is_empty() {
             return Err(Error::invalid("--measure", "given with another machine", "given for the machine it runs on"));
         }
-        measure(&grid, args, &subjects, confidence, output)?;
+        measure(&grid, (args, &results), &subjects, confidence, output)?;
     }
     let mut rows = Vec::new();
     for machine in &machines {
-        rows.extend(predictions(&grid, machine, args, &subjects, confidence)?);
+        rows.extend(predictions(&grid, machine, (args, &results), &subjects, confidence)?);
     }
     let sweep = Sweep { varied: grid.varied, rows, refused: grid.refused, confidence }.rank();
     let (header, rows) = sweep.csv();
@@ -73,6 +75,14 @@ pub fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
     let files = [folder.join(TABLE), page].map(|file| file.display().to_string());
     output.answer(&sweep, |width| sweep.text(files.each_ref().map(String::as_str), width))?;
     Ok(if sweep.rows.iter().any(|r| r.verdict == Verdict::Fits) { Answer::Yes } else { Answer::No })
+}
+
+/// The grid in a file, or the bundled one of that name.
+fn grid(path: &Path) -> Result<Grid> {
+    match path.to_str().and_then(grids::bundled).filter(|_| !path.exists()) {
+        Some(text) => Grid::from_toml(text, path),
+        None => Grid::from_toml(&store::read_text(path)?, path),
+    }
 }
 
 fn key(run: &RunConfig) -> (String, String) {
@@ -105,19 +115,19 @@ fn subjects(grid: &Grid, output: &Output) -> Result<Subjects> {
 fn predictions(
     grid: &Grid,
     machine: &Machine,
-    args: &SweepArgs,
+    (args, results): (&SweepArgs, &Path),
     subjects: &Subjects,
     confidence: f64,
 ) -> Result<Vec<Row>> {
     let engines = [Engine::Candle, Engine::MlxLm];
-    let limit = args.limits.budget.map_or(machine.available, |budget| budget.min(machine.available));
+    let limit = args.limits.memory_limit.map_or(machine.available, |budget| budget.min(machine.available));
     let known = |engine| {
         let script = args.script.as_deref();
-        Ok((engine, Session::of_machine((engine, script), (machine, limit), &args.machine.results)?))
+        Ok((engine, Session::of_machine((engine, script), (machine, limit), results)?))
     };
     let known: HashMap<Engine, Session> = engines.into_iter().map(known).collect::<Result<_>>()?;
     let priors = HashMap::from(engines.map(|engine| (engine, Calibration::prior(machine, engine))));
-    let measured = table::measurements(machine, &args.machine.results)?;
+    let measured = table::measurements(machine, results)?;
     let recipes = recipes(grid)?;
     let one = |((run, values), recipe): (&(RunConfig, Vec<String>), &usize)| {
         let subject = &subjects[&key(run)];
@@ -126,7 +136,7 @@ fn predictions(
         let mut trial = run.clone();
         run_file::anchor(&mut trial);
         let request = Request { spec: &subject.spec, machine, run, lengths: Some(&subject.lengths), calibration };
-        let assessment = assess(&request, confidence, args.limits.budget)?;
+        let assessment = assess(&request, confidence, args.limits.memory_limit)?;
         let seen = middle(measured.iter().filter(|m| m.answers(&trial, true, &m.engine_version)));
         let filled = |calibration| {
             let p = predict(&Request { lengths: Some(&TokenLengths::filled()), calibration, ..request }, LEVEL)?;
@@ -191,9 +201,15 @@ fn middle<'a>(measured: impl Iterator<Item = &'a Measurement>) -> Option<(f64, B
 }
 
 /// Short runs of what fits here and has not been measured often enough yet; each is written down as it ends.
-fn measure(grid: &Grid, args: &SweepArgs, subjects: &Subjects, confidence: f64, output: &Output) -> Result<()> {
+fn measure(
+    grid: &Grid,
+    (args, results): (&SweepArgs, &Path),
+    subjects: &Subjects,
+    confidence: f64,
+    output: &Output,
+) -> Result<()> {
     let settings =
-        Settings { results: &args.machine.results, memory_limit: args.limits.budget, script: args.script.as_deref() };
+        Settings { results: results, memory_limit: args.limits.memory_limit, script: args.script.as_deref() };
     let mut benches: HashMap<Engine, Session> = HashMap::new();
     for (run, _) in &grid.runs {
         if let Entry::Vacant(place) = benches.entry(run.engine) {

@@ -6,7 +6,7 @@
 
 use std::io::{BufRead, Read, Write};
 
-use crate::cli::TrialArgs;
+use crate::cli::measure::TrialArgs;
 use crate::error::{Error, Result};
 use crate::experiment::engine;
 use crate::measure::observe::Line;

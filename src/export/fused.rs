@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::export::merged::{Merged, pieces};
 use crate::export::place::Place;
 use crate::export::request::{Progress, Subject};
-use crate::spec::run::exchange::Format;
+use crate::spec::run::export_format::ExportFormat;
 use crate::store;
 use crate::store::stream::{Streamed, copy};
 
@@ -24,7 +24,7 @@ const COPY: u64 = 8 << 20;
 
 /// Writes the folder.
 pub fn write(subject: &Subject, place: &Place, progress: Progress<'_>) -> Result<Vec<String>> {
-    subject.adapter(Format::Fused)?;
+    subject.adapter(ExportFormat::Fused)?;
     let merged = Merged::open(subject)?;
     if let Some(file) = merged.base.safetensors().iter().find(|file| Path::new(&file.name).components().count() > 1) {
         let reason = format!("`{}` lies in a folder of its own, and an export keeps all files in one", file.name);

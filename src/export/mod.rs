@@ -12,11 +12,11 @@ mod request;
 
 pub use self::request::*;
 use crate::error::{Error, Result};
-use crate::spec::run::exchange::Format;
+use crate::spec::run::export_format::ExportFormat;
 
 /// Writes it.
 pub fn export(request: &Request, progress: Progress<'_>) -> Result<Exported> {
-    if request.weights.is_some() && request.format != Format::Gguf {
+    if request.weights.is_some() && request.format != ExportFormat::Gguf {
         return Err(Error::invalid(
             "--weights",
             "given",
@@ -27,10 +27,10 @@ pub fn export(request: &Request, progress: Progress<'_>) -> Result<Exported> {
     subject.check(request.format)?;
     let place = place::Place::check(request, &subject.source)?;
     let notes = match request.format {
-        Format::Peft | Format::MlxLm => adapters::write(&subject, request.format, &place)?,
-        Format::Fused => fused::write(&subject, &place, progress)?,
-        Format::Gguf => gguf::write_model(&subject, request.weights, &request.out, progress)?,
-        Format::GgufAdapter => gguf::write_adapter(&subject, &request.out)?,
+        ExportFormat::Peft | ExportFormat::MlxLm => adapters::write(&subject, request.format, &place)?,
+        ExportFormat::Fused => fused::write(&subject, &place, progress)?,
+        ExportFormat::Gguf => gguf::write_model(&subject, request.weights, &request.out, progress)?,
+        ExportFormat::GgufAdapter => gguf::write_adapter(&subject, &request.out)?,
     };
     Ok(Exported {
         format: request.format,

@@ -9,7 +9,7 @@ use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
 use crate::spec::model::ModelSpec;
 use crate::spec::run::Weights;
-use crate::spec::run::exchange::Format;
+use crate::spec::run::export_format::ExportFormat;
 use crate::trainer::candle::nn::adapter;
 use crate::units::Bytes;
 
@@ -21,7 +21,7 @@ pub struct Request {
     /// Folder of an adapter, in either layout.
     pub adapter: Option<PathBuf>,
     /// The form.
-    pub format: Format,
+    pub format: ExportFormat,
     /// Number format of a GGUF's matrices; as the base is stored, where absent.
     pub weights: Option<Weights>,
     /// The folder or file to write.
@@ -34,7 +34,7 @@ pub struct Request {
 #[derive(Clone, Debug, Serialize)]
 pub struct Exported {
     /// The form.
-    pub format: Format,
+    pub format: ExportFormat,
     /// Where.
     pub out: PathBuf,
     /// Its size.
@@ -68,16 +68,16 @@ impl Subject {
     }
 
     /// DoRA is more than a product of two matrices added to a third, which is all that the other forms know.
-    pub(super) fn check(&self, format: Format) -> Result<()> {
+    pub(super) fn check(&self, format: ExportFormat) -> Result<()> {
         match self.adapter.as_ref().filter(|file| file.about.use_dora) {
-            Some(_) if format != Format::Peft => {
+            Some(_) if format != ExportFormat::Peft => {
                 Err(Error::invalid("--format", format.name(), "peft for a DoRA adapter"))
             }
             _ => Ok(()),
         }
     }
 
-    pub(super) fn adapter(&self, format: Format) -> Result<&AdapterFile> {
+    pub(super) fn adapter(&self, format: ExportFormat) -> Result<&AdapterFile> {
         self.adapter.as_ref().ok_or_else(|| {
             Error::invalid("--format", format.name(), "gguf where no run and no adapter is given".to_owned())
         })

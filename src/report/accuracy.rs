@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use crate::accuracy::Accuracy;
-use crate::accuracy::neighbours::Neighbour;
+use crate::accuracy::other_planners::PlannerScore;
 use crate::accuracy::rules::Rule;
 use crate::accuracy::score::{Figure, LEVEL, Quantity};
 use crate::accuracy::table::{Goal, Line};
@@ -111,7 +111,7 @@ fn goals(all: &[Goal]) -> String {
     out
 }
 
-fn neighbours(all: &[Neighbour]) -> String {
+fn neighbours(all: &[PlannerScore]) -> String {
     if all.is_empty() {
         return String::new();
     }
@@ -217,7 +217,7 @@ fn line_row(line: &Line) -> [String; 5] {
     [place, s.n.to_string(), percent(s.median), percent(s.p95), format!("{} of {}", s.inside, s.n)]
 }
 
-fn neighbour_row(n: &Neighbour) -> [String; 6] {
+fn neighbour_row(n: &PlannerScore) -> [String; 6] {
     let ours = format!("{} (p95 {})", percent(n.ours.median), percent(n.ours.p95));
     [n.tool.clone(), n.n.to_string(), percent(n.median), percent(n.p95), signed(n.bias), ours]
 }

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
-use crate::accuracy::guides::{Checked, Guide, Verdict};
 use crate::error::Result;
+use crate::guides::{Checked, Guide, Verdict};
 use crate::report::layout::paint;
 use crate::report::page;
 

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use etcetera::base_strategy::{BaseStrategy, choose_base_strategy};
+
 use crate::error::{Error, Result};
 
 pub(super) fn inside(path: &Path, keep: fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
@@ -45,4 +47,18 @@ pub(crate) fn reading(path: &Path) -> impl FnOnce(io::Error) -> Error {
 pub(crate) fn writing(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();
     |source| Error::Write { path, source }
+}
+
+/// Where measurements of this user are kept: `./results` where there is such a folder, else `headroom/results` in the
+/// system's folder for a user's data.
+///
+/// # Errors
+/// Where the system does not say which folder is the user's.
+pub fn results_folder() -> Result<PathBuf> {
+    let here = PathBuf::from("results");
+    if here.is_dir() {
+        return Ok(here);
+    }
+    let folders = choose_base_strategy().map_err(|_| Error::NoHome)?;
+    Ok(folders.data_dir().join("headroom").join("results"))
 }

@@ -10,11 +10,11 @@ use std::time::Instant;
 use self::earlier::Earlier;
 use self::job::{Launch, Site, report_of};
 use self::watch::Watch;
-use crate::cli::{self, LaunchArgs};
+use crate::cli::measure::{LaunchArgs, MeasureArgs};
 use crate::commands::inputs;
 use crate::commands::output::Output;
 use crate::error::{Error, Result};
-use crate::experiment::session::{self, Session};
+use crate::experiment::session;
 use crate::experiment::{engine, run_file};
 use crate::measure::observe::Observed;
 use crate::measure::{Measurement, probe};
@@ -46,7 +46,7 @@ pub struct Settings<'a> {
     /// Probability that the upper bounds hold.
     pub confidence: f64,
     /// Limits and measurements.
-    pub bench: &'a cli::Bench,
+    pub measure: &'a MeasureArgs,
 }
 
 /// The verb; returns the run's folder.
@@ -64,8 +64,8 @@ pub fn run(args: &LaunchArgs, output: &Output) -> Result<RunFolder> {
         force: args.force,
         accept_changes: args.accept_changes,
         save_every: args.save_every,
-        confidence: args.confidence,
-        bench: &args.bench,
+        confidence: inputs::confidence(args.confidence),
+        measure: &args.measure,
     };
     start(run, &if args.resume { Place::Resume(out) } else { Place::New(out) }, &settings, output)
 }
@@ -88,14 +88,14 @@ pub fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, output: &Ou
         output.part(&format!("adapter: {}", earlier.folder.adapter().display()))?;
         return Ok(earlier.folder.clone());
     }
-    let mut bench = Session::open(run.engine, &inputs::settings(settings.bench))?;
+    let mut bench = inputs::session(run.engine, settings.measure)?;
     let subject = inputs::workload(&run, output)?;
     let plan = bench.assess(&subject, &run, settings.confidence)?;
     preflight(&plan, settings.force)?;
     if let Some(earlier) = earlier.as_ref().filter(|_| !settings.force) {
         earlier.check_room(&bench)?;
     }
-    let mut trainer = engine::trainer(run.engine, settings.bench.script.as_deref())?;
+    let mut trainer = engine::trainer(run.engine, settings.measure.script.as_deref())?;
     // Only now, when all that can be wrong with the question has been asked, is anything written.
     let site = match (earlier, place) {
         (Some(earlier), _) => Site::Again(Box::new(earlier)),
@@ -103,7 +103,7 @@ pub fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, output: &Ou
         (None, Place::New(path) | Place::Resume(path)) => Site::New(RunFolder::create(path)?),
     };
     // Forced past the limits, only one that was set by hand still guards.
-    let limit = if settings.force { settings.bench.limit } else { Some(bench.limit) };
+    let limit = if settings.force { settings.measure.memory_limit } else { Some(bench.limit) };
     let folder = site.folder().clone();
     let launch = Launch { run, folder, site, bench: &mut bench, plan, limit, begun: false, output: *output };
     launch.go(trainer.as_mut(), settings)

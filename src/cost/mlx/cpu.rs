@@ -1,7 +1,7 @@
 //! On a CPU (mlx 0.32.4, mlx-lm 0.32.2).
 //!
 //! What is alive at a tall moment beside what the blocks keep is counted off traces of the allocations of real steps,
-//! in `cpu.csv`; `results/mlx-lm-cpu/trace.py` makes that file. It is more than the block at work: mlx allocates
+//! in `cpu.csv`; `scripts/mlx_lm_cpu/trace.py` makes that file. It is more than the block at work: mlx allocates
 //! results ahead of the thread that computes, by ten tasks of ten dispatches (`MAX_ACTIVE_TASKS`,
 //! `DISPATCHES_PER_TASK`; some fifty operations, half a block), and keeps what they read until they are done. So the
 //! last block's backward overlaps the loss, a checkpointed block is run again before the gradient it is run again for

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::export::merged::{Merged, encode, pieces};
 use crate::export::request::{Progress, Subject, short_name};
 use crate::spec::run::Weights;
-use crate::spec::run::exchange::Format;
+use crate::spec::run::export_format::ExportFormat;
 use crate::store::stream::Streamed;
 
 /// Writes the base, with the adapter worked in where there is one.
@@ -59,7 +59,7 @@ pub fn write_model(
 
 /// Writes the adapter alone: A and B of each layer under the name of the tensor they are for.
 pub fn write_adapter(subject: &Subject, out: &Path) -> Result<Vec<String>> {
-    let (file, spec) = (subject.adapter(Format::GgufAdapter)?, &subject.spec);
+    let (file, spec) = (subject.adapter(ExportFormat::GgufAdapter)?, &subject.spec);
     let refused = |reason| Error::NoSuchExport { model: subject.name.clone(), format: "GGUF", reason };
     let (_, notes) = architecture::describe(spec).map_err(refused)?;
     let mut metadata = vec![

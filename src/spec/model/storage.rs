@@ -190,6 +190,10 @@ pub enum Weights {
 }
 
 impl Weights {
+    /// All of them, in the order in which they are listed.
+    pub const ALL: [Self; 9] =
+        [Self::Stored, Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Q8_0, Self::Q6K, Self::Q4K, Self::Q4_0];
+
     /// As written in files.
     pub fn name(self) -> &'static str {
         match self {

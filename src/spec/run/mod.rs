@@ -3,8 +3,9 @@
 //! This is `run.toml`. The only defaults of any run setting are here and in [`crate::spec::run::recipe`].
 
 pub mod data;
-pub mod exchange;
+pub mod export_format;
 pub mod grid;
+pub mod grids;
 pub mod packing;
 pub mod recipe;
 
@@ -22,7 +23,7 @@ pub use crate::spec::run::recipe::{DEFAULT_EPOCHS, Lora, LrSchedule, OPTIMIZER_B
 pub const BUILTIN: &str = "builtin";
 
 /// Who runs the job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
     /// Headroom's own trainer.
@@ -33,6 +34,9 @@ pub enum Engine {
 }
 
 impl Engine {
+    /// All of them, in the order in which they are listed.
+    pub const ALL: [Self; 2] = [Self::Candle, Self::MlxLm];
+
     /// As written in files.
     pub fn name(self) -> &'static str {
         match self {

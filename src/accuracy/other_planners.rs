@@ -1,4 +1,4 @@
-//! What other planners say of the published runs: `results/neighbours/predictions.csv`, made by the script beside it.
+//! What other planners say of the published runs: `results/other-planners/predictions.csv`, made by the script beside it.
 
 use std::path::Path;
 
@@ -9,6 +9,9 @@ use crate::accuracy::score::{Figure, Quantity, Summary};
 use crate::error::Result;
 use crate::stats::{median, quantile};
 use crate::units::Bytes;
+
+/// What other planners say of them, which ships inside.
+pub const BUNDLED: &str = include_str!("../../results/other-planners/predictions.csv");
 
 /// What one planner says of one row.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -25,7 +28,7 @@ pub struct Said {
 
 /// A planner beside ours, on the rows that both answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Neighbour {
+pub struct PlannerScore {
     /// Name and version.
     pub tool: String,
     /// Rows of known longest batch that it refuses.
@@ -49,7 +52,7 @@ pub fn read(text: &str, path: &Path) -> Result<Vec<Said>> {
 }
 
 /// Each planner on the peaks whose longest batch is known.
-pub fn compare(said: &[Said], figures: &[Figure]) -> Vec<Neighbour> {
+pub fn compare(said: &[Said], figures: &[Figure]) -> Vec<PlannerScore> {
     let mut tools: Vec<&str> = Vec::new();
     said.iter().for_each(|s| {
         if !tools.contains(&s.tool.as_str()) {
@@ -59,7 +62,7 @@ pub fn compare(said: &[Said], figures: &[Figure]) -> Vec<Neighbour> {
     tools.into_iter().filter_map(|tool| of(tool, said, figures)).collect()
 }
 
-fn of(tool: &str, said: &[Said], figures: &[Figure]) -> Option<Neighbour> {
+fn of(tool: &str, said: &[Said], figures: &[Figure]) -> Option<PlannerScore> {
     let peaks = || figures.iter().filter(|f| f.quantity == Quantity::PeakMemory);
     let both: Vec<(&Figure, Option<f64>)> =
         peaks().filter_map(|f| said.iter().find(|s| s.tool == tool && s.id == f.id).map(|s| (f, s.peak_gb))).collect();
@@ -67,7 +70,7 @@ fn of(tool: &str, said: &[Said], figures: &[Figure]) -> Option<Neighbour> {
     let errors: Vec<f64> = both.iter().filter_map(error).collect();
     let sizes: Vec<f64> = errors.iter().map(|e| e.abs()).collect();
     let ours = Summary::of(both.iter().filter(|(_, gb)| gb.is_some()).map(|(f, _)| *f))?;
-    Some(Neighbour {
+    Some(PlannerScore {
         tool: tool.into(),
         refused: both.len() - errors.len(),
         n: errors.len(),

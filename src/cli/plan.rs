@@ -1,0 +1,123 @@
+//! Options of the commands that predict: `plan`, `predict`, `doctor`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::values::{duration, probability, weights};
+use crate::spec::run::{Engine, Weights};
+use crate::units::{Bytes, Seconds};
+
+/// Which machine is meant.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Machine [default: this one]")]
+pub(crate) struct MachineArgs {
+    /// Installed memory, such as 8G; without `--machine`, the most basic Mac sold with that much
+    #[arg(long, value_name = "SIZE")]
+    pub ram: Option<Bytes>,
+    /// Chip, such as "M2 Pro"
+    #[arg(long, value_name = "CHIP")]
+    pub machine: Option<String>,
+    /// Number of GPU cores, for chips sold with different numbers
+    #[arg(long, value_name = "N", requires = "machine")]
+    pub gpu_cores: Option<usize>,
+    /// Major version of macOS on that Mac; Metal may use less memory up to version 15
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(13..100))]
+    pub macos: Option<u32>,
+    /// Folder of measurements to calibrate with [default: ./results if it exists, else the user's data folder]
+    #[arg(long, value_name = "DIR")]
+    pub results: Option<PathBuf>,
+}
+
+/// Limits that a run must stay under.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct LimitArgs {
+    /// Probability that an upper bound holds [default: 0.99]
+    #[arg(long, value_name = "P", value_parser = probability)]
+    pub confidence: Option<f64>,
+    /// Memory limit of the run, where that is less than the free memory
+    #[arg(long, value_name = "SIZE")]
+    pub memory_limit: Option<Bytes>,
+}
+
+/// `headroom plan`
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Longest run, such as 90m or 8h [default: 8h]
+    #[arg(long, value_name = "TIME", help_heading = "Limits", value_parser = duration)]
+    pub time_limit: Option<Seconds>,
+    #[command(flatten)]
+    pub given: GivenArgs,
+    /// File to write the run to, for `headroom launch`
+    #[arg(long, value_name = "RUN.toml", help_heading = "Output")]
+    pub out: Option<PathBuf>,
+    /// Replace an existing file
+    #[arg(long, requires = "out", help_heading = "Output")]
+    pub force: bool,
+}
+
+/// Settings that are fixed; everything else is searched.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Fixed settings (everything else is searched)")]
+pub(crate) struct GivenArgs {
+    /// Model name as listed by `headroom doctor --models`, or a folder with config.json
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Training data in JSONL, or `builtin`
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Training engine
+    #[arg(long, value_enum)]
+    pub engine: Option<Engine>,
+    /// Maximum sequence length in tokens
+    #[arg(long, value_name = "N")]
+    pub seq: Option<usize>,
+    /// LoRA rank
+    #[arg(long, value_name = "N")]
+    pub rank: Option<usize>,
+    /// Passes over the data
+    #[arg(long, value_name = "N", conflicts_with = "steps")]
+    pub epochs: Option<f64>,
+    /// Number of optimizer steps
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Examples per optimizer step
+    #[arg(long, value_name = "N")]
+    pub effective_batch_size: Option<usize>,
+    /// Examples per micro-batch
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Weight format of the base model
+    #[arg(long, value_name = "FORMAT", value_parser = weights())]
+    pub weights: Option<Weights>,
+}
+
+/// `headroom predict`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PredictArgs {
+    /// Run file
+    #[arg(value_name = "RUN.toml")]
+    pub run: PathBuf,
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Show the phases of an optimizer step
+    #[arg(long, help_heading = "Output")]
+    pub timeline: bool,
+}
+
+/// `headroom doctor`
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// List every known model and whether it fits
+    #[arg(long, help_heading = "Output")]
+    pub models: bool,
+}

@@ -1,0 +1,51 @@
+//! Formats that `headroom export` writes for other tools.
+
+use serde::Serialize;
+
+/// What `headroom export` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExportFormat {
+    /// The adapter as PEFT loads it, a folder.
+    Peft,
+    /// The adapter as mlx-lm loads it, a folder.
+    MlxLm,
+    /// The merged model as transformers and mlx-lm load it, a folder in the base's sharding and dtype.
+    Fused,
+    /// The merged model, or without an adapter the base alone, as one file for llama.cpp and Ollama.
+    Gguf,
+    /// The adapter as one file, to be used with a base model in GGUF.
+    GgufAdapter,
+}
+
+impl ExportFormat {
+    /// All of them, in the order in which they are listed.
+    pub const ALL: [Self; 5] = [Self::Peft, Self::MlxLm, Self::Fused, Self::Gguf, Self::GgufAdapter];
+
+    /// What it is, in a few words.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Peft => "Adapter for PEFT (folder)",
+            Self::MlxLm => "Adapter for mlx-lm (folder)",
+            Self::Fused => "Merged model for transformers and mlx-lm (folder)",
+            Self::Gguf => "Merged model, or the base alone, for llama.cpp and Ollama (file)",
+            Self::GgufAdapter => "Adapter for llama.cpp (file)",
+        }
+    }
+
+    /// As typed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Peft => "peft",
+            Self::MlxLm => "mlx-lm",
+            Self::Fused => "fused",
+            Self::Gguf => "gguf",
+            Self::GgufAdapter => "gguf-adapter",
+        }
+    }
+
+    /// One file, and not a folder.
+    pub fn is_file(self) -> bool {
+        matches!(self, Self::Gguf | Self::GgufAdapter)
+    }
+}
