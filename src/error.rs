@@ -122,7 +122,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A run was to be begun in a folder that holds other things.
-    #[error("`{}` is not empty (it holds `{holds}`), and a run needs a folder of its own", path.display())]
+    #[error("`{}` is not empty (it contains `{holds}`); a run needs its own folder", path.display())]
     NotEmpty {
         /// The folder.
         path: PathBuf,
@@ -188,7 +188,7 @@ pub enum Error {
         reason: String,
     },
     /// An adapter, checkpoint or run folder that does not belong to this run.
-    #[error("`{}` does not fit: {reason}", path.display())]
+    #[error("`{}` does not match this run: {reason}", path.display())]
     Mismatch {
         /// The folder or file.
         path: PathBuf,
@@ -196,7 +196,7 @@ pub enum Error {
         reason: String,
     },
     /// The training diverged.
-    #[error("the {what} of step {step} is {value}; the run was stopped before the optimizer could use it")]
+    #[error("the {what} of step {step} is {value}; the run was stopped before the optimizer step")]
     NotFinite {
         /// `loss` or `gradient norm`.
         what: &'static str,
@@ -224,7 +224,7 @@ pub enum Error {
         limit: Bytes,
     },
     /// A plan that was asked for and is not to be had on this machine.
-    #[error("{what} does not fit: at its leanest it takes up to {needs}, over the {limit} of {name}")]
+    #[error("{what} does not fit: even the smallest configuration may need {needs}, over the {limit} of {name}")]
     NothingFits {
         /// What was to be run.
         what: String,
@@ -240,7 +240,7 @@ pub enum Error {
         larger: Option<String>,
     },
     /// Refused, because it would not finish.
-    #[error("{what} takes about {needs}, but {limit} are allowed")]
+    #[error("{what} takes about {needs}, over the time limit of {limit}")]
     TooSlow {
         /// What was to be run.
         what: String,
@@ -249,8 +249,8 @@ pub enum Error {
         /// The time given.
         limit: Seconds,
     },
-    /// A tensor operation failed: a broken invariant of ours, or the device.
-    #[error("tensor operation")]
+    /// A tensor operation failed failed: a broken invariant of ours, or the device.
+    #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
     /// A value could not be written as JSON or TOML: a broken invariant of ours.
     #[error("cannot serialise {what}: {reason}")]
@@ -295,28 +295,28 @@ impl Error {
             Self::NoWeights { name } => Some(format!("fetch them with `hf download {name}`, or give a folder with `--model DIR`")),
             Self::UnknownMachine { known, .. } => Some(format!("known: {known}; or give --ram alone")),
             Self::NotFinite { .. } => Some("lower `learning_rate`, or set `max_grad_norm`; the last checkpoint is intact".into()),
-            Self::Schema { .. } => Some("move it aside; a new one is begun, and nothing in the old one is lost".into()),
-            Self::RunExists { .. } => Some("go on with it with `--resume`, or give another folder with `--out`".into()),
-            Self::NotEmpty { .. } => Some("give a folder that is empty or not there yet with `--out`".into()),
-            Self::InUse { .. } => Some("wait until it has ended, or give another folder with `--out`".into()),
+            Self::Schema { .. } => Some("move it aside; a new file is started and the old one is kept".into()),
+            Self::RunExists { .. } => Some("continue it with `--resume`, or choose another folder with `--out`".into()),
+            Self::NotEmpty { .. } => Some("choose an empty or new folder with `--out`".into()),
+            Self::InUse { .. } => Some("wait until it has ended, or choose another folder with `--out`".into()),
             Self::Damaged { remedy, .. } => Some(remedy.clone()),
             Self::Changed { .. } => {
-                Some("put it back as it was, or let the rest of the run learn from what is there now with `--accept-changes`".into())
+                Some("restore the files, or continue on the changed ones with `--accept-changes`".into())
             }
-            Self::Interrupted { resume, .. } => resume.as_ref().map(|resume| format!("go on with `{resume}`")),
-            Self::Unread { unread, of } if unread.len() < *of => Some("the page holds the others".into()),
-            Self::Exists { .. } => Some("give another place with `--out`, or replace it with `--force`".into()),
+            Self::Interrupted { resume, .. } => resume.as_ref().map(|resume| format!("continue with `{resume}`")),
+            Self::Unread { unread, of } if unread.len() < *of => Some("the page shows the others".into()),
+            Self::Exists { .. } => Some("choose another path with `--out`, or replace it with `--force`".into()),
             Self::NoSuchExport { .. } => {
-                Some("`--format fused` holds every model as transformers and mlx-lm load it, with its own config.json and tokenizer".into())
+                Some("`--format fused` works for every model: a folder that transformers and mlx-lm load".into())
             }
-            Self::DoesNotFit { .. } => Some("`headroom plan` finds what does; `--force` runs it all the same".into()),
+            Self::DoesNotFit { .. } => Some("`headroom plan` finds a run that fits; `--force` trains anyway".into()),
             Self::NothingFits { weights, larger, .. } => {
-                let weights = weights.map(|w| format!("it fits with `--weights {w}`, which rounds the base"));
-                let larger = larger.as_ref().map(|mac| format!("the smallest Mac that holds it as it is: {mac}"));
+                let weights = weights.map(|w| format!("it fits with `--weights {w}`, which quantises the base"));
+                let larger = larger.as_ref().map(|mac| format!("the smallest Mac that fits it unchanged: {mac}"));
                 let smaller = Some("`headroom plan` without `--model` finds what fits here".to_owned());
                 Some(weights.into_iter().chain(larger).chain(smaller).collect::<Vec<_>>().join("\nhint: "))
             }
-            Self::TooSlow { .. } => Some("give it more with `--hours`, or less to do with `--seq`, `--epochs` or `--model`".into()),
+            Self::TooSlow { .. } => Some("allow more time with `--time-limit`, or reduce `--seq`, `--epochs` or the model".into()),
             _ => None,
         }
     }

@@ -123,7 +123,7 @@ impl FromStr for Bytes {
             return Err(format!("`{text}` is not more than zero"));
         }
         if bytes > LARGEST {
-            return Err(format!("`{text}` is more than any machine has"));
+            return Err(format!("`{text}` is too large"));
         }
         Ok(bytes)
     }
@@ -282,6 +282,12 @@ impl<T> Estimate<T> {
     pub fn map<U>(self, f: impl Fn(T) -> U) -> Estimate<U> {
         Estimate { point: f(self.point), low: f(self.low), high: f(self.high), level: self.level }
     }
+}
+
+/// A number of things, in the singular where it is one: `1 trial`, `3 trials`, `1,200 rows`.
+pub fn counted(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", grouped(number as u64))
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ fn a_damaged_run_keeps_no_one_from_seeing_the_others() {
         damage(&bad.join(file));
         let (code, stdout, stderr) = headroom(folder.path(), &["report", "runs/bad", "runs/good", "--quiet"]);
         assert_eq!(code, 2, "{file}: {stderr}");
-        for part in parts.iter().chain(&["1 of 2 runs could not be read", "the page holds the others"]) {
+        for part in parts.iter().chain(&["1 of 2 runs could not be read", "the page shows the others"]) {
             assert!(stderr.contains(part), "{file}: `{part}` is not in {stderr}");
         }
         assert!(stdout.contains("good: It fit and it finished"), "{stdout}");

@@ -115,7 +115,7 @@ fn every_mismatch_of_an_adapter_is_listed_at_once() {
     let mut decoder = Decoder::load(&source.weights().unwrap(), &source.spec().unwrap(), &run, &Device::Cpu).unwrap();
     let error = adapter::load(&mut decoder, &run, spoiled.path()).unwrap_err().to_string();
     for part in [
-        "its fine_tune_type is full; lora is understood",
+        "its fine_tune_type is full; only lora is supported",
         "its rank is 5, the run's is 4",
         "its alpha is 12.5, the run's is 9",
         "`model.layers.1.mlp.down_proj.lora_b` is missing",

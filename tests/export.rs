@@ -354,7 +354,7 @@ fn what_llama_cpp_cannot_have_is_refused_or_said() {
     cut["normalizer"] = serde_json::Value::Null;
     cut["pre_tokenizer"] = serde_json::json!({"type": "Whitespace"});
     for (tokenizer, part) in [
-        (words, "its tokenizer is a \"WordPiece\" model, and BPE is understood"),
+        (words, "its tokenizer is a \"WordPiece\" model, and BPE is supported"),
         (cut, "cuts text in a way that llama.cpp has no name for here: {\"type\":\"Whitespace\"}"),
     ] {
         let folder = with_tokenizer(&tokenizer);

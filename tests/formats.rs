@@ -332,7 +332,7 @@ fn damaged_checkpoints_are_refused() {
         ModelSource::find(path.to_str().unwrap()).unwrap().spec().unwrap_err().to_string()
     };
     assert!(refuse(&whole[..whole.len() - 100]).contains("is the download complete?"));
-    assert!(refuse(&whole[..300]).contains("is it a GGUF file, and whole?"));
+    assert!(refuse(&whole[..300]).contains("is it a complete GGUF file?"));
     assert!(refuse(b"not a model").contains("is it a GGUF file"));
     let mut wide = whole.clone();
     let key = b"llama.feed_forward_length";

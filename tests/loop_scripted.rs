@@ -133,7 +133,7 @@ fn calibrating_learns_the_truth_and_remembers_it() {
     let measured = first["measured"].as_u64().unwrap();
     assert!(measured >= 3, "{first}");
     assert_eq!(place.measurements().len() as u64, measured);
-    // Memory of the process, and speed: the two that a prior knows little of.
+    // Process memory, and speed: the two that a prior knows little of.
     for change in [1, 2].map(|i| &first["changes"][i]) {
         let width = |i: usize| {
             let e = &change[1][i];

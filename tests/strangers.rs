@@ -102,13 +102,13 @@ fn weights_that_are_no_numbers_are_refused_by_the_name_of_their_tensor() {
         let work = copied("qwen2");
         let model = work.path().join("model");
         change_weights(&model, |tensors| spoil(tensors, name, number));
-        let said = format!("`{name}` cannot be read: it holds NaN or infinity");
+        let said = format!("`{name}` cannot be read: it contains NaN or infinity");
         for weights in ["f32", "q8_0"] {
             not_loaded(&model, weights, &said);
         }
         refused(work.path(), &["--model", "model", "--format", "gguf", "--weights", "q8_0", "--out", "m.gguf"], &said);
         // Copied or with the adapter worked in: neither is written.
-        refused(work.path(), &[&FUSED[..], &["out"]].concat(), "it holds NaN or infinity");
+        refused(work.path(), &[&FUSED[..], &["out"]].concat(), "it contains NaN or infinity");
         assert!(!work.path().join("out").exists() && !work.path().join("m.gguf").exists());
     }
     // A tensor that the model does not use is copied as it is.
@@ -128,7 +128,7 @@ fn weights_too_large_for_a_format_are_refused_by_the_name_of_their_tensor() {
     for weights in ["f16", "q8_0"] {
         let args = ["--model", "model", "--format", "gguf", "--weights", weights, "--out", "m.gguf"];
         refused(work.path(), &args, &format!("`{name}` cannot be written: it has numbers that are larger than"));
-        not_loaded(&work.path().join("model"), weights, &format!("`{name}` cannot be held in another format"));
+        not_loaded(&work.path().join("model"), weights, &format!("`{name}` cannot be converted"));
     }
     exported(work.path(), &["--model", "model", "--format", "gguf", "--weights", "bf16", "--out", "m.gguf"]);
 }
@@ -243,7 +243,7 @@ fn shards_in_folders_of_their_own_and_pipes_are_refused() {
     refused(work.path(), &[&FUSED[..], &["out"]].concat(), "`a/model.safetensors` lies in a folder of its own");
     let index = "model.safetensors.index.json";
     fs::write(model.join(index), format!("{{\"weight_map\":{{}}{}}}", " ".repeat(16 << 20))).unwrap();
-    not_loaded(&model, "f32", "it is no index of weights");
+    not_loaded(&model, "f32", "it is not a weight index");
     fs::write(model.join(index), r#"{"weight_map":{"x":"pipe.safetensors"}}"#).unwrap();
     let pipe = |path: &Path| assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
     pipe(&model.join("pipe.safetensors"));

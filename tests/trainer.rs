@@ -320,7 +320,11 @@ fn what_does_not_belong_together_is_refused_by_name() {
         ),
         ("tokenizer.json", Box::new(truncate), "tokenizer of"),
         ("tokenizer.json", Box::new(|p| std::fs::remove_file(p).unwrap()), "cannot read"),
-        ("config.json", Box::new(edit("\"vocab_size\": 336", "\"vocab_size\": 300")), "they do not belong together"),
+        (
+            "config.json",
+            Box::new(edit("\"vocab_size\": 336", "\"vocab_size\": 300")),
+            "the tokenizer belongs to another model",
+        ),
         ("train.jsonl", Box::new(|p| std::fs::write(p, "").unwrap()), "holds no example"),
         (
             "train.jsonl",
@@ -330,7 +334,7 @@ fn what_does_not_belong_together_is_refused_by_name() {
         (
             "train.jsonl",
             Box::new(|p| std::fs::write(p, "{\"txt\":\"a b c\"}\n").unwrap()),
-            "line 1: has none of the known forms",
+            "line 1: has an unrecognised row format",
         ),
         ("train.jsonl", Box::new(|p| std::fs::write(p, "{\"tokens\":[1,2,999]}\n").unwrap()), "has token 999"),
         ("train.jsonl", Box::new(|p| std::fs::remove_file(p).unwrap()), "cannot read"),

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 const PART: usize = 1 << 18;
 
 /// What is said of a tensor that has some.
-pub const NOT_FINITE: &str = "it holds NaN or infinity";
+pub const NOT_FINITE: &str = "it contains NaN or infinity";
 
 /// Whether all are finite; a number is not where all bits of its exponent are set. Formats other than f32, f16 and bf16
 /// have no such numbers.

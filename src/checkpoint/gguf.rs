@@ -63,7 +63,7 @@ const UNREAD: [(u32, &str); 13] = [
     (40, "NVFP4"),
 ];
 
-const READ: &str = "F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, Q3_K and Q2_K are understood";
+const READ: &str = "F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, Q3_K and Q2_K are supported";
 
 impl GgufFile {
     /// Opens a file.
@@ -72,7 +72,7 @@ impl GgufFile {
         let reading = |source| Error::Read { path: path.into(), source };
         // Opening a pipe would wait for its other end.
         if !path.metadata().map_err(reading)?.is_file() {
-            return Err(wrong("it is no regular file".into()));
+            return Err(wrong("it is not a regular file".into()));
         }
         let file = File::open(path).map_err(reading)?;
         let length = file.metadata().map_err(reading)?.len();
@@ -96,7 +96,9 @@ impl GgufFile {
             let info = Info { dtype: info.ggml_dtype, shape: info.shape.dims().to_vec(), start, heads };
             let end = info.bytes().map_err(|e| wrong(format!("`{stored}` {e}")))?.checked_add(start);
             if end.is_none_or(|end| end > length) {
-                return Err(wrong(format!("`{stored}` reaches beyond its {length} bytes; is the download complete?")));
+                return Err(wrong(format!(
+                    "`{stored}` ends beyond the file's {length} bytes; is the download complete?"
+                )));
             }
             opened.tensors.insert(tensor.name, info);
         }
@@ -125,7 +127,7 @@ impl GgufFile {
         let load = || match plain(info.dtype) {
             Some(dtype) => self.plain(info, dtype, device).map(Stored::Dense),
             None => {
-                let &[rows, columns] = info.shape.as_slice() else { return Err("it is no matrix".into()) };
+                let &[rows, columns] = info.shape.as_slice() else { return Err("it is not a matrix".into()) };
                 let blocks = from_bytes(self.read(info)?, info.dtype, (rows, columns), device);
                 blocks.map(Stored::Blocks).map_err(|e| e.to_string())
             }
@@ -169,10 +171,10 @@ impl GgufFile {
         let known = match pre {
             "llama-bpe" => "smaug-bpe",
             "qwen2" | "gpt-2" => pre,
-            _ => return Err(format!("a GGUF tokenizer of kind {kind}, {pre}, is not rebuilt: {beside}")),
+            _ => return Err(format!("a GGUF tokenizer of kind {kind}, {pre}, is not supported: {beside}")),
         };
         if kind != "gpt2" {
-            return Err(format!("a GGUF tokenizer of kind {kind} is not rebuilt: {beside}"));
+            return Err(format!("a GGUF tokenizer of kind {kind} is not supported: {beside}"));
         }
         let tokens =
             ["tokens", "merges", "token_type", "add_bos_token", "add_eos_token", "bos_token_id", "eos_token_id"];
@@ -223,7 +225,7 @@ fn merges_fit(metadata: &HashMap<String, Value>) -> Result<(), String> {
         tokens.contains(a) && tokens.contains(b) && tokens.contains(format!("{a}{b}").as_str())
     };
     match list("merges").find(|merge| !fits(merge)) {
-        Some(merge) => Err(format!("its tokens do not hold the merge `{merge}`")),
+        Some(merge) => Err(format!("the vocabulary lacks the merge `{merge}`")),
         None => Ok(()),
     }
 }
@@ -278,10 +280,9 @@ fn unreadable(message: &str) -> String {
             let name = UNREAD.iter().find(|(n, _)| *n == code).map_or_else(|| format!("type {code}"), |u| u.1.into());
             format!("it holds tensors in ggml's {name}; {READ}")
         }
-        None => format!(
-            "its header cannot be read ({}); is it a GGUF file, and whole?",
-            message.lines().next().unwrap_or("")
-        ),
+        None => {
+            format!("its header cannot be read ({}); is it a complete GGUF file?", message.lines().next().unwrap_or(""))
+        }
     }
 }
 
@@ -380,7 +381,7 @@ mod tests {
         };
         fit(&["a b"]).unwrap();
         for merge in ["a c", "c a", "b a", "ab ab", "ab"] {
-            assert_eq!(fit(&["a b", merge]).unwrap_err(), format!("its tokens do not hold the merge `{merge}`"));
+            assert_eq!(fit(&["a b", merge]).unwrap_err(), format!("the vocabulary lacks the merge `{merge}`"));
         }
     }
 

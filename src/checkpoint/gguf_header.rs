@@ -64,7 +64,7 @@ impl<R: Read> Header<R> {
             if key == b"general.alignment" {
                 let alignment = if kind == U32 { self.u32()? } else { 0 };
                 if !alignment.is_power_of_two() {
-                    let reason = "its `general.alignment` is no power of two in 32 bits".to_owned();
+                    let reason = "its `general.alignment` is not a power of two in 32 bits".to_owned();
                     return Err(Stop::Refused(reason));
                 }
             } else {
@@ -133,7 +133,7 @@ impl<R: Read> Header<R> {
 fn most(what: &str, count: u64, most: u64) -> Result<(), Stop> {
     match count <= most {
         true => Ok(()),
-        false => Err(Stop::Refused(format!("its header has {count} {what}, and at most {most} are read"))),
+        false => Err(Stop::Refused(format!("its header has {count} {what}, and at most {most} are allowed"))),
     }
 }
 

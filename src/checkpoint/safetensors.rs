@@ -101,7 +101,7 @@ impl CheckpointFile {
     pub fn open(path: &Path) -> Result<Self, String> {
         // Opening a pipe would wait for its other end.
         if !path.metadata().map_err(|e| e.to_string())?.is_file() {
-            return Err("it is no regular file".into());
+            return Err("it is not a regular file".into());
         }
         let file = File::open(path).map_err(|e| e.to_string())?;
         let length = file.metadata().map_err(|e| e.to_string())?.len();
@@ -115,7 +115,7 @@ impl CheckpointFile {
     }
 
     fn read(name: String, source: Source, length: u64) -> Result<Self, String> {
-        let incomplete = || format!("its {length} bytes are not all of it; is the download complete?");
+        let incomplete = || format!("the file is truncated at {length} bytes; is the download complete?");
         if length < LENGTH_BYTES {
             return Err(incomplete());
         }
@@ -124,7 +124,7 @@ impl CheckpointFile {
         let header_length = u64::from_le_bytes(header_length);
         if header_length > LARGEST_HEADER {
             return Err(format!(
-                "it is no safetensors file: its header would have {header_length} bytes, and at most {LARGEST_HEADER} are read"
+                "it is not a safetensors file: its header would have {header_length} bytes, and at most {LARGEST_HEADER} are allowed"
             ));
         }
         let data_start = LENGTH_BYTES + header_length;
@@ -305,8 +305,8 @@ mod tests {
     #[test]
     fn only_regular_files_are_opened() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(CheckpointFile::open(folder.path()).err().unwrap(), "it is no regular file");
-        assert_eq!(CheckpointFile::open(Path::new("/dev/zero")).err().unwrap(), "it is no regular file");
+        assert_eq!(CheckpointFile::open(folder.path()).err().unwrap(), "it is not a regular file");
+        assert_eq!(CheckpointFile::open(Path::new("/dev/zero")).err().unwrap(), "it is not a regular file");
     }
 
     #[test]

@@ -245,7 +245,7 @@ fn safetensors_files(folder: &Path) -> Result<Vec<PathBuf>> {
             weight_map: std::collections::BTreeMap<String, String>,
         }
         if index.metadata().is_ok_and(|meta| meta.len() > LARGEST_INDEX) {
-            return Err(wrong(&index, format!("it is no index of weights: it has more than {LARGEST_INDEX} bytes")));
+            return Err(wrong(&index, format!("it is not a weight index: it has more than {LARGEST_INDEX} bytes")));
         }
         let index: Index = store::load_json(&index)?;
         let mut names: Vec<String> = index.weight_map.into_values().collect();

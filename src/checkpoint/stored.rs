@@ -52,7 +52,7 @@ impl Stored {
             Format::Bf16 => self.dense(DType::BF16, device),
             Format::Int8 => to_int8(self, device),
             Format::Gguf(block) => quantise(self, block, device),
-            Format::Affine { .. } => bail!("MLX's format is read, and not made"),
+            Format::Affine { .. } => bail!("MLX's format can be read but not written"),
         }
     }
 

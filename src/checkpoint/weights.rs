@@ -54,7 +54,7 @@ impl<'a> Found<'a> {
     }
 
     fn load(&self, suffix: &str, device: &Device) -> Result<Tensor, String> {
-        self.get(suffix, |f, n| f.load(n, device)).unwrap_or_else(|| Err("it is gone".into()))
+        self.get(suffix, |f, n| f.load(n, device)).unwrap_or_else(|| Err("tensor not found".into()))
     }
 
     /// Whether it holds the same bytes in the same format as another; of what MLX quantises, the codes tell.
@@ -82,7 +82,7 @@ impl<'a> Found<'a> {
             return self.affine(stored, shape);
         }
         let format = dtype.and_then(plain).ok_or_else(|| {
-            let known = "f32, f16 and bf16 are understood, and u32 with `.scales` and `.biases` (MLX)";
+            let known = "f32, f16 and bf16 are supported, and u32 with `.scales` and `.biases` (MLX)";
             format!("is stored as {}; {known}", dtype.map_or("nothing".into(), |d| format!("{d:?}").to_lowercase()))
         })?;
         if stored == shape { Ok(format.into()) } else { Err(format!("is {stored:?}, but config.json says {shape:?}")) }
@@ -116,7 +116,8 @@ impl<'a> Found<'a> {
         if !matches!(format, Format::Affine { .. }) {
             return self.load("weight", device).map(Stored::Dense);
         }
-        let codes = self.get("weight", |f, n| f.load_words(n, device)).unwrap_or_else(|| Err("it is gone".into()))?;
+        let codes =
+            self.get("weight", |f, n| f.load_words(n, device)).unwrap_or_else(|| Err("tensor not found".into()))?;
         let (scales, biases) = (self.load("scales", device)?, self.load("biases", device)?);
         Affine::new(codes, scales, biases, columns).map(Stored::Affine).map_err(|e| e.to_string())
     }
@@ -162,7 +163,7 @@ impl BaseWeights {
             Files::Gguf(file) => file.vector(name, device),
             Files::Safetensors(_) => self.find(name).map(|found| found.load("weight", device)),
         };
-        tensor.unwrap_or_else(|| Err("it is gone".into())).map_err(|e| self.unreadable(name, e))
+        tensor.unwrap_or_else(|| Err("tensor not found".into())).map_err(|e| self.unreadable(name, e))
     }
 
     /// A matrix in the format it is stored in.
@@ -171,7 +172,7 @@ impl BaseWeights {
             Files::Gguf(file) => file.matrix(name, device),
             Files::Safetensors(_) => self.find(name).map(|found| found.matrix(format, shape[1], device)),
         };
-        matrix.unwrap_or_else(|| Err("it is gone".into())).map_err(|e| self.unreadable(name, e))
+        matrix.unwrap_or_else(|| Err("tensor not found".into())).map_err(|e| self.unreadable(name, e))
     }
 
     fn unreadable(&self, name: &str, reason: String) -> Error {
@@ -195,7 +196,7 @@ impl BaseWeights {
     pub fn rows(&self, name: &str, rows: std::ops::Range<usize>) -> Result<Tensor> {
         let found = self.find(name).ok_or_else(|| self.wrong(format!("`{name}` is missing")))?;
         let tensor = found.get("weight", |f, n| f.load_rows(n, rows.clone(), &Device::Cpu));
-        let tensor = tensor.unwrap_or_else(|| Err("it is gone".into())).map_err(|e| self.unreadable(name, e))?;
+        let tensor = tensor.unwrap_or_else(|| Err("tensor not found".into())).map_err(|e| self.unreadable(name, e))?;
         Ok(tensor.to_dtype(DType::F32)?)
     }
 

@@ -31,7 +31,7 @@ pub fn run(args: &AccuracyArgs, output: &Output) -> Result<Answer> {
     let said = other_planners::read(other_planners::BUNDLED, "results/other-planners/predictions.csv".as_ref())?;
     let measurements = measurements(&inputs::results(args.results.as_ref())?)?;
     if published.is_empty() && measurements.is_empty() {
-        return Err(Error::Data { path, reason: "it holds no rows".into() });
+        return Err(Error::Data { path, reason: "it has no rows".into() });
     }
     let all = Accuracy::of(&published, &measurements, &said)?;
     let index = pages::put(&args.reports.join("accuracy"), &report::accuracy::render(&all)?, None)?;

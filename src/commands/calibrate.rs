@@ -16,7 +16,7 @@ use crate::predict::predict;
 use crate::report::brief;
 use crate::spec::record::Outcome;
 use crate::spec::run::RunConfig;
-use crate::units::{Estimate, Seconds};
+use crate::units::{Estimate, Seconds, counted};
 
 /// Level of the intervals that are shown.
 const LEVEL: f64 = 0.9;
@@ -64,8 +64,8 @@ pub fn calibrate(session: &mut Session, what: &Calibrating<'_>, output: &Output)
     let old = session.calibration.clone();
     let trials = make_trials(session, what, output)?;
     if session.unusable > 0 {
-        let n = session.unusable;
-        output.note(&format!("  {n} older measurements could not be used: their model is gone"));
+        let older = counted(session.unusable, "older measurement");
+        output.note(&format!("  {older} could not be used: the model is no longer available"));
     }
     let by = |calibration| predict(&session.request(what.workload, what.run, calibration), LEVEL);
     let changes = brief::changes(&by(&old)?, &by(&session.calibration)?);
@@ -81,8 +81,10 @@ pub fn calibrate(session: &mut Session, what: &Calibrating<'_>, output: &Output)
         calibration: session.calibration.clone(),
     };
     output.part(&format!(
-        "\n{} trials measured, {} known from before; {} runs of this machine and engine count. The planned run:",
-        result.measured, result.reused, result.runs
+        "\n{} measured, {} reused; calibrated by {} of this machine and engine. The planned run:",
+        counted(result.measured, "trial"),
+        counted(result.reused, "earlier one"),
+        counted(result.runs, "run")
     ))?;
     output.part(&brief::change_table(&changes))?;
     output.part(&format!("  {}", brief::moved(&old, &session.calibration)))?;
@@ -96,7 +98,7 @@ fn make_trials(session: &mut Session, what: &Calibrating<'_>, output: &Output) -
     calibration::calibrate(session, what, interrupted(), &mut |event| {
         match event {
             TrialEvent::Remark(remark) => {
-                output.note(&format!("  note: {remark}; a quiet machine is measured better"));
+                output.note(&format!("  note: {remark}; an idle machine gives better measurements"));
             }
             TrialEvent::Begins(run, elapsed) => {
                 bar.set_position(elapsed.0 as u64);
@@ -111,16 +113,16 @@ fn make_trials(session: &mut Session, what: &Calibrating<'_>, output: &Output) -
 
 fn price(price: &Price) -> String {
     let percent = 100.0 * (price.faster - 1.0);
-    format!("  Measured there: recompute off is {percent:+.0} % speed and takes {} more.", price.saves)
+    format!("  Measured there: without activation checkpointing {percent:+.0} % speed and {} more memory", price.saves)
 }
 
 fn says(ended: Ended) -> &'static str {
     match ended {
-        Ended::Settled => "No further trial could change that by anything that matters.",
-        Ended::Time => "The time was over; with more of it (--time-limit) more would be known.",
-        Ended::Nothing => "There is no further short run that surely fits.",
-        Ended::Failing => "Three trials one after the other showed nothing: see `doctor`.",
-        Ended::Interrupted => "Interrupted: what was measured so far is kept, and the choice may still change.",
+        Ended::Settled => "No further trial would change this choice",
+        Ended::Time => "Time limit reached; a longer `--time-limit` would narrow the intervals",
+        Ended::Nothing => "No remaining trial is certain to fit",
+        Ended::Failing => "Stopped after three failed trials in a row; see `headroom doctor`",
+        Ended::Interrupted => "Interrupted; the measurements are kept, and the choice may still change",
     }
 }
 
@@ -131,7 +133,7 @@ impl Calibrated {
         if self.ended != Some(Ended::Interrupted) {
             return Ok(());
         }
-        let what = format!("{} trials were measured and are kept", self.measured);
+        let what = format!("{} measured and saved", counted(self.measured, "trial"));
         Err(Error::Interrupted { kept: what, resume: Some(typed_again(Some("--again"))) })
     }
 
@@ -139,9 +141,13 @@ impl Calibrated {
     fn verdict(&self) -> String {
         let choice = match (&self.choice, self.regret) {
             (Some(run), Some(lost)) => {
-                format!("  Its fastest execution that fits: {}; expected loss {:.1} %", name(run), 100.0 * lost)
+                format!(
+                    "  Fastest execution that fits: {}; expected slowdown against the best {:.1} %",
+                    name(run),
+                    100.0 * lost
+                )
             }
-            _ => "  None of its executions surely fits.".into(),
+            _ => "  No execution is certain to fit".into(),
         };
         let levers = self.levers.as_ref().map_or(String::new(), |levers| format!("\n{levers}"));
         format!("{choice}{levers}\n  {}", self.ended.map_or("", says))
@@ -150,7 +156,7 @@ impl Calibrated {
 
 fn name(run: &RunConfig) -> String {
     let (r, e) = (&run.recipe, &run.execution);
-    let recompute = if e.grad_checkpoint { ", recompute" } else { "" };
+    let recompute = if e.grad_checkpoint { ", activation checkpointing" } else { "" };
     let (batch, length, rank, weights) = (e.batch_size, r.max_seq_length, r.lora.rank, e.weights.name());
     format!("{batch} x {length} tokens, rank {rank}, {weights}{recompute}")
 }
@@ -158,12 +164,12 @@ fn name(run: &RunConfig) -> String {
 /// What a trial showed, in a few words.
 pub fn seen(m: &Measurement) -> String {
     let seen = match (m.measured.step_time_s, m.measured.footprint_bytes) {
-        (Some(time), Some(footprint)) => format!("{} a step, {footprint}", Seconds(time)),
-        _ => "nothing measured".into(),
+        (Some(time), Some(footprint)) => format!("{} per step, {footprint}", Seconds(time)),
+        _ => "no measurement".into(),
     };
     match &m.outcome {
         Outcome::Stopped { .. } | Outcome::Finished => seen,
-        _ if m.was_killed() => format!("{seen}, killed by the system or by hand"),
+        _ if m.was_killed() => format!("{seen}, killed from outside"),
         other => format!("{seen}, {}", other.name()),
     }
 }

@@ -39,7 +39,7 @@ pub fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
         let mut text = page::machine(&machine);
         match &models {
             Some(rows) => text += &page::models(rows, SEQ),
-            None => text += "\nwhich models it can train: `headroom doctor --models`\n",
+            None => text += "\nmodels it can train: `headroom doctor --models`\n",
         }
         text
     })?;

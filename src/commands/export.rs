@@ -43,7 +43,9 @@ fn request(args: &ExportArgs) -> Result<Request> {
     let named = || adapter.as_deref().map(named_base).transpose().map(Option::flatten);
     let model = match args.model.clone().or(of_run) {
         Some(model) => model,
-        None => named()?.ok_or_else(|| Error::invalid("--model", "absent", "given: nothing else names the base"))?,
+        None => {
+            named()?.ok_or_else(|| Error::invalid("--model", "absent", "given; nothing else names the base model"))?
+        }
     };
     Ok(Request { model, adapter, format: args.format, weights: args.weights, out: args.out.clone(), force: args.force })
 }
@@ -62,7 +64,7 @@ fn named_base(folder: &Path) -> Result<Option<String>> {
     match ModelSource::find(&base) {
         Ok(_) if !ambiguous => Ok(Some(base)),
         Ok(_) | Err(Error::NoWeights { .. } | Error::Read { .. }) => {
-            let must = format!("given: the adapter calls its base `{base}`, which does not say where it is");
+            let must = format!("given; the adapter names its base `{base}`, which is not a location");
             Err(Error::invalid("--model", "absent", must))
         }
         Err(other) => Err(other),
@@ -75,7 +77,7 @@ fn text(exported: &Exported) -> String {
     let what = match exported.format {
         ExportFormat::Peft => "adapter for PEFT",
         ExportFormat::MlxLm => "adapter for mlx-lm",
-        ExportFormat::Fused => "fused model for transformers and mlx-lm",
+        ExportFormat::Fused => "merged model for transformers and mlx-lm",
         ExportFormat::Gguf => "model for llama.cpp and Ollama",
         ExportFormat::GgufAdapter => "adapter for llama.cpp and Ollama",
     };

@@ -56,7 +56,7 @@ pub fn data(path: &Path) -> Data {
 pub fn assumed(run: &RunConfig, longest: usize) -> String {
     let passes = match (run.recipe.steps, run.recipe.epochs) {
         (Some(_), _) => String::new(),
-        (_, epochs) => format!(", seen {} times", epochs.unwrap_or(DEFAULT_EPOCHS)),
+        (_, epochs) => format!(", {} epochs", epochs.unwrap_or(DEFAULT_EPOCHS)),
     };
     let lengths = TokenLengths::assumed(ASSUMED_EXAMPLES, longest);
     let (examples, mean) = (grouped(ASSUMED_EXAMPLES as u64), lengths.mean_cut(run.recipe.max_seq_length));

@@ -43,7 +43,7 @@ pub fn check(folder: &Path, table: Option<&str>) -> Result<()> {
     let there = [Some(index.clone()), table.map(|name| folder.join(name))].into_iter().flatten().find(taken);
     match there {
         Some(path) if !is_ours(&index) => {
-            let must = format!("a folder of its own: `{}` is there and was not written by headroom", path.display());
+            let must = format!("a folder of its own; `{}` was not written by headroom", path.display());
             Err(Error::invalid("folder of the report", format!("`{}`", folder.display()), must))
         }
         _ => Ok(()),

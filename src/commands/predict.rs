@@ -32,14 +32,14 @@ pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     let confidence = inputs::confidence(args.limits.confidence);
     let model = source::model(&run.model)?;
     if run.recipe.max_seq_length > model.spec.max_position_embeddings {
-        let must = format!("at most {}, what `{}` was made for", model.spec.max_position_embeddings, run.model);
+        let must = format!("at most {}, the longest sequence of `{}`", model.spec.max_position_embeddings, run.model);
         return Err(Error::invalid("max_seq_length", run.recipe.max_seq_length, must));
     }
     let counted = match lengths::lengths_of_run(&model, &run) {
         Ok(counted) => Some(inputs::said(counted, output)),
         // The worst case can be told without the data; data that are there and cannot be read are refused by `launch` too.
         Err(error) if source::is_absent(&error) => {
-            output.note(&format!("`{}` cannot be read: its lengths are assumed", run.data.train().display()));
+            output.note(&format!("`{}` cannot be read; its lengths are assumed", run.data.train().display()));
             None
         }
         Err(e) => return Err(e),

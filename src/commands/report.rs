@@ -29,7 +29,7 @@ pub fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
     };
     let of = folders.len();
     if of == 0 {
-        return Err(Error::invalid("runs", "empty", "at least one run folder; `headroom launch` makes them"));
+        return Err(Error::invalid("runs", "empty", "at least one run folder; `headroom launch` creates them"));
     }
     // One that is damaged keeps nobody from seeing the others.
     let (mut reports, mut unread) = (Vec::new(), Vec::new());
@@ -37,7 +37,7 @@ pub fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
         if let Ok(folder) = &folder
             && let Checked::Damaged(reason) = checksums::check(folder.path(), &[])
         {
-            output.note(&format!("`{}`: {reason}; the page shows what is there now", folder.path().display()));
+            output.note(&format!("`{}`: {reason}; the page shows the current results", folder.path().display()));
         }
         let report = folder.and_then(|folder| read_report(&folder));
         report.map_or_else(|error| unread.push(error), |report| reports.push(report));
@@ -96,7 +96,7 @@ pub fn read_report(folder: &RunFolder) -> Result<RunReport> {
 fn changes(report: &RunReport, args: &ReportArgs, output: &Output) -> Vec<compare::Change> {
     let found = calibrated(report, args);
     if let Err(error @ Error::Parse { .. }) = &found {
-        output.note(&format!("what calibrating changed is left out: {error}"));
+        output.note(&format!("the effect of the calibration is not shown: {error}"));
     }
     found.unwrap_or_default()
 }

@@ -246,7 +246,7 @@ fn measure(
             if interrupted().load(Ordering::Relaxed) {
                 bar.finish_and_clear();
                 let (done, all) = progress(grid, args.repeats, &benches, (subjects, confidence))?;
-                let what = format!("{done} of {all} trials are measured and kept, and nothing is ranked yet");
+                let what = format!("{done} of {all} trials are measured and saved; nothing is ranked yet");
                 return Err(Error::Interrupted { kept: what, resume: Some(typed_again(None)) });
             }
         }

@@ -61,7 +61,7 @@ impl Rows {
             if !rows.is_empty() && without(rows) == rows.len() {
                 let cut = run.recipe.max_seq_length;
                 let reason = format!(
-                    "no row has anything to learn: with `mask_prompt` only completions are learned, and every prompt \
+                    "no row has target tokens: `mask_prompt` leaves only completions, and every prompt \
                      fills the {cut} tokens of `max_seq_length`"
                 );
                 return Err(Error::Data { path: path.unwrap_or(run.data.train()).into(), reason });
@@ -100,7 +100,7 @@ pub fn examples(lines: Cow<'static, str>, path: &Path, text: &Text, vocab_size: 
         other => other,
     })?;
     if found.is_empty() {
-        return Err(Error::Data { path: path.into(), reason: "it holds no example of two tokens or more".into() });
+        return Err(Error::Data { path: path.into(), reason: "it has no example of two tokens or more".into() });
     }
     Ok(found)
 }
@@ -110,8 +110,8 @@ fn example(row: &str, (path, line): (&Path, usize), text: &Text, vocab_size: usi
     let wrong =
         |message: String, hint: Option<String>| Error::Parse { path: path.into(), line: Some(line), message, hint };
     let value = parsed(row, path, line)?;
-    let row: Row =
-        serde_json::from_value(value).map_err(|_| wrong("has none of the known forms".into(), Some(FORMS.into())))?;
+    let row: Row = serde_json::from_value(value)
+        .map_err(|_| wrong("has an unrecognised row format".into(), Some(FORMS.into())))?;
     let Encoded { tokens, prompt } = match row {
         Row::Tokens { tokens } => Encoded { tokens, prompt: 0 },
         Row::Chat { messages } => text.chat(&messages)?,
@@ -135,8 +135,8 @@ pub(crate) fn parsed(row: &str, path: &Path, line: usize) -> Result<serde_json::
     };
     if row.len() > LONGEST_TEXT {
         let (long, most) = (Bytes(row.len() as u64), Bytes(LONGEST_TEXT as u64));
-        let hint = "split it into several; what is longer than `max_seq_length` would be cut off";
-        return Err(wrong(format!("is {long} long, and a row may have at most {most}"), hint));
+        let hint = "split it into several; tokens beyond `max_seq_length` would be cut off";
+        return Err(wrong(format!("is {long}, and a row may have at most {most}"), hint));
     }
     serde_json::from_str(row).map_err(|e| wrong(format!("is no JSON: {e}"), FORMS))
 }

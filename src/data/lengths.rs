@@ -45,7 +45,7 @@ pub fn lengths_of_run(model: &Model, run: &RunConfig) -> Result<Counted> {
             let (without, all) = (rows.untrained(run)?, rows.train.len());
             let cut = run.recipe.max_seq_length;
             let note = (without > 0).then(|| format!(
-                "{without} of {all} rows teach nothing: their prompts, which `mask_prompt` leaves out, fill the {cut} tokens of `max_seq_length`"
+                "{without} of {all} rows have no target tokens: their masked prompts fill the {cut} tokens of `max_seq_length`"
             ));
             Ok(Counted { lengths: rows.lengths(), note })
         }
@@ -70,7 +70,7 @@ pub fn estimate(data: &Data) -> Result<Counted> {
     }
     let validation = data.valid().map(estimated_lengths).transpose()?.unwrap_or_default();
     let lengths = TokenLengths::new(estimated_lengths(data.train())?).with_validation(validation);
-    let note = "the tokenizer is not on this machine: lengths are estimated from the size of the text";
+    let note = "the tokenizer is not on this machine; lengths are estimated from the text size";
     Ok(Counted { lengths, note: Some(note.into()) })
 }
 
@@ -87,7 +87,7 @@ fn estimated_lengths(data: &Path) -> Result<Vec<u32>> {
         lengths.push(text_bytes(&row).div_ceil(BYTES_PER_TOKEN) as u32);
     }
     if lengths.is_empty() {
-        return Err(Error::Data { path: data.into(), reason: "it holds no rows".into() });
+        return Err(Error::Data { path: data.into(), reason: "it has no rows".into() });
     }
     Ok(lengths)
 }

@@ -17,7 +17,7 @@ pub fn trainer(engine: Engine, script: Option<&Path>) -> Result<Box<dyn Trainer>
     match engine {
         Engine::Candle => Ok(Box::new(CandleTrainer)),
         Engine::MlxLm => {
-            let reason = "it cannot be run from here yet; `plan` and `predict` know it".into();
+            let reason = "not supported for training yet; `plan` and `predict` work".into();
             Err(Error::Engine { engine: engine.name().into(), reason })
         }
     }

@@ -27,7 +27,7 @@ pub fn write(subject: &Subject, place: &Place, progress: Progress<'_>) -> Result
     subject.adapter(ExportFormat::Fused)?;
     let merged = Merged::open(subject)?;
     if let Some(file) = merged.base.safetensors().iter().find(|file| Path::new(&file.name).components().count() > 1) {
-        let reason = format!("`{}` lies in a folder of its own, and an export keeps all files in one", file.name);
+        let reason = format!("`{}` is in a subfolder; an export has no subfolders", file.name);
         return Err(Error::Weights { path: merged.base.folder, reason });
     }
     let companions = companions(&subject.source)?;
@@ -123,7 +123,7 @@ fn fused(
         Dtype::F16 => GgmlDType::F16,
         Dtype::BF16 => GgmlDType::BF16,
         other => {
-            let reason = format!("`{name}` is stored as {other:?}; f32, f16 and bf16 can be fused");
+            let reason = format!("`{name}` is stored as {other:?}; f32, f16 and bf16 can be merged");
             return Err(Error::Weights { path: merged.base.folder.clone(), reason });
         }
     };
@@ -174,8 +174,8 @@ fn companions(source: &ModelSource) -> Result<Vec<Companion>> {
     if let Some(file) = files.iter().find(|file| leads_out(folder, file)) {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let reason = format!(
-            "`{name}` is a link to a file outside of it, which is not copied into an export: put the file itself in its \
-             place, or remove the link"
+            "`{name}` is a link to a file outside the folder, which is not exported: replace the link \
+             by the file, or remove it"
         );
         return Err(Error::Weights { path: folder.clone(), reason });
     }

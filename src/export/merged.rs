@@ -33,8 +33,8 @@ impl<'a> Merged<'a> {
         if matches!(subject.spec.storage.format, Format::Gguf(_) | Format::Affine { .. })
             || base.safetensors().is_empty()
         {
-            let reason = "the base is quantised, and an adapter is not worked into it: export the adapter alone, or put it on \
-                          the model that the base was made from";
+            let reason = "the base is quantised, and merging into it is not supported: export the adapter alone, or merge it into \
+                          the model that the base was quantised from";
             return Err(Error::Weights { path: base.folder, reason: reason.into() });
         }
         base.check(&subject.spec)?;

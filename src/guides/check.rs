@@ -259,7 +259,7 @@ impl ResolvedClaim<'_> {
             text: format!("{low:.0} to {high:.0} tok/s"),
             verdict: Verdict::of_rate(claimed, low, high, ceiling),
             why: format!(
-                "each token reads {}; the memory can do that {ceiling:.0} times a second",
+                "each token reads {}; the memory bandwidth allows {ceiling:.0} tokens/s",
                 decimal(Bytes::from_f64(bytes))
             ),
         }
@@ -270,7 +270,7 @@ impl ResolvedClaim<'_> {
 fn tallest(p: &Prediction) -> String {
     let largest: Vec<String> =
         p.ledger.at_peak().iter().take(2).map(|(item, _)| format!("{} {}", item.name, decimal(item.bytes))).collect();
-    format!("at the tallest moment: {}", largest.join(", "))
+    format!("at the peak: {}", largest.join(", "))
 }
 
 fn check_one(claim: &Claim) -> Result<Checked> {

@@ -168,7 +168,7 @@ impl Claim {
         Machine::named(&self.machine, Some(Bytes::from_gib(self.ram_gib)), self.gpu_cores)?;
         self.run(Engine::MlxLm).check()?;
         if self.seq > spec.max_position_embeddings {
-            let must = format!("at most {}, what `{}` was made for", spec.max_position_embeddings, self.model);
+            let must = format!("at most {}, the longest sequence of `{}`", spec.max_position_embeddings, self.model);
             return Err(Error::invalid("seq", self.seq, must));
         }
         self.says.check()

@@ -15,8 +15,10 @@ use crate::measure::footprint::{self, Footprint};
 
 /// A command that runs this program once more.
 pub fn this_program() -> Result<Command> {
-    let program = std::env::current_exe()
-        .map_err(|e| Error::Engine { engine: "trial".into(), reason: format!("this program cannot be found: {e}") })?;
+    let program = std::env::current_exe().map_err(|e| Error::Engine {
+        engine: "trial".into(),
+        reason: format!("the headroom program cannot be found: {e}"),
+    })?;
     Ok(Command::new(program))
 }
 
@@ -173,7 +175,7 @@ impl ChildGroup {
     pub fn wait(&mut self) -> Option<End> {
         if !self.wait_ended() {
             self.end();
-            return Some(End { how: "it closed its output and did not end".into(), killed: false });
+            return Some(End { how: "it closed its output without ending".into(), killed: false });
         }
         // Its last words may still be on their way through the pipe.
         thread::sleep(Duration::from_millis(20));
@@ -259,7 +261,7 @@ fn describe(status: ExitStatus) -> Option<End> {
         (Some(0), _) => return None,
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => match signal {
-            libc::SIGKILL => format!("{KILLED} (SIGKILL, as the system sends when memory runs out)"),
+            libc::SIGKILL => format!("{KILLED} (SIGKILL, sent when memory runs out)"),
             libc::SIGSEGV => "signal 11 (SIGSEGV)".into(),
             libc::SIGABRT => "signal 6 (SIGABRT)".into(),
             other => format!("signal {other}"),

@@ -27,7 +27,7 @@ impl Footprint {
     }
 }
 
-/// Memory of the processes of group `group`; zero where there are none.
+/// Process memoryes of group `group`; zero where there are none.
 pub fn of_group(group: u32) -> Footprint {
     members(group).into_iter().filter_map(of_process).fold(Footprint::default(), |sum, (now, peak)| sum.add(now, peak))
 }

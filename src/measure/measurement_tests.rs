@@ -26,7 +26,7 @@ fn what_ended_tells_of_memory() {
     // (how it ended, died of memory, killed, says something)
     for (outcome, expected) in [
         (Outcome::OutOfMemory { at_step: 0 }, (true, false, true)),
-        (crashed("signal 9 (SIGKILL, as the system sends when memory runs out)"), (false, true, true)),
+        (crashed("signal 9 (SIGKILL, sent when memory runs out)"), (false, true, true)),
         (crashed("signal 6 (SIGABRT)"), (false, false, false)),
         (crashed("exit code 9"), (false, false, false)),
         (Outcome::TimedOut { at_step: 0 }, (false, false, false)),

@@ -211,7 +211,7 @@ impl<'a> Watch<'a> {
         match (self.told.take(), end) {
             // Its own word counts: a trial that ran out of memory may say so and leave with an error code.
             (Some(outcome), _) => outcome,
-            (None, None) => Outcome::Crashed { at_step, reason: "it ended without saying how".into() },
+            (None, None) => Outcome::Crashed { at_step, reason: "it ended without a report".into() },
             (None, Some(end)) => {
                 let words = self.child.last_words();
                 if words.iter().any(|line| speaks_of_memory(line)) || (end.killed && self.killed_for_memory()) {

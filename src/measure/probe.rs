@@ -66,7 +66,7 @@ impl MachineState {
     pub fn remarks(&self, memory: Bytes) -> Vec<String> {
         let mut all = Vec::new();
         if self.on_battery == Some(true) {
-            all.push("it runs on its battery".into());
+            all.push("it runs on battery".into());
         }
         if self.low_power == Some(true) {
             all.push("low power mode is on".into());
@@ -75,12 +75,12 @@ impl MachineState {
             all.push(format!("it is hot ({thermal})"));
         }
         if let Some(load) = self.load_average.filter(|load| *load >= 1.0) {
-            all.push(format!("other programs keep it busy (load {load:.1})"));
+            all.push(format!("other programs are busy (load {load:.1})"));
         }
         if let (Some(name), Some(bytes)) = (&self.largest_other, self.largest_other_bytes)
             && bytes.as_f64() > LARGE * memory.as_f64()
         {
-            all.push(format!("{name} has {bytes} in memory"));
+            all.push(format!("{name} uses {bytes} of memory"));
         }
         all
     }
@@ -127,7 +127,7 @@ fn platform_state() -> MachineState {
 
 fn memory() -> Result<System> {
     System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::everything())).map_err(|e| {
-        Error::Engine { engine: "this machine".into(), reason: format!("it does not tell its memory: {e}") }
+        Error::Engine { engine: "this machine".into(), reason: format!("its memory size is unknown: {e}") }
     })
 }
 

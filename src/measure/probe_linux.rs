@@ -54,7 +54,7 @@ pub fn processor((chip, ghz): (String, f64), memory: Bytes, available: Bytes) ->
         fanless: false,
         power_w: None,
         processor: this_processor(),
-        source: "asked; nominal rates from cores, clock and instruction set".into(),
+        source: "probed; nominal rates from cores, clock and instruction set".into(),
     }
 }
 

@@ -157,7 +157,7 @@ impl Measurement {
         if self.schema == SCHEMA {
             return Ok(());
         }
-        Err(format!("`schema` is {}, but this version reads {SCHEMA}: another one of Headroom wrote it", self.schema))
+        Err(format!("`schema` is {}, but this version of headroom reads {SCHEMA}", self.schema))
     }
 }
 
@@ -197,7 +197,7 @@ impl Measured {
         for (name, figure, (least, most)) in figures {
             // Written so that NaN is nonsense too.
             if let Some(value) = figure.filter(|f| !(least..=most).contains(f)) {
-                return Err(format!("`measured.{name}` is {value:?}: no run can have shown that; remove the line"));
+                return Err(format!("`measured.{name}` is {value:?}: not a possible value; remove the line"));
             }
         }
         Ok(())

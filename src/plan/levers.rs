@@ -14,7 +14,7 @@ use crate::units::{Bytes, Seconds};
 pub struct Lever {
     /// The setting and its new value: `grad_checkpoint = false`.
     pub what: String,
-    /// It changes what is learned, and not only how it is run.
+    /// It changes the recipe, and not only how it is run.
     pub recipe: bool,
     /// Memory it saves, bytes; negative where it takes more.
     pub saves: i64,

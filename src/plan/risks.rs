@@ -75,7 +75,7 @@ fn pool(request: &Request<'_>) -> Result<Risk> {
         predicted: total.to_string(),
         limit: machine.working_set.to_string(),
         over: total > machine.working_set,
-        basis: "candle's source: sizes rounded up to powers of two, nothing given back within a step",
+        basis: "candle's source: sizes rounded up to powers of two, nothing freed within a step",
     })
 }
 

@@ -36,7 +36,7 @@ pub struct Coefficients {
     pub bandwidth_efficiency: Coefficient,
     /// Seconds of one kernel launch that nothing hides.
     pub launch_overhead: Coefficient,
-    /// Memory of the process beside its tensors, bytes.
+    /// Process memory beside its tensors, bytes.
     pub fixed_memory: Coefficient,
     /// What the allocator makes of a byte of transient tensors.
     pub allocation_factor: Coefficient,

@@ -95,7 +95,7 @@ pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     // JSON has no word for them: what is written here is read again.
     for (field, e) in [("tokens_per_s", tokens_per_s), ("total_time_s", total_time.map(|t| t.0))] {
         if let Some(figure) = [e.point, e.low, e.high].into_iter().find(|f| !f.is_finite()) {
-            let must = "a number: this run, or a measurement that its prediction rests on, is beyond all measure";
+            let must = "a finite number; the run or one of its measurements is out of range";
             return Err(Error::invalid(field, figure, must));
         }
     }

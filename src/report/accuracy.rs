@@ -33,11 +33,11 @@ fn signed(share: f64) -> String {
 
 /// The whole answer as text.
 pub fn text(all: &Accuracy, width: usize) -> String {
-    let mut out = format!("{}\n", paint("Predictions beside what happened", BOLD));
+    let mut out = format!("{}\n", paint("Predictions and measurements", BOLD));
     let level = 100.0 * LEVEL;
     let rows = format!(
-        "{} published runs, predicted without calibration; {} measurements of our own,\neach beside what was predicted before \
-         it was made, from those made before it",
+        "{} published runs, predicted without calibration; {} own measurements,\neach compared with \
+         the prediction made before it",
         all.published, all.measured
     );
     rows.lines().for_each(|line| _ = writeln!(out, "{}", paint(line, DIM)));
@@ -90,7 +90,10 @@ fn brackets(all: &Accuracy) -> String {
     }
     let (n, inside) = (all.brackets.len(), all.bracketed());
     let mut out = format!("\n{}\n", paint("only the average length known", BOLD));
-    let _ = writeln!(out, "{inside} of {n} measured peaks lie between the predictions at the average and at the cap");
+    let _ = writeln!(
+        out,
+        "{inside} of {n} measured peaks lie between the predictions for the average and the maximum length"
+    );
     for b in all.brackets.iter().filter(|b| !b.inside()) {
         let gib = |v: f64| Bytes::from_f64(v).to_string();
         let chip = if b.chip.is_empty() { "chip not stated" } else { &b.chip };
@@ -115,7 +118,7 @@ fn neighbours(all: &[PlannerScore]) -> String {
     if all.is_empty() {
         return String::new();
     }
-    let title = format!("{:<36}{:>5}{:>10}{:>10}{:>9}", "beside other planners, peak", "n", "median", "p95", "bias");
+    let title = format!("{:<36}{:>5}{:>10}{:>10}{:>9}", "other planners, peak memory", "n", "median", "p95", "bias");
     let mut out = format!("\n{}\n", paint(&title, BOLD));
     for n in all {
         let refused = if n.refused > 0 { format!(", refuses {}", n.refused) } else { String::new() };
@@ -123,7 +126,7 @@ fn neighbours(all: &[PlannerScore]) -> String {
         let (median, p95) = (percent(n.median), percent(n.p95));
         let _ = writeln!(out, "{tool:<36}{:>5}{median:>10}{p95:>10}{:>9}", n.n, signed(n.bias));
         let (median, p95) = (percent(n.ours.median), percent(n.ours.p95));
-        let _ = writeln!(out, "    headroom, the same rows         {:>5}{median:>10}{p95:>10}", n.ours.n);
+        let _ = writeln!(out, "    headroom on the same rows         {:>5}{median:>10}{p95:>10}", n.ours.n);
     }
     out
 }
@@ -179,12 +182,12 @@ pub fn render(all: &Accuracy) -> Result<String> {
     let reached = goals.iter().filter(|g| g.reached).count();
     let (n, inside) = (all.brackets.len(), all.bracketed());
     let view = View {
-        title: "How right the predictions are",
+        title: "Accuracy of the predictions",
         answer: format!("{reached} of {} goals reached on published runs of mlx-lm on Macs.", goals.len()),
         lines: all.lines().iter().map(line_row).collect(),
         pictures: pictures(all)?,
         brackets: format!(
-            "{inside} of {n} measured peaks lie between the prediction at the average length and the one at the cap."
+            "{inside} of {n} measured peaks lie between the predictions for the average and the maximum length."
         ),
         goals: goals
             .into_iter()

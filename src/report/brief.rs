@@ -77,7 +77,7 @@ pub fn moved(before: &Calibration, after: &Calibration) -> String {
     let most = pairs.max_by(|((_, b), (_, a)), ((_, d), (_, c))| far(b, a).total_cmp(&far(d, c)));
     most.map_or_else(String::new, |((name, b), (_, a))| {
         format!(
-            "moved most: {name}, x{:.2}; its relative error went from {:.0} % to {:.0} %",
+            "largest update: {name} x{:.2} (relative error {:.0} % -> {:.0} %)",
             a.value / b.value,
             b.relative_sd * 100.0,
             a.relative_sd * 100.0

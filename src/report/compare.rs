@@ -264,13 +264,15 @@ impl RunReport {
         match self.activity {
             // What came after the end is of no account.
             _ if matches!(ended, Some(Outcome::Finished | Outcome::EarlyStopped { .. })) => {}
-            Activity::Running => return format!("It is running; step {last} was its last so far."),
-            Activity::Killed => return format!("It was killed, or the machine went down, after step {last}."),
-            Activity::GaveUp => return format!("Memory was about to run out after step {last}, so it was ended."),
+            Activity::Running => return format!("It is running; the last finished step is {last}."),
+            Activity::Killed => return format!("It was killed, or the machine restarted, after step {last}."),
+            Activity::GaveUp => {
+                return format!("It was stopped after step {last} because memory was about to run out.");
+            }
             Activity::Idle => {}
         }
         if let Some(step) = self.open_since() {
-            return format!("It has not ended, or was ended without a word, after step {step}.");
+            return format!("It has not ended, or ended without a report, after step {step}.");
         }
         let Some(record) = &self.record else { return "It has not ended yet.".into() };
         let what = match &record.outcome {
@@ -286,9 +288,9 @@ impl RunReport {
         };
         let judged: Vec<bool> = self.comparisons().iter().filter_map(Comparison::inside).collect();
         match judged.iter().filter(|&&inside| inside).count() {
-            _ if judged.is_empty() => format!("{what}; nothing had been predicted."),
-            n if n == judged.len() => format!("{what}; all {n} measured figures lie in their predicted intervals."),
-            n => format!("{what}; {n} of {} measured figures lie in their predicted intervals.", judged.len()),
+            _ if judged.is_empty() => format!("{what}; there was no prediction."),
+            n if n == judged.len() => format!("{what}; all {n} measured figures lie within their predicted intervals."),
+            n => format!("{what}; {n} of {} measured figures lie within their predicted intervals.", judged.len()),
         }
     }
 }

@@ -44,7 +44,7 @@ pub fn machine(machine: &Machine) -> String {
         fact("power", format!("about {watts:.0} W under load"));
     }
     if machine.fanless {
-        fact("cooling", "no fan: it slows down after minutes".into());
+        fact("cooling", "none (it slows down after minutes)".into());
     }
     fact("figures from", machine.source.clone());
     out
@@ -53,7 +53,7 @@ pub fn machine(machine: &Machine) -> String {
 /// The models, smallest first.
 pub fn models(rows: &[Row], seq: usize) -> String {
     let mut out =
-        format!("\nLoRA at {seq} tokens, at its leanest{:>22}{:>8}{:>11}{:>9}\n", "size", "train", "at most", "tok/s");
+        format!("\nLoRA at {seq} tokens, smallest setup{:>22}{:>8}{:>11}{:>9}\n", "size", "train", "at most", "tok/s");
     for row in rows {
         let colour = match row.verdict {
             "yes" => AnsiColor::Green,

@@ -38,7 +38,7 @@ fn count(all: &[Checked]) -> String {
 /// The whole answer as text.
 pub fn text(guides: &[Guide], all: &[Checked]) -> String {
     let mut out = format!("{}\n", paint(&count(all), BOLD));
-    let _ = writeln!(out, "{}", paint("the model's figures are for mlx-lm; `ours` is Headroom's own trainer", DIM));
+    let _ = writeln!(out, "{}", paint("predictions are for mlx-lm; `own trainer` is Headroom's", DIM));
     for guide in guides {
         let _ = write!(out, "\n{}\n", paint(&guide.name, BOLD));
         for c in all.iter().filter(|c| c.guide == guide.key) {
@@ -49,10 +49,10 @@ pub fn text(guides: &[Guide], all: &[Checked]) -> String {
 }
 
 fn claim(c: &Checked) -> String {
-    let ours = c.ours.map(|b| format!(", ours {:.1} GB", b.decimal_gb())).unwrap_or_default();
+    let ours = c.ours.map(|b| format!(", own trainer {:.1} GB", b.decimal_gb())).unwrap_or_default();
     let verdict = paint(&format!("{:<12}", c.verdict.name()), colour(c.verdict));
     format!(
-        "{verdict}{}\n            {}\n            says {}; the model {}{ours}\n            {}\n",
+        "{verdict}{}\n            {}\n            claimed {}, predicted {}{ours}\n            {}\n",
         c.what,
         paint(&c.machine, DIM),
         c.says,
@@ -113,7 +113,7 @@ pub fn render(guides: &[Guide], all: &[Checked]) -> Result<String> {
         why: c.why.clone(),
     };
     let view = View {
-        title: "What guides say, checked",
+        title: "Claims of guides, checked",
         answer: count(all),
         guides: guides
             .iter()

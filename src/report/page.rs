@@ -108,13 +108,13 @@ pub(super) fn fill(template: &str, view: impl Serialize) -> Result<String> {
 fn summary(runs: &[RunReport]) -> String {
     let judged: Vec<bool> = runs.iter().flat_map(RunReport::comparisons).filter_map(|c| c.inside()).collect();
     let inside = judged.iter().filter(|&&inside| inside).count();
-    format!("{} runs: {inside} of {} measured figures lie in their predicted intervals.", runs.len(), judged.len())
+    format!("{} runs: {inside} of {} measured figures lie within their predicted intervals.", runs.len(), judged.len())
 }
 
 /// All runs beside each other, a picture a quantity.
 fn overview(runs: &[RunReport]) -> Result<Vec<Picture>> {
     let mut pictures = Vec::new();
-    for (quantity, title) in [(Quantity::Footprint, "Memory of the process"), (Quantity::Speed, "Speed")] {
+    for (quantity, title) in [(Quantity::Footprint, "Process memory"), (Quantity::Speed, "Speed")] {
         let of = |run: &RunReport| {
             let comparisons = run.comparisons();
             comparisons.iter().find(|c| c.quantity == quantity).map(|c| Interval::of(&run.name, c))
@@ -204,14 +204,10 @@ fn loss(value: f64) -> String {
 fn loss_words(losses: &[(usize, f64)], validation: Option<&Validation>) -> String {
     let (Some(first), Some(last)) = (losses.first(), losses.last()) else { return String::new() };
     let validated = validation.map_or(String::new(), |v| {
-        format!(
-            " On the validation rows the lowest loss was {}, after step {}.",
-            loss(v.best_validation_loss),
-            v.best_step
-        )
+        format!(" The lowest validation loss was {}, after step {}.", loss(v.best_validation_loss), v.best_step)
     });
     format!(
-        "From {} in step {} to {} in step {}. Each step, and their running mean over a twentieth of the run.{}",
+        "From {} in step {} to {} in step {}. Each step, and the running mean over a twentieth of the run.{}",
         loss(first.1),
         first.0,
         loss(last.1),
@@ -229,7 +225,7 @@ fn ledger_words(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> St
         let line = if plot::is_near(l, peak) { " (the line)" } else { "" };
         format!(" The tightest limit is {l}{line}.")
     });
-    format!("As predicted: {base} are always there, and the tallest moment is {peak}{when}.{limit}")
+    format!("Predicted: {base} are always in memory, and the peak is {peak}{when}.{limit}")
 }
 
 fn legend(resident: &[Item], phases: &[Phase]) -> Vec<Swatch> {
@@ -272,7 +268,7 @@ fn facts(run: &RunReport) -> Vec<Fact> {
     if let Some(p) = &run.prediction {
         let share = 100.0 * p.trainable_params as f64 / p.total_params.max(1) as f64;
         let counts = format!("{} of {} ({share:.2} %)", grouped(p.trainable_params), grouped(p.total_params));
-        facts.push(fact("trained parameters", counts));
+        facts.push(fact("trainable parameters", counts));
     }
     facts.retain(|fact| !fact.value.is_empty());
     facts

@@ -281,7 +281,7 @@ pub fn ledger(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> Resu
         if hidden > 0 {
             let place = (LEFT, 8 + ROW * phases.len() as i32 + ROW / 2);
             let label = style(13).pos(Pos::new(HPos::Left, VPos::Center));
-            root.draw(&Text::new(format!("and {hidden} more phases, none of them taller"), place, label))
+            root.draw(&Text::new(format!("and {hidden} more phases, none of them larger"), place, label))
                 .map_err(failed)?;
         }
         if let Some(limit) = limit {

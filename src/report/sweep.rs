@@ -126,7 +126,7 @@ impl Sweep {
             }
         }
         if let Some((n, why)) = &self.refused {
-            let _ = writeln!(out, "{n} combinations are no runs, the first because {why}");
+            let _ = writeln!(out, "{n} combinations are not valid runs; the first: {why}");
         }
         let _ = writeln!(out, "all {} in {csv}\npage: {page}", self.rows.len());
         out
@@ -143,7 +143,7 @@ impl Sweep {
         let sure = 100.0 * self.confidence;
         let _ = writeln!(
             out,
-            "{fit} of {} runs fit ({sure:.0} % sure), for {} of {recipes} recipes; each at its fastest:",
+            "{fit} of {} runs fit ({sure:.0} % confidence), for {} of {recipes} recipes; the fastest of each:",
             rows.len(),
             best.len()
         );
@@ -154,7 +154,7 @@ impl Sweep {
             } else {
                 &format!("{died} runs did not fit when they were")
             };
-            let _ = writeln!(out, "{were} tried; what needs as much memory is not counted as fitting");
+            let _ = writeln!(out, "{were} measured; runs that need as much memory are not counted as fitting");
         }
         let _ = writeln!(out);
         let mut columns: Vec<(&str, usize)> =
@@ -190,10 +190,10 @@ impl Sweep {
             let time = if timed { format!("{:>TIME$}", row.total_time_s.point.to_string()) } else { String::new() };
             let _ = writeln!(out, "{line}{verdict}{memory:>9}{:>8.0}{time}", row.tokens_per_s.point);
             if let Some(Checked { measured: (speed, footprint), .. }) = row.checked {
-                let _ = writeln!(out, "      measured with every row filled up: {speed:.0} tokens/s, {footprint}");
+                let _ = writeln!(out, "      measured at full length: {speed:.0} tokens/s, {footprint}");
             }
             if let Some(footprint) = row.died {
-                let _ = writeln!(out, "      did not fit when it was tried: it was ended at {footprint}");
+                let _ = writeln!(out, "      did not fit when it was measured; it was stopped at {footprint}");
             }
         }
         let more = best.len().saturating_sub(SHOWN);

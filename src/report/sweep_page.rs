@@ -47,7 +47,7 @@ pub fn render(sweep: &Sweep, name: &str) -> Result<String> {
     let view = View {
         title: format!("Sweep {name}"),
         answer: format!(
-            "{fit} of {} runs fit, {:.0} % sure, on {} machine{}.",
+            "{fit} of {} runs fit ({:.0} % confidence) on {} machine{}.",
             sweep.rows.len(),
             100.0 * sweep.confidence,
             machines.len(),
@@ -71,13 +71,13 @@ fn machine(name: &str, rows: &[&Row]) -> Result<MachineView> {
     let mut clouds = vec![
         Cloud { label: "does not fit", role: Role::Bad, points: those(&|r| r.verdict == Verdict::DoesNotFit) },
         Cloud {
-            label: "fits perhaps, or pages",
+            label: "may fit, or swaps",
             role: Role::Faint,
             points: those(&|r| matches!(r.verdict, Verdict::Tight | Verdict::Pages)),
         },
         Cloud { label: "fits", role: Role::Predicted, points: those(&|r| r.verdict == Verdict::Fits) },
         Cloud {
-            label: "fits, and no other run of its recipe is faster and smaller",
+            label: "fits, and no other run of its recipe is both faster and smaller",
             role: Role::Measured,
             points: those(&|r| r.front),
         },
@@ -88,7 +88,7 @@ fn machine(name: &str, rows: &[&Row]) -> Result<MachineView> {
     Ok(MachineView {
         name: name.into(),
         says: format!("{fit} of {} runs fit.", rows.len()),
-        svg: plot::scatter(&title, [&format!("memory at most, {unit}"), "tokens/s"], &clouds, false)?,
+        svg: plot::scatter(&title, [&format!("upper bound of memory, {unit}"), "tokens/s"], &clouds, false)?,
         legend: clouds.iter().map(|c| [c.role.name(), c.label]).collect(),
     })
 }
@@ -113,7 +113,7 @@ fn compared<'a>(machines: &[&str], of: &dyn Fn(&str) -> Vec<&'a Row>) -> Result<
     };
     let intervals: Vec<Interval> = rows.iter().map(interval).collect();
     let svg = plot::intervals(Quantity::Speed, &intervals)?;
-    Ok(vec![Picture { title: "The same recipe on each machine, at its fastest there", svg }])
+    Ok(vec![Picture { title: "The same recipe on each machine, in its fastest execution", svg }])
 }
 
 /// (predicted by formulas alone, predicted now, measured) of speed and of memory, where it was measured.
@@ -143,7 +143,7 @@ fn checks(rows: &[Row]) -> Result<Vec<Picture>> {
         }
         let (title, (unit, size)) = match quantity {
             Quantity::Speed => ("Speed", ("tokens/s", 1.0)),
-            _ => ("Memory of the process", unit(all.iter().flatten().copied())),
+            _ => ("Process memory", unit(all.iter().flatten().copied())),
         };
         let points = |i: usize| all.iter().map(|t| (t[2] / size, t[i] / size)).collect();
         let clouds = [

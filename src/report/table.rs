@@ -14,7 +14,7 @@ use crate::report::bar::{Bar, Piece};
 use crate::report::layout::paint;
 use crate::spec::machine::Machine;
 use crate::spec::run::Engine;
-use crate::units::{Bytes, Seconds, short_count};
+use crate::units::{Bytes, Seconds, counted, short_count};
 
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
@@ -70,7 +70,8 @@ pub fn prediction(run: &Candidate, machine: &Machine, found: &[Lever], context: 
 /// The phases of a step, each as tall as it is.
 pub fn timeline(assessment: &Assessment, width: usize) -> String {
     let ledger = &assessment.prediction.ledger;
-    let mut out = format!("\n{}  by the formula, before rounding and process\n", paint("timeline of a step", BOLD));
+    let mut out =
+        format!("\n{}  from the formulas, before rounding and process overhead\n", paint("timeline of a step", BOLD));
     let peak = ledger.peak();
     let mut row = |name: &str, bytes: Bytes| {
         let bar = Bar::new(vec![Piece { name: name.into(), bytes }], bytes, peak);
@@ -87,7 +88,7 @@ fn head(run: &Candidate, machine: &Machine) -> String {
     let targets = r.lora.target_modules.join(", ");
     let title = format!("{}, rank {} on {targets}, {} tokens", run.run.model, r.lora.rank, r.max_seq_length);
     let learn = format!(
-        "{} of {} parameters learn in {} steps of {} examples",
+        "{} of {} parameters trainable; {} steps, effective batch size {}",
         short_count(p.trainable_params),
         short_count(p.total_params),
         p.steps,
@@ -97,8 +98,8 @@ fn head(run: &Candidate, machine: &Machine) -> String {
         Engine::Candle => format!(", chunks of {} and {}", e.loss_chunk, e.attention_chunk),
         Engine::MlxLm => String::new(),
     };
-    let checkpoint = if e.grad_checkpoint { "checkpointing" } else { "no checkpointing" };
-    let execution = format!("{} weights, batches of {}, {checkpoint}{chunks}", e.weights.name(), e.batch_size);
+    let checkpoint = if e.grad_checkpoint { "checkpointing" } else { "no activation checkpointing" };
+    let execution = format!("{} weights, micro-batches of {}, {checkpoint}{chunks}", e.weights.name(), e.batch_size);
     let place = format!("{}, with {}", machine.name, run.run.engine.name());
     let mut out = format!("{}\n", paint(&title, BOLD));
     [place, learn, execution].iter().for_each(|line| out += &format!("{}\n", paint(line, DIM)));
@@ -126,26 +127,24 @@ fn answer(assessment: &Assessment, context: &Context) -> String {
         let _ = writeln!(out, "  {room}: at most {high} of {total} {name} ({sure})");
     }
     if assessment.verdict == Verdict::Pages {
-        out += "      it would run and page, many times slower than said below\n";
+        out += "      it would run but swap, many times slower than predicted below\n";
     }
     let time = p.total_time;
     let energy = p.energy_wh.map(|e| format!(", about {:.0} Wh", e.point)).unwrap_or_default();
     let speed = if p.tokens_per_s.point < 9.95 { 1 } else { 0 };
     let _ = writeln!(
         out,
-        "{}, at most {} ({sure} sure); {:.speed$} tokens/s{energy}",
+        "{}, at most {} ({sure} confidence); {:.speed$} tokens/s{energy}",
         paint(&time.point.to_string(), BOLD),
         time.high,
         p.tokens_per_s.point
     );
     let basis = match &p.basis {
-        Basis::Formula if p.outside => {
-            "by formula, outside what published runs have checked: bounds are wider".to_owned()
-        }
-        Basis::Formula => "by formula and published figures; `headroom calibrate` narrows it".to_owned(),
-        Basis::Calibrated { runs, inside: true } => format!("calibrated by {runs} runs on this machine"),
+        Basis::Formula if p.outside => "from formulas, outside the range of published runs (wider bounds)".to_owned(),
+        Basis::Formula => "from formulas and published figures; `headroom calibrate` narrows it".to_owned(),
+        Basis::Calibrated { runs, inside: true } => format!("calibrated by {} on this machine", counted(*runs, "run")),
         Basis::Calibrated { runs, inside: false } => {
-            format!("calibrated by {runs} runs on this machine, but none like this one: bounds are wider")
+            format!("calibrated by {} on this machine, none of them similar (wider bounds)", counted(*runs, "run"))
         }
     };
     let _ = writeln!(out, "{}", paint(&basis, DIM));
@@ -175,7 +174,7 @@ fn memory(assessment: &Assessment, width: usize) -> String {
     let bytes = limit.point.saturating_sub(ledger.peak());
     pieces.insert(pieces.len().min(SHOWN), Piece { name: rest.into(), bytes });
     let bar = Bar::new(pieces, limit.high, limit.limit);
-    let mut out = format!("\n{}  tallest in the {phase} phase\n", paint("memory", BOLD));
+    let mut out = format!("\n{}  peak in the {phase} phase\n", paint("memory", BOLD));
     let _ = writeln!(out, "  {}", bar.line(width.saturating_sub(4).max(20)));
     for line in bar.legend(width.saturating_sub(2)) {
         let _ = writeln!(out, "  {line}");
@@ -186,10 +185,10 @@ fn memory(assessment: &Assessment, width: usize) -> String {
 
 fn binds(plan: &Plan) -> String {
     match &plan.binds {
-        Binding::Time { model } => format!("time: {model} fits, but does not finish"),
-        Binding::Memory { model, name } => format!("memory: {model} is over the {name} at its leanest"),
+        Binding::Time { model } => format!("time: {model} fits, but does not finish in time"),
+        Binding::Memory { model, name } => format!("memory: the smallest configuration of {model} is over the {name}"),
         Binding::Nothing => match plan.best.assessment.binding() {
-            Some(limit) => format!("{} is the nearest limit", limit.name),
+            Some(limit) => format!("{} is the tightest limit", limit.name),
             None => "nothing".into(),
         },
     }
@@ -209,12 +208,12 @@ pub fn risks(all: &[Risk], paging: Option<Slowdown>) -> String {
     let mut out = String::new();
     if let Some(slower) = paging {
         let (least, most) = (slower.least, slower.most);
-        let _ = writeln!(out, "\n{}  {least:.1} to {most:.0} times as slow, at 3 GB/s of swap", paint("paging", BOLD));
+        let _ = writeln!(out, "\n{}  {least:.1} to {most:.0} times slower, at 3 GB/s of swap", paint("paging", BOLD));
     }
     if all.is_empty() {
         return out;
     }
-    let title = format!("{:<28}{:>18}{:>12}", "beside the bytes, unproven", "most likely", "limit");
+    let title = format!("{:<28}{:>18}{:>12}", "other limits (unverified)", "most likely", "limit");
     let _ = writeln!(out, "\n{}", paint(&title, BOLD));
     for risk in all {
         let mark = if risk.over { "  over" } else { "" };
@@ -243,8 +242,8 @@ fn levers(all: &[Lever], fits: bool) -> String {
         let time = change(seconds.to_string(), lever.costs.0 < 0.0, seconds < LITTLE_TIME);
         let note = match (lever.fits, fits, lever.recipe) {
             (true, false, false) => "then it fits",
-            (true, false, true) => "fits, learns otherwise",
-            (_, _, true) => "changes what is learned",
+            (true, false, true) => "fits, changes the recipe",
+            (_, _, true) => "changes the recipe",
             _ => "",
         };
         let note = if note.is_empty() { String::new() } else { format!("  {}", paint(note, DIM)) };

@@ -71,7 +71,7 @@ pub fn check(folder: &Path, required: &[&str]) -> Checked {
         };
         match of_file(&folder.join(name)) {
             Ok(found) if found == sum => {}
-            Ok(_) => return Checked::Damaged(format!("`{name}` is not as it was written (its checksum differs)")),
+            Ok(_) => return Checked::Damaged(format!("`{name}` has changed since it was written (checksum mismatch)")),
             Err(_) => return Checked::Damaged(format!("`{name}` is missing or cannot be read")),
         }
     }

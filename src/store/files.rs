@@ -34,7 +34,7 @@ pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let mut file = open_regular(path)?;
     let length = file.metadata().map_err(reading(path))?.len();
     if length > LONGEST_TEXT {
-        let why = format!("it has {length} bytes, and text of more than {LONGEST_TEXT} is not read");
+        let why = format!("it has {length} bytes, and at most {LONGEST_TEXT} are allowed");
         return Err(reading(path)(io::Error::new(io::ErrorKind::FileTooLarge, why)));
     }
     let mut bytes = Vec::with_capacity(length as usize);

@@ -107,7 +107,7 @@ impl RunFolder {
         if folder.config().exists() {
             Ok(folder)
         } else {
-            Err(Error::Mismatch { path: path.into(), reason: "it holds no run (there is no `run.toml`)".into() })
+            Err(Error::Mismatch { path: path.into(), reason: "it is not a run folder (no `run.toml`)".into() })
         }
     }
 
@@ -122,7 +122,7 @@ impl RunFolder {
     /// Where another process works there, and where something that a run writes is a link: it would lead out of the folder.
     pub fn lock(&self) -> Result<RunLock> {
         if let Some(link) = OWN.iter().find(|name| self.path.join(name).is_symlink()) {
-            let reason = format!("`{link}` is a link, and a run writes into no other folder than its own");
+            let reason = format!("`{link}` is a link, and a run only writes into its own folder");
             return Err(Error::Mismatch { path: self.path.clone(), reason });
         }
         RunLock::take(self)

@@ -41,10 +41,10 @@ pub fn inputs(source: &ModelSource, data: &Data) -> Result<Inputs> {
 
 /// The parts that differ, with what happened to each.
 pub fn changes(then: &Inputs, now: &Inputs) -> Vec<String> {
-    let lost = then.keys().filter(|part| !now.contains_key(*part)).map(|part| format!("`{part}` (no longer there)"));
+    let lost = then.keys().filter(|part| !now.contains_key(*part)).map(|part| format!("`{part}` (missing)"));
     let other = now.iter().filter_map(|(part, sum)| match then.get(part) {
         None => Some(format!("`{part}` (new)")),
-        Some(before) if before != sum => Some(format!("`{part}` (other content)")),
+        Some(before) if before != sum => Some(format!("`{part}` (different content)")),
         Some(_) => None,
     });
     lost.chain(other).collect()

@@ -241,7 +241,7 @@ impl AdapterFile {
             match layout.part(&name) {
                 Some((layer, part)) if tensor.rank() == if part == 2 { 1 } else { 2 } => {
                     if !finite(&tensor)? {
-                        return Err(bad(format!("comes with weights of which `{name}` holds NaN or infinity")));
+                        return Err(bad(format!("has NaN or infinity in `{name}`")));
                     }
                     parts.entry(layer).or_default()[part] = Some(layout.turned(&tensor.to_dtype(DType::F32)?)?);
                 }
@@ -305,7 +305,7 @@ impl AdapterFile {
                             Layout::Peft => t.dims().to_vec(),
                             Layout::MlxLm => t.dims().iter().rev().copied().collect(),
                         };
-                        wrong.push(format!("`{name}` is {dims:?}, the model wants {:?}", theirs[i]));
+                        wrong.push(format!("`{name}` has shape {dims:?}, expected {:?}", theirs[i]));
                     }
                     Some(_) => {}
                 }
@@ -316,9 +316,9 @@ impl AdapterFile {
             // Without DoRA a magnitude has no place on any layer.
             let meant = |part| expected.contains(path) && (part < 2 || about.use_dora);
             let lost = names.iter().zip(parts).enumerate().filter(|(i, (_, t))| t.is_some() && !meant(*i));
-            wrong.extend(lost.map(|(_, (name, _))| format!("`{name}` has no place in this run")));
+            wrong.extend(lost.map(|(_, (name, _))| format!("`{name}` does not belong to this run")));
         }
-        wrong.extend(self.others.iter().map(|name| format!("`{name}` has no place in this run")));
+        wrong.extend(self.others.iter().map(|name| format!("`{name}` does not belong to this run")));
         wrong
     }
 
@@ -357,10 +357,10 @@ fn peft_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
     let peft = PeftConfig::deserialize(config)?;
     let mut refused = Vec::new();
     if peft.peft_type != "LORA" {
-        refused.push(format!("its peft_type is {}; LORA is understood", peft.peft_type));
+        refused.push(format!("its peft_type is {}; only LORA is supported", peft.peft_type));
     }
     if peft.bias.as_ref().is_some_and(|b| b != "none") {
-        refused.push("it trains biases (`bias`), which are not built".into());
+        refused.push("it trains biases (`bias`), which are not supported".into());
     }
     refused.extend(config.get("init_lora_weights").and_then(another_base));
     let set = |v: &Value| match v {
@@ -372,7 +372,7 @@ fn peft_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
     let known = serde_json::to_value(&peft)?;
     let harmless = |key: &str| known.get(key).is_some() || PEFT_WITHOUT_EFFECT.contains(&key);
     let used = config.as_object().into_iter().flatten().filter(|(key, value)| set(value) && !harmless(key));
-    refused.extend(used.map(|(key, _)| format!("it uses `{key}`, which is not built")));
+    refused.extend(used.map(|(key, _)| format!("it uses `{key}`, which is not supported")));
     let about = About {
         rank: peft.r,
         alpha: peft.lora_alpha,
@@ -392,12 +392,12 @@ fn another_base(start: &Value) -> Option<String> {
         Value::String(name) => name.clone(),
         other => other.to_string(),
     };
-    let convert = "save it with PEFT's `path_initial_model_for_weight_conversion`, which makes a plain LoRA of it";
+    let convert = "save it with PEFT's `path_initial_model_for_weight_conversion`, which converts it to plain LoRA";
     let merge = "merge it in PEFT into the base that it was trained on, and use the merged model";
     let remedy = if name == "loftq" { merge } else { convert };
     Some(format!(
-        "its `init_lora_weights` is {name}, which changes the base before training starts, so that it does not belong on \
-         the base as it was: {remedy}"
+        "its `init_lora_weights` is {name}, which changes the base model before training, so it cannot be applied to \
+         the original base: {remedy}"
     ))
 }
 
@@ -405,7 +405,7 @@ fn mlx_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
     let mlx = MlxConfig::deserialize(config)?;
     let refused = match mlx.fine_tune_type.as_str() {
         "lora" => vec![],
-        other => vec![format!("its fine_tune_type is {other}; lora is understood")],
+        other => vec![format!("its fine_tune_type is {other}; only lora is supported")],
     };
     let p = mlx.lora_parameters;
     let about = About {

@@ -57,7 +57,7 @@ impl Text {
         let largest = tokenizer.get_vocab(true).values().copied().max().unwrap_or(0) as usize;
         if largest >= spec.vocab_size {
             return Err(wrong(format!(
-                "its largest token is {largest}, but the model's vocabulary ends at {}: they do not belong together",
+                "its largest token is {largest}, but the model's vocabulary ends at {}: the tokenizer belongs to another model",
                 spec.vocab_size - 1
             )));
         }
@@ -96,7 +96,7 @@ impl Text {
     fn encode(&self, text: String, prompt_bytes: usize, special: bool) -> Result<Encoded> {
         if text.len() > LONGEST_TEXT {
             let (long, most) = (Bytes(text.len() as u64), Bytes(LONGEST_TEXT as u64));
-            return Err(self.wrong(format!("a text of {long} is too long to be tokenised: at most {most} are taken")));
+            return Err(self.wrong(format!("a text of {long} is too long to be tokenised: at most {most} are allowed")));
         }
         self.bounded(TOKENIZER, text.len(), move |inside| {
             tokenizer::encode(&inside.tokenizer, &text, prompt_bytes, special)
@@ -178,7 +178,7 @@ impl Text {
 fn config_of(file: &str, text: &str) -> Result<Value, String> {
     if text.len() > LARGEST_CONFIG {
         let (large, most) = (Bytes(text.len() as u64), Bytes(LARGEST_CONFIG as u64));
-        return Err(format!("{file} is {large} large, and at most {most} are taken"));
+        return Err(format!("{file} is {large}, and at most {most} are allowed"));
     }
     serde_json::from_str(text).map_err(|e| format!("{file}: {e}"))
 }

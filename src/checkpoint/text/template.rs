@@ -37,7 +37,7 @@ impl Template {
     pub(super) fn parse(source: String) -> Result<Self, String> {
         if source.len() > LONGEST {
             let (long, most) = (Bytes(source.len() as u64), Bytes(LONGEST as u64));
-            return Err(format!("the chat template is {long} long, and at most {most} are taken"));
+            return Err(format!("the chat template is {long}, and at most {most} are allowed"));
         }
         let mut environment = Environment::new();
         // As transformers renders: block lines vanish, and Python's string methods work.
@@ -63,7 +63,7 @@ impl Template {
         let text = self.rendered(messages, add_generation_prompt, tokens)?;
         // Only a value that holds itself is still there, and every row would leave another.
         if before.saturating_sub(bounded::left()) > text.capacity() + LEFT_BEHIND {
-            return Err("the chat template fails: it makes a value that holds itself".into());
+            return Err("the chat template fails: it creates a value that contains itself".into());
         }
         Ok(text)
     }
@@ -87,7 +87,7 @@ impl Template {
         let rendered = template.render_captured_to(context, &mut written).map(drop);
         if written.full {
             let most = Bytes(LONGEST_TEXT as u64);
-            return Err(format!("the chat template makes more than {most} of one chat"));
+            return Err(format!("the chat template renders more than {most} for one chat"));
         }
         rendered.map_err(|e| failure(&e))?;
         String::from_utf8(written.text).map_err(|e| e.to_string())

@@ -26,7 +26,7 @@ const TOKENS_AROUND: usize = 1024;
 pub(super) fn parse(json: String) -> Result<Tokenizer, String> {
     if json.len() > LARGEST {
         let (large, most) = (Bytes(json.len() as u64), Bytes(LARGEST as u64));
-        return Err(format!("tokenizer.json is {large} large, and at most {most} are taken"));
+        return Err(format!("tokenizer.json is {large}, and at most {most} are allowed"));
     }
     let bounds = Bounds {
         memory: (BYTES_READING + BYTES_PER_BYTE * json.len()).min(BYTES_AT_MOST),

@@ -75,8 +75,8 @@ impl Earlier {
         let at_step = steps.len();
         let outcome = match ended_by(killed) {
             EndedBy::Memory => Outcome::OutOfMemory { at_step },
-            EndedBy::Restart => Outcome::Crashed { at_step, reason: "the machine was started anew".into() },
-            EndedBy::Unknown => Outcome::Crashed { at_step, reason: "its process was killed".into() },
+            EndedBy::Restart => Outcome::Crashed { at_step, reason: "the machine restarted".into() },
+            EndedBy::Unknown => Outcome::Crashed { at_step, reason: "the process was killed".into() },
         };
         let footprint = steps.iter().map(|s| s.footprint_bytes).max().unwrap_or_default();
         let wall_time = Seconds(steps.iter().map(|s| s.step_time_s).sum());
@@ -132,7 +132,7 @@ fn ended_by(killed: &Holder) -> EndedBy {
 }
 
 fn damaged(path: &Path, reason: String) -> Error {
-    let remedy = "put the file back as the run wrote it, or begin again in another folder with `--out`".into();
+    let remedy = "restore the file as the run wrote it, or start again in another folder with `--out`".into();
     Error::Damaged { path: path.into(), reason, remedy }
 }
 
@@ -140,7 +140,7 @@ fn damaged(path: &Path, reason: String) -> Error {
 /// what is said of the end.
 pub fn reopen(folder: &RunFolder, metrics: &[Metrics], done: usize) -> Result<()> {
     if metrics.len() < done {
-        let reason = format!("it ends after step {}, but the checkpoint is of step {done}", metrics.len());
+        let reason = format!("it ends after step {}, before the checkpoint of step {done}", metrics.len());
         return Err(damaged(&folder.metrics(), reason));
     }
     if metrics.len() > done {

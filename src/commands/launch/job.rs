@@ -93,13 +93,13 @@ impl Launch<'_> {
         if let Site::Again(earlier) = &self.site {
             earlier::reopen(&self.folder, &earlier.metrics, done)?;
             if done > 0 {
-                self.output.note(&format!("going on after step {done}"));
+                self.output.note(&format!("resuming after step {done}"));
             }
         }
         let killed = self.site.lock().killed();
         if let (Site::Again(earlier), Some(killed)) = (&self.site, killed) {
             let measurement = earlier.measurement_of(&killed, &self.bench.place);
-            self.output.note(&format!("the process before did not end by itself: {}", end(&measurement.outcome)));
+            self.output.note(&format!("the previous process was ended from outside: {}", end(&measurement.outcome)));
             self.bench.add(measurement)?;
         }
         self.site.lock().hold(holder())
@@ -110,8 +110,8 @@ impl Launch<'_> {
         let words = self.site.lock().last_words(holder())?;
         let command = self.resume_command();
         let text = format!(
-            "error: the system has next to no memory left; the run was ended before the system would have ended it\n\n\
-             hint: free some memory and go on from the last checkpoint with `{command}`\n"
+            "error: almost no memory is left; the run was stopped before the system would have killed it\n\n\
+             hint: free some memory and resume from the last checkpoint with `{command}`\n"
         );
         let text = printable(&text);
         Ok(Guard::start(self.limit, move |_| {
@@ -136,18 +136,18 @@ impl Launch<'_> {
             Outcome::OutOfMemory { .. } => {
                 let needs = measurement.measured.footprint_bytes.unwrap_or_default();
                 let limit = self.limit.unwrap_or(self.plan.limits.first().map_or(Bytes(0), |l| l.limit));
-                self.output.note(&format!("stopped at the memory limit; a checkpoint was kept in `{path}`"));
+                self.output.note(&format!("stopped at the memory limit; the last checkpoint is in `{path}`"));
                 return Err(Error::DoesNotFit { what: "the run".into(), needs, limit });
             }
             Outcome::Stopped { at_step } => {
-                let kept = format!("{at_step} of {} steps are done and kept in `{path}`", self.plan.prediction.steps);
+                let kept = format!("{at_step} of {} steps are done and saved in `{path}`", self.plan.prediction.steps);
                 return Err(Error::Interrupted { kept, resume: Some(self.resume_command()) });
             }
             Outcome::Finished | Outcome::EarlyStopped { .. } => {
                 self.output.part(&format!("adapter: {}", self.folder.adapter().display()))?;
             }
             Outcome::Crashed { .. } | Outcome::TimedOut { .. } => {
-                let reason = format!("{}; the last checkpoint is kept in `{path}`", report.answer());
+                let reason = format!("{}; the last checkpoint is in `{path}`", report.answer());
                 return Err(Error::Engine { engine: self.run.engine.name().into(), reason });
             }
         }

@@ -127,7 +127,7 @@ impl Launch<'_> {
         let measurement = match self.write_question().and_then(|()| self.train(trainer, settings)) {
             Ok(measurement) => measurement,
             Err(error) if self.begun => {
-                self.output.note(&format!("what was done is kept; go on with `{}`", self.resume_command()));
+                self.output.note(&format!("the finished steps are saved; continue with `{}`", self.resume_command()));
                 return Err(error);
             }
             Err(error) => {

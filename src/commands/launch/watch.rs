@@ -79,12 +79,12 @@ impl<'a, 'b> Watch<'a, 'b> {
     /// Says what a resumed run makes of what it found.
     fn resumed(&self, found: bool, damaged: &[String], changed: &[String]) {
         let output = &self.launch.output;
-        damaged.iter().for_each(|reason| output.note(&format!("a damaged checkpoint is passed over: {reason}")));
+        damaged.iter().for_each(|reason| output.note(&format!("skipped a damaged checkpoint: {reason}")));
         if !changed.is_empty() {
-            output.note(&format!("changed since the run began, and accepted: {}", changed.join(", ")));
+            output.note(&format!("accepted changes since the run began: {}", changed.join(", ")));
         }
         if !found {
-            output.note("there is no checkpoint yet: the run begins again at step 1");
+            output.note("there is no checkpoint yet; the run starts again at step 1");
         }
     }
 
@@ -101,7 +101,7 @@ impl<'a, 'b> Watch<'a, 'b> {
     fn validation(&mut self, v: &Validation) -> Result<()> {
         let best = match v.best_step == v.step {
             true => String::new(),
-            false => format!(", {:.4} at best (step {})", v.best_validation_loss, v.best_step),
+            false => format!(", best {:.4} (step {})", v.best_validation_loss, v.best_step),
         };
         let text = format!("validation loss {:.4} after step {}{best}", v.validation_loss, v.step);
         self.bar.suspend(|| self.launch.output.note(&text));

@@ -50,7 +50,7 @@ pub fn describe(source: &ModelSource, spec: &ModelSpec) -> Result<(Metadata, Opt
     let vocabulary = Vocabulary::read(&json, spec.vocab_size)?;
     let sentencepiece = json["model"]["byte_fallback"] == true;
     if json["model"]["type"].as_str().is_some_and(|kind| kind != "BPE") {
-        return Err(format!("its tokenizer is a {} model, and BPE is understood", json["model"]["type"]));
+        return Err(format!("its tokenizer is a {} model, and BPE is supported", json["model"]["type"]));
     }
     let mut out = vec![key("model", if sentencepiece { "llama" } else { "gpt2" }.into())];
     out.push(key("pre", if sentencepiece { "default" } else { cutting(&json, &config)? }.into()));

@@ -41,11 +41,11 @@ pub struct Config<'a> {
 pub(super) fn parse(text: &str) -> Result<Map<String, Value>> {
     let bad = |message: String, line| Error::Parse { path: "config.json".into(), line, message, hint: None };
     if text.len() > LONGEST {
-        return Err(bad(format!("has {} bytes, and at most {LONGEST} are read", text.len()), None));
+        return Err(bad(format!("has {} bytes, and at most {LONGEST} are allowed", text.len()), None));
     }
     match serde_json::from_str(text).map_err(|e| bad(e.to_string(), Some(e.line())))? {
         Value::Object(map) => Ok(map),
-        _ => Err(bad("is no JSON object".into(), None)),
+        _ => Err(bad("is not a JSON object".into(), None)),
     }
 }
 

@@ -65,7 +65,7 @@ impl ModelSpec {
         let tables = numbers(&[2 * self.vocab_size + learned, self.hidden_size]);
         let all = self.num_hidden_layers as u128 * block + tables;
         if all > LARGEST_MODEL {
-            let must = format!("at most {LARGEST_MODEL}: its sizes cannot be right");
+            let must = format!("at most {LARGEST_MODEL}: the sizes in the file are wrong");
             return Err(Error::invalid("number of parameters", all, must));
         }
         Ok(())
@@ -141,7 +141,7 @@ impl Config<'_> {
         let gpt2 = [("scale_attn_weights", true), ("scale_attn_by_inverse_layer_idx", false)];
         for (key, built) in gpt2.into_iter().filter(|_| model_type == ModelType::Gpt2) {
             if self.bool_or(&[key], built)? != built {
-                let must = format!("{built}: attention that is scaled otherwise is not built here");
+                let must = format!("{built}: other attention scaling is not supported");
                 return Err(Self::wrong(key, &(!built).into(), must));
             }
         }
@@ -169,10 +169,10 @@ impl Config<'_> {
         }
         // A block without experts among others would need a spec of its own.
         if let Some(step) = self.get(&["decoder_sparse_step"]).filter(|v| v.as_u64() != Some(1)) {
-            return Err(Self::wrong("decoder_sparse_step", step, "1: every block a mixture"));
+            return Err(Self::wrong("decoder_sparse_step", step, "1: every block must be a mixture"));
         }
         if let Some(dense) = self.get(&["mlp_only_layers"]).filter(|v| v.as_array().is_none_or(|l| !l.is_empty())) {
-            return Err(Self::wrong("mlp_only_layers", dense, "empty: every block a mixture"));
+            return Err(Self::wrong("mlp_only_layers", dense, "empty: every block must be a mixture"));
         }
         let num_experts = self.usize(&["num_experts", "num_local_experts"])?;
         let num_experts_per_tok = self.usize(&["num_experts_per_tok", "experts_per_token"])?;

@@ -93,7 +93,7 @@ fn sizes_are_held_before_they_are_used() {
         ),
         (r#"{"model_type":"phi3","partial_rotary_factor":1e30}"#, "`partial_rotary_factor` in `config.json` is 1000"),
         (r#"{"model_type":"phi3","partial_rotary_factor":0}"#, "`partial_rotary_factor` in `config.json` is 0"),
-        (r#"{"partial_rotary_factor":0.5}"#, "must be 1: the heads of this family are rotated whole"),
+        (r#"{"partial_rotary_factor":0.5}"#, "must be 1: this family rotates whole heads"),
         (r#"{"rms_norm_eps":-1e-6}"#, "a number from 0 to 1"),
         (r#"{"model_type":"gemma2","attn_logit_softcapping":0}"#, "`attn_logit_softcapping` in `config.json` is 0"),
         (r#"{"model_type":"gemma2","query_pre_attn_scalar":-4}"#, "`query_pre_attn_scalar` in `config.json` is -4"),

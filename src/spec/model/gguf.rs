@@ -78,7 +78,7 @@ pub fn from_metadata(file: &Described<'_>) -> Result<ModelSpec> {
     config.insert("head_dim".into(), json!(head_dim as u64));
     if let Some(dims) = number("rope.dimension_count") {
         if !["phi3", "gpt2"].contains(&name) && dims != head_dim {
-            let must = format!("{head_dim}: the heads of this family are rotated whole");
+            let must = format!("{head_dim}: this family rotates whole heads");
             return Err(Error::invalid(format!("{name}.rope.dimension_count"), dims, must));
         }
         config.insert("partial_rotary_factor".into(), json!(dims / head_dim));

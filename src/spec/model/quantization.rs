@@ -1,4 +1,4 @@
-//! What config.json says of a quantised checkpoint: MLX's affine quantisation is understood, every other is named.
+//! What config.json says of a quantised checkpoint: MLX's affine quantisation is supported, every other is named.
 
 use serde_json::{Map, Value};
 

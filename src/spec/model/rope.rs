@@ -126,7 +126,7 @@ fn rotated(config: &Config<'_>, written: Option<Table<'_>>, model_type: ModelTyp
         _ if factor == 1.0 => Ok(head_dim),
         ModelType::Phi3 if factor < 1.0 => Ok((head_dim as f64 * factor) as usize),
         ModelType::Phi3 => Err(wrong("above 0 and at most 1")),
-        _ => Err(wrong("1: the heads of this family are rotated whole")),
+        _ => Err(wrong("1: this family rotates whole heads")),
     }
 }
 

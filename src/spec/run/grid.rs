@@ -105,7 +105,7 @@ impl Grid {
             grid.add(&run, values, path)?;
         }
         match (&grid.refused, grid.runs.is_empty()) {
-            (Some((_, why)), true) => Err(fail(format!("no combination is a run: {why}"))),
+            (Some((_, why)), true) => Err(fail(format!("no combination is a valid run: {why}"))),
             _ => Ok(grid),
         }
     }

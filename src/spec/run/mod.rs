@@ -142,7 +142,7 @@ pub enum Residency {
     Resident,
 }
 
-/// How it is run; none of it changes what is learned.
+/// How it is run; none of it changes the recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Execution {
@@ -249,11 +249,7 @@ impl RunConfig {
         let unseen = self.data.valid().is_none() && self.data.train().as_os_str() != BUILTIN;
         for (field, value) in [("eval_steps", r.eval_steps), ("early_stopping_patience", r.early_stopping_patience)] {
             if let Some(value) = value.filter(|_| unseen) {
-                return Err(Error::invalid(
-                    field,
-                    value,
-                    "left out where there are no validation rows: `[data]` `valid`",
-                ));
+                return Err(Error::invalid(field, value, "left out when `[data]` has no `valid` file"));
             }
         }
         self.check_built()
@@ -264,7 +260,7 @@ impl RunConfig {
         let (r, e) = (&self.recipe, &self.execution);
         if self.engine == Engine::MlxLm {
             let unknown = |field, got: &str, must: &str| {
-                Err(Error::invalid(field, got, format!("{must}: what it costs mlx-lm is not known yet")))
+                Err(Error::invalid(field, got, format!("{must}; not modelled for mlx-lm yet")))
             };
             if r.packing {
                 return unknown("packing", "true", "false");
@@ -280,7 +276,7 @@ impl RunConfig {
             return Err(Error::invalid(
                 "compute_dtype",
                 format!("{:?}", e.compute_dtype).to_lowercase(),
-                "f32: others are not built yet",
+                "f32; other compute formats are not supported yet",
             ));
         }
         Ok(())

@@ -124,8 +124,8 @@ pub fn newest(out: &Path) -> Result<Found> {
     }
     Err(Error::Damaged {
         path: out.join("checkpoints"),
-        reason: format!("none of its checkpoints can be gone on from: {}", found.damaged.join("; ")),
-        remedy: "begin again in another folder with `--out`".into(),
+        reason: format!("none of its checkpoints can be resumed: {}", found.damaged.join("; ")),
+        remedy: "start again in another folder with `--out`".into(),
     })
 }
 
@@ -136,7 +136,7 @@ fn open(folder: &Path, step: usize) -> std::result::Result<Option<State>, String
         Checked::Unknown => {
             let state = store::load_json::<serde_json::Value>(&folder.join(STATE));
             return match state.is_ok_and(|state| state.get("inputs").is_none()) {
-                true => Err("it was written by an earlier version, without checksums".into()),
+                true => Err("it was written without checksums by an earlier version".into()),
                 // Killed while it was written: its checksums would have come last.
                 false => Ok(None),
             };
@@ -174,7 +174,7 @@ impl Checkpoint {
             adapters.push(old.map(|p| {
                 let (part, state) = parts.next().ok_or_else(|| Error::Mismatch {
                     path: self.folder.clone(),
-                    reason: "its adapters have other parts".into(),
+                    reason: "its adapters differ in their parts".into(),
                 })?;
                 let path = format!("{}.{part}", site.path);
                 own.push(state.restored(|name, like| get(&format!("{path}.{name}"), like))?);

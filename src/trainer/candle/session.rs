@@ -52,7 +52,7 @@ impl Session {
         let spec = source.spec()?;
         spec.trained_here()?;
         if run.recipe.max_seq_length > spec.max_position_embeddings {
-            let must = format!("at most {}, what `{}` was made for", spec.max_position_embeddings, run.model);
+            let must = format!("at most {}, the longest sequence of `{}`", spec.max_position_embeddings, run.model);
             return Err(Error::invalid("max_seq_length", run.recipe.max_seq_length, must));
         }
         let mut earlier = Earlier::look(job, &source)?;

@@ -44,7 +44,7 @@ impl Loader<'_> {
         }
         // Another format is made on the CPU; only its bytes go to the device.
         let put = self.base.matrix(name, shape, stored, &Device::Cpu)?.put(wanted, self.device);
-        put.map_err(|e| self.base.wrong(format!("`{name}` cannot be held in another format: {e}")))
+        put.map_err(|e| self.base.wrong(format!("`{name}` cannot be converted: {e}")))
     }
 
     /// A norm by its path.
