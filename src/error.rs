@@ -332,7 +332,7 @@ impl Error {
     }
 
     /// An [`Error::Invalid`] in one line.
-    pub fn invalid(field: impl Into<String>, got: impl ToString, must: impl Into<String>) -> Self {
+    pub(crate) fn invalid(field: impl Into<String>, got: impl ToString, must: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), got: got.to_string(), must: must.into() }
     }
 }

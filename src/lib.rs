@@ -33,7 +33,7 @@
 //!
 //! ```
 //! use headroom::predict::{Request, calibration::Calibration, predict};
-//! use headroom::spec::{catalogue, machine::Machine, run::RunConfig};
+//! use headroom::spec::{machine::Machine, model::catalogue, run::RunConfig};
 //!
 //! let model = catalogue::find("Qwen2.5-0.5B-Instruct")?;
 //! let machine = Machine::named("M2 Pro", None, None)?;
@@ -48,7 +48,7 @@
 //! # Ok::<(), headroom::error::Error>(())
 //! ```
 
-pub mod accuracy;
+pub(crate) mod accuracy;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
@@ -57,7 +57,7 @@ pub mod data;
 pub mod error;
 pub mod experiment;
 pub mod export;
-pub mod guides;
+pub(crate) mod guides;
 pub mod measure;
 pub mod memory;
 pub mod ops;
@@ -74,3 +74,6 @@ pub mod units;
 #[cfg(test)]
 #[global_allocator]
 static ALLOCATOR: memory::Counting = memory::Counting;
+
+#[cfg(test)]
+mod fuzz_tests;

@@ -4,7 +4,7 @@ use nalgebra::{DMatrix, DVector};
 use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 
 /// A normal's standard deviation is this many median absolute deviations (1 / its 75 % quantile).
-pub const MAD_TO_SD: f64 = 1.482_602_218_505_602;
+pub(crate) const MAD_TO_SD: f64 = 1.482_602_218_505_602;
 
 /// Quantile `p` of `values` by linear interpolation (R's type 7); NaN of nothing.
 pub fn quantile(values: &[f64], p: f64) -> f64 {
@@ -22,13 +22,13 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// Median absolute deviation from the median, unscaled.
-pub fn mad(values: &[f64]) -> f64 {
+pub(crate) fn mad(values: &[f64]) -> f64 {
     let middle = median(values);
     median(&values.iter().map(|v| (v - middle).abs()).collect::<Vec<_>>())
 }
 
 /// Quantile of the standard normal.
-pub fn normal_quantile(p: f64) -> f64 {
+pub(crate) fn normal_quantile(p: f64) -> f64 {
     Normal::standard().inverse_cdf(p)
 }
 
@@ -36,7 +36,7 @@ pub fn normal_quantile(p: f64) -> f64 {
 const NEARLY_NORMAL: f64 = 1e4;
 
 /// Quantile of Student's t.
-pub fn student_t_quantile(p: f64, degrees_of_freedom: f64) -> f64 {
+pub(crate) fn student_t_quantile(p: f64, degrees_of_freedom: f64) -> f64 {
     if degrees_of_freedom > NEARLY_NORMAL {
         return normal_quantile(p);
     }
@@ -45,7 +45,7 @@ pub fn student_t_quantile(p: f64, degrees_of_freedom: f64) -> f64 {
 
 /// What is believed of some coefficients: a normal with this mean and covariance.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Belief {
+pub(crate) struct Belief {
     /// Most likely values.
     pub mean: DVector<f64>,
     /// Their covariance.
@@ -54,7 +54,7 @@ pub struct Belief {
 
 impl Belief {
     /// Independent coefficients.
-    pub fn independent(mean: &[f64], sd: &[f64]) -> Self {
+    pub(crate) fn independent(mean: &[f64], sd: &[f64]) -> Self {
         let variances = DVector::from_iterator(sd.len(), sd.iter().map(|s| s * s));
         Self { mean: DVector::from_column_slice(mean), covariance: DMatrix::from_diagonal(&variances) }
     }
@@ -62,7 +62,7 @@ impl Belief {
     /// The belief after seeing `y = x b + e`, where each `e` is normal with variance `noise^2 / weight`.
     /// With prior N(m, S): precision P = S^-1 + x' W x / noise^2 and mean P^-1 (S^-1 m + x' W y / noise^2).
     /// `None` if a covariance cannot be inverted.
-    pub fn updated(&self, x: &DMatrix<f64>, y: &DVector<f64>, weights: &[f64], noise: f64) -> Option<Self> {
+    pub(crate) fn updated(&self, x: &DMatrix<f64>, y: &DVector<f64>, weights: &[f64], noise: f64) -> Option<Self> {
         let prior = self.covariance.clone().cholesky()?.inverse();
         let scaled = DVector::from_iterator(weights.len(), weights.iter().map(|w| w / (noise * noise)));
         let xw = x.transpose() * DMatrix::from_diagonal(&scaled);
@@ -72,13 +72,13 @@ impl Belief {
     }
 
     /// Variance of `row . b`.
-    pub fn variance_of(&self, row: &DVector<f64>) -> f64 {
+    pub(crate) fn variance_of(&self, row: &DVector<f64>) -> f64 {
         (row.transpose() * &self.covariance * row)[(0, 0)]
     }
 }
 
 /// Huber's weights: 1 within `k` robust standard deviations of the fit, falling as 1/|residual| beyond.
-pub fn huber_weights(residuals: &[f64], k: f64, least_sd: f64) -> Vec<f64> {
+pub(crate) fn huber_weights(residuals: &[f64], k: f64, least_sd: f64) -> Vec<f64> {
     let sizes: Vec<f64> = residuals.iter().map(|r| r.abs()).collect();
     let limit = k * (MAD_TO_SD * median(&sizes)).max(least_sd);
     sizes.iter().map(|r| if *r <= limit { 1.0 } else { limit / r }).collect()

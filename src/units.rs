@@ -38,17 +38,17 @@ impl Bytes {
     }
 
     /// Binary kibibytes, as Linux counts the memory of a process.
-    pub fn from_kib(kib: u64) -> Self {
+    pub(crate) fn from_kib(kib: u64) -> Self {
         Self(kib * KIB as u64)
     }
 
     /// In 1e9 bytes.
-    pub fn decimal_gb(self) -> f64 {
+    pub(crate) fn decimal_gb(self) -> f64 {
         self.as_f64() / GIGA
     }
 
     /// Decimal gigabytes (1e9 bytes), as mlx-lm prints them.
-    pub fn from_decimal_gb(gb: f64) -> Self {
+    pub(crate) fn from_decimal_gb(gb: f64) -> Self {
         Self((gb * GIGA).round() as u64)
     }
 
@@ -63,12 +63,12 @@ impl Bytes {
     }
 
     /// In GiB.
-    pub fn gib(self) -> f64 {
+    pub(crate) fn gib(self) -> f64 {
         self.as_f64() / GIB
     }
 
     /// In MiB.
-    pub fn mib(self) -> f64 {
+    pub(crate) fn mib(self) -> f64 {
         self.as_f64() / MIB
     }
 
@@ -78,7 +78,7 @@ impl Bytes {
     }
 
     /// Times a factor, rounded to a byte.
-    pub fn scale(self, factor: f64) -> Self {
+    pub(crate) fn scale(self, factor: f64) -> Self {
         Self::from_f64(self.as_f64() * factor)
     }
 }
@@ -169,12 +169,12 @@ pub struct Seconds(pub f64);
 
 impl Seconds {
     /// From hours.
-    pub fn from_hours(hours: f64) -> Self {
+    pub(crate) fn from_hours(hours: f64) -> Self {
         Self(hours * 3600.0)
     }
 
     /// In hours.
-    pub fn hours(self) -> f64 {
+    pub(crate) fn hours(self) -> f64 {
         self.0 / 3600.0
     }
 }
@@ -208,33 +208,33 @@ pub struct Flops(pub f64);
 
 impl Flops {
     /// From a rate in TFLOP/s.
-    pub fn from_tera(tera: f64) -> Self {
+    pub(crate) fn from_tera(tera: f64) -> Self {
         Self(tera * TERA)
     }
 
     /// In TFLOP(/s).
-    pub fn tera(self) -> f64 {
+    pub(crate) fn tera(self) -> f64 {
         self.0 / TERA
     }
 
     /// In GFLOP(/s).
-    pub fn giga(self) -> f64 {
+    pub(crate) fn giga(self) -> f64 {
         self.0 / GIGA
     }
 }
 
 /// Bytes per second from a rate in decimal GB/s, as memory bandwidth is published.
-pub fn bandwidth_from_gb_s(gb_s: f64) -> f64 {
+pub(crate) fn bandwidth_from_gb_s(gb_s: f64) -> f64 {
     gb_s * GIGA
 }
 
 /// Energy from power held for a time, in watt-hours.
-pub fn watt_hours(watts: f64, time: Seconds) -> f64 {
+pub(crate) fn watt_hours(watts: f64, time: Seconds) -> f64 {
     watts * time.hours()
 }
 
 /// A count in thousands groups: `36,929,536`.
-pub fn grouped(n: u64) -> String {
+pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
@@ -247,7 +247,7 @@ pub fn grouped(n: u64) -> String {
 }
 
 /// A parameter count as people say it: `1.54B`, `135M`.
-pub fn short_count(n: u64) -> String {
+pub(crate) fn short_count(n: u64) -> String {
     let n = n as f64;
     if n >= 99.5e9 {
         format!("{:.0}B", n / 1e9)
@@ -279,13 +279,13 @@ pub struct Estimate<T> {
 
 impl<T> Estimate<T> {
     /// The same interval in another quantity; `f` must be increasing.
-    pub fn map<U>(self, f: impl Fn(T) -> U) -> Estimate<U> {
+    pub(crate) fn map<U>(self, f: impl Fn(T) -> U) -> Estimate<U> {
         Estimate { point: f(self.point), low: f(self.low), high: f(self.high), level: self.level }
     }
 }
 
 /// A number of things, in the singular where it is one: `1 trial`, `3 trials`, `1,200 rows`.
-pub fn counted(number: usize, noun: &str) -> String {
+pub(crate) fn counted(number: usize, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{} {noun}{plural}", grouped(number as u64))
 }

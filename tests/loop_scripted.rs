@@ -11,7 +11,6 @@ use headroom::checkpoint::source::ModelSource;
 use headroom::cost::time::{StepCost, step_cost};
 use headroom::measure::Measurement;
 use headroom::measure::probe::this_machine;
-use headroom::report::compare::PredictionFile;
 use headroom::spec::record::{Outcome, Step};
 use headroom::spec::run::{Engine, RunConfig};
 use headroom::trainer::scripted::{Mishap, Script, ScriptedTrainer};
@@ -203,13 +202,15 @@ fn a_launched_run_leaves_everything_and_is_never_overwritten() {
     assert!(says.contains("It fit and it finished"), "{says}");
     let measurement = place.outcome("runs/my");
     assert_eq!((measurement.outcome.name(), place.steps("runs/my").len()), ("finished", 40));
-    let predicted: PredictionFile = read(&place.path("runs/my/prediction.json"));
-    assert!(!predicted.timeline.is_empty() && !predicted.limits.is_empty());
+    let predicted: serde_json::Value = read(&place.path("runs/my/prediction.json"));
+    let filled = |key: &str| predicted[key].as_array().is_some_and(|all| !all.is_empty());
+    assert!(filled("timeline") && filled("limits"));
     let speed = measurement.measured.tokens_per_s.unwrap();
     assert!(
-        predicted.tokens_per_s.low < speed && speed < predicted.tokens_per_s.high,
+        predicted["tokens_per_s"]["low"].as_f64().unwrap() < speed
+            && speed < predicted["tokens_per_s"]["high"].as_f64().unwrap(),
         "{speed} {:?}",
-        predicted.tokens_per_s
+        predicted["tokens_per_s"]
     );
     assert_eq!(place.measurements().last(), Some(&measurement));
 

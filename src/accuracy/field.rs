@@ -7,13 +7,13 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 
 /// The published runs that ship inside.
-pub const BUNDLED: &str = include_str!("../../results/field/runs.csv");
+pub(crate) const BUNDLED: &str = include_str!("../../results/field/runs.csv");
 
 /// One published run, as its row says it. Nothing is filled in: an empty cell is `None`, or an empty text.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 #[allow(missing_docs)] // the columns, which results/field/README.md explains
-pub struct FieldRun {
+pub(crate) struct FieldRun {
     pub id: String,
     pub source_url: String,
     pub date: String,
@@ -48,7 +48,7 @@ pub struct FieldRun {
 }
 
 /// The rows of the table in `text`, which was read from `path`.
-pub fn read(text: &str, path: &Path) -> Result<Vec<FieldRun>> {
+pub(crate) fn read(text: &str, path: &Path) -> Result<Vec<FieldRun>> {
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let hint = Some("the columns are those of results/field/runs.csv");
     let wrong = |e: csv::Error| unreadable(path, &e, hint);
@@ -72,7 +72,7 @@ pub(super) fn unreadable(path: &Path, e: &csv::Error, hint: Option<&str>) -> Err
 
 /// What the notes of a run say about the lengths of its examples, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StatedLengths {
+pub(crate) struct StatedLengths {
     /// Of the average example.
     pub mean: usize,
     /// Of the longest.
@@ -81,7 +81,7 @@ pub struct StatedLengths {
 
 impl FieldRun {
     /// `full examples are 106-227 tokens (mean 134, ...)`, and `prompt 191 tok longer` where the run's prompt was.
-    pub fn stated_lengths(&self) -> Option<StatedLengths> {
+    pub(crate) fn stated_lengths(&self) -> Option<StatedLengths> {
         let range = between(&self.notes, "full examples are ", " tokens")?;
         let longest: usize = range.split('-').nth(1)?.trim().parse().ok()?;
         let mean: usize = between(&self.notes, "(mean ", ",")?.trim().parse().ok()?;
@@ -90,7 +90,7 @@ impl FieldRun {
     }
 
     /// It ran on a Mac without a fan, as far as the notes say.
-    pub fn fanless(&self) -> bool {
+    pub(crate) fn fanless(&self) -> bool {
         ["fanless", "MacBook Air"].iter().any(|word| self.notes.contains(word))
     }
 }

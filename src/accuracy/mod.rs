@@ -2,11 +2,14 @@
 //!
 //! Rows are left out by rules that stand in [`rules`], each with a name and a count, and never by hand.
 
-pub mod field;
-pub mod other_planners;
-pub mod rules;
-pub mod score;
-pub mod spread;
-pub mod table;
+pub(crate) mod field;
+pub(crate) mod other_planners;
+pub(crate) mod rules;
+pub(crate) mod score;
+pub(crate) mod spread;
+pub(crate) mod table;
 
-pub use table::Accuracy;
+pub(crate) use table::Accuracy;
+
+#[cfg(test)]
+mod mlx_prior_tests;

@@ -11,11 +11,11 @@ use crate::stats::{median, quantile};
 use crate::units::Bytes;
 
 /// What other planners say of them, which ships inside.
-pub const BUNDLED: &str = include_str!("../../results/other-planners/predictions.csv");
+pub(crate) const BUNDLED: &str = include_str!("../../results/other-planners/predictions.csv");
 
 /// What one planner says of one row.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-pub struct Said {
+pub(crate) struct Said {
     /// Of the row in `results/field/runs.csv`.
     pub id: String,
     /// Name and version.
@@ -28,7 +28,7 @@ pub struct Said {
 
 /// A planner beside ours, on the rows that both answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct PlannerScore {
+pub(crate) struct PlannerScore {
     /// Name and version.
     pub tool: String,
     /// Rows of known longest batch that it refuses.
@@ -46,13 +46,13 @@ pub struct PlannerScore {
 }
 
 /// The table in `text`, which was read from `path`.
-pub fn read(text: &str, path: &Path) -> Result<Vec<Said>> {
+pub(crate) fn read(text: &str, path: &Path) -> Result<Vec<Said>> {
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     reader.deserialize().collect::<csv::Result<_>>().map_err(|e| unreadable(path, &e, None))
 }
 
 /// Each planner on the peaks whose longest batch is known.
-pub fn compare(said: &[Said], figures: &[Figure]) -> Vec<PlannerScore> {
+pub(crate) fn compare(said: &[Said], figures: &[Figure]) -> Vec<PlannerScore> {
     let mut tools: Vec<&str> = Vec::new();
     said.iter().for_each(|s| {
         if !tools.contains(&s.tool.as_str()) {

@@ -12,7 +12,7 @@ use crate::units::Bytes;
 /// Why a row, or one figure of it, is not compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Rule {
+pub(crate) enum Rule {
     /// Another trainer, another attention or another loss than mlx-lm's own.
     Trainer,
     /// Full fine-tuning, DoRA or preference tuning.
@@ -51,7 +51,7 @@ pub enum Rule {
 
 impl Rule {
     /// In a few words.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Trainer => "another trainer, attention or loss than mlx-lm's",
             Self::FineTuneType => "not LoRA: full, DoRA, preference tuning",
@@ -76,7 +76,7 @@ impl Rule {
 
 /// What is known of the lengths of a run's examples.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum LengthKnowledge {
+pub(crate) enum LengthKnowledge {
     /// All are as long as this.
     Fixed(usize),
     /// The longest and the mean.
@@ -94,7 +94,7 @@ pub enum LengthKnowledge {
 
 /// A published run that can be predicted.
 #[derive(Clone, Debug)]
-pub struct Case {
+pub(crate) struct Case {
     /// Of the row.
     pub id: String,
     /// As published, empty where it is not stated.
@@ -135,14 +135,14 @@ impl LengthKnowledge {
     }
 
     /// The longest batch is known.
-    pub fn longest(self) -> bool {
+    pub(crate) fn longest(self) -> bool {
         matches!(self, Self::Fixed(_) | Self::Longest { .. })
     }
 }
 
 impl Case {
     /// The row as a run, or the rule that leaves it out.
-    pub fn of(row: &FieldRun) -> Result<Self, Rule> {
+    pub(crate) fn of(row: &FieldRun) -> Result<Self, Rule> {
         if !stock(&row.framework) {
             return Err(Rule::Trainer);
         }
@@ -205,7 +205,7 @@ impl Case {
     }
 
     /// Lengths of the examples as far as they are known: all alike, or the mean and one of the longest.
-    pub fn lengths(&self) -> TokenLengths {
+    pub(crate) fn lengths(&self) -> TokenLengths {
         let all = |n: usize| vec![n as u32; EXAMPLES];
         TokenLengths::new(match self.known {
             LengthKnowledge::Fixed(n) | LengthKnowledge::Average(n) => all(n),
@@ -220,7 +220,7 @@ impl Case {
     }
 
     /// The longest that the examples may have been.
-    pub fn longest(&self) -> TokenLengths {
+    pub(crate) fn longest(&self) -> TokenLengths {
         let cap = self.run.recipe.max_seq_length;
         match self.known {
             LengthKnowledge::Fixed(_) | LengthKnowledge::Longest { .. } => self.lengths(),
@@ -229,7 +229,7 @@ impl Case {
     }
 
     /// Tokens of the examples per second that were worked through, from what was printed.
-    pub fn speed(&self, row: &FieldRun) -> Result<f64, Rule> {
+    pub(crate) fn speed(&self, row: &FieldRun) -> Result<f64, Rule> {
         if row.outcome != "ok" {
             return Err(Rule::Paged);
         }
@@ -251,7 +251,7 @@ impl Case {
     }
 
     /// The peak that was printed.
-    pub fn peak(&self, row: &FieldRun) -> Result<Bytes, Rule> {
+    pub(crate) fn peak(&self, row: &FieldRun) -> Result<Bytes, Rule> {
         let printed = row.peak_mem_gb.map(Bytes::from_decimal_gb).ok_or(Rule::NoPeak)?;
         match row.outcome.as_str() {
             "oom" => Err(Rule::LowerBound),

@@ -17,7 +17,7 @@ use crate::stats::{median, quantile};
 use crate::units::{Bytes, Estimate};
 
 /// Level of the intervals that are judged.
-pub const LEVEL: f64 = 0.9;
+pub(crate) const LEVEL: f64 = 0.9;
 
 /// Confidence of the verdicts that are judged: what `predict` takes where nothing else is asked for.
 const CONFIDENCE: f64 = 0.99;
@@ -25,7 +25,7 @@ const CONFIDENCE: f64 = 0.99;
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Quantity {
+pub(crate) enum Quantity {
     /// Highest allocation of tensors, bytes.
     PeakMemory,
     /// Highest memory of the process, bytes.
@@ -36,7 +36,7 @@ pub enum Quantity {
 
 impl Quantity {
     /// As people say it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::PeakMemory => "peak memory",
             Self::Footprint => "footprint",
@@ -47,7 +47,7 @@ impl Quantity {
 
 /// A prediction beside what was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Figure {
+pub(crate) struct Figure {
     /// Of the row.
     pub id: String,
     /// Who ran it.
@@ -64,19 +64,19 @@ pub struct Figure {
 
 impl Figure {
     /// Relative to what was measured; positive where the prediction was too high.
-    pub fn error(&self) -> f64 {
+    pub(crate) fn error(&self) -> f64 {
         self.predicted.point / self.measured - 1.0
     }
 
     /// The measured value lies in the interval.
-    pub fn inside(&self) -> bool {
+    pub(crate) fn inside(&self) -> bool {
         (self.predicted.low..=self.predicted.high).contains(&self.measured)
     }
 }
 
 /// A measured peak beside the predictions for the lightest and the heaviest batch that the row allows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Bracket {
+pub(crate) struct Bracket {
     /// Of the row.
     pub id: String,
     /// Where; empty where it is not stated.
@@ -91,14 +91,14 @@ pub struct Bracket {
 
 impl Bracket {
     /// The measured value lies between the two.
-    pub fn inside(&self) -> bool {
+    pub(crate) fn inside(&self) -> bool {
         (self.at_average..=self.at_cap).contains(&self.measured)
     }
 }
 
 /// What was said of a run beside how it ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Judged {
+pub(crate) struct Judged {
     /// Of the row.
     pub id: String,
     /// Where.
@@ -113,19 +113,19 @@ pub struct Judged {
 
 impl Judged {
     /// It died and was said to fit with confidence.
-    pub fn unsafe_fit(&self) -> bool {
+    pub(crate) fn unsafe_fit(&self) -> bool {
         self.outcome == "oom" && self.verdict == Verdict::Fits
     }
 
     /// It finished and was said to fail with confidence.
-    pub fn refused_success(&self) -> bool {
+    pub(crate) fn refused_success(&self) -> bool {
         self.outcome == "ok" && self.surely_fails
     }
 }
 
 /// Many figures in four numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// How many.
     pub n: usize,
     /// Median of the absolute relative errors.
@@ -138,7 +138,7 @@ pub struct Summary {
 
 impl Summary {
     /// Of these; `None` of nothing.
-    pub fn of<'a>(figures: impl Iterator<Item = &'a Figure>) -> Option<Self> {
+    pub(crate) fn of<'a>(figures: impl Iterator<Item = &'a Figure>) -> Option<Self> {
         let figures: Vec<&Figure> = figures.collect();
         let errors: Vec<f64> = figures.iter().map(|f| f.error().abs()).collect();
         (!figures.is_empty()).then(|| Self {
@@ -150,14 +150,14 @@ impl Summary {
     }
 
     /// Share of the figures that lie in their intervals.
-    pub fn coverage(&self) -> f64 {
+    pub(crate) fn coverage(&self) -> f64 {
         self.inside as f64 / self.n as f64
     }
 }
 
 /// What one published run says, and what was left out of it.
 #[derive(Clone, Debug, Default)]
-pub struct Scored {
+pub(crate) struct Scored {
     /// Predictions beside measurements.
     pub figures: Vec<Figure>,
     /// Peaks of runs whose longest batch is not known.
@@ -171,15 +171,15 @@ pub struct Scored {
 }
 
 /// What is believed of a machine before anything is measured on it.
-pub type Prior<'a> = &'a dyn Fn(&Machine) -> Calibration;
+pub(crate) type Prior<'a> = &'a dyn Fn(&Machine) -> Calibration;
 
 /// Holds a row against what is predicted of it.
-pub fn score(row: &FieldRun) -> Result<Scored> {
+pub(crate) fn score(row: &FieldRun) -> Result<Scored> {
     score_with(row, &|machine| Calibration::prior(machine, Engine::MlxLm))
 }
 
 /// The same with another prior: the rows are all of mlx-lm.
-pub fn score_with(row: &FieldRun, prior: Prior<'_>) -> Result<Scored> {
+pub(crate) fn score_with(row: &FieldRun, prior: Prior<'_>) -> Result<Scored> {
     let mut scored = Scored::default();
     let case = match Case::of(row) {
         Ok(case) => case,
@@ -267,7 +267,7 @@ fn judge(case: &Case, machine: &Machine, outcome: &str, prior: Prior<'_>) -> Res
 }
 
 /// A measurement of our own, beside what had been predicted before it was made.
-pub fn of_measurement(m: &Measurement, number: usize) -> Vec<Figure> {
+pub(crate) fn of_measurement(m: &Measurement, number: usize) -> Vec<Figure> {
     let bytes = |e: Option<Estimate<Bytes>>| e.map(|e| e.map(Bytes::as_f64));
     let (p, seen) = (&m.predicted, &m.measured);
     let all = [
@@ -317,7 +317,7 @@ mod tests {
 
 /// A published run as it was understood.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct UnderstoodRun {
+pub(crate) struct UnderstoodRun {
     /// Of the row.
     pub id: String,
     /// Tokens of a row of its longest batch, padding included.

@@ -18,7 +18,7 @@ use crate::spec::run::Engine;
 
 /// One row's logarithm of measured over predicted.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Residual {
+pub(crate) struct Residual {
     /// Of the row.
     pub id: String,
     /// Who published it.
@@ -31,7 +31,7 @@ pub struct Residual {
 
 /// Standard deviations of such logarithms.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spread {
+pub(crate) struct Spread {
     /// Shared by all rows of a source.
     pub between: f64,
     /// Of each row for itself.
@@ -39,14 +39,14 @@ pub struct Spread {
 }
 
 /// Owner and name of a row's repository, or all of its address where it has none.
-pub fn source(row: &FieldRun) -> String {
+pub(crate) fn source(row: &FieldRun) -> String {
     let parts: Vec<&str> = row.source_url.split('/').collect();
     parts.get(3..5).map_or_else(|| row.source_url.clone(), |repository| repository.join("/"))
 }
 
 impl Spread {
     /// Of these; `None` where no source has two rows.
-    pub fn of<'a>(residuals: impl Iterator<Item = &'a Residual>) -> Option<Self> {
+    pub(crate) fn of<'a>(residuals: impl Iterator<Item = &'a Residual>) -> Option<Self> {
         let mut sources: BTreeMap<&str, Vec<&Residual>> = BTreeMap::new();
         residuals.for_each(|r| sources.entry(&r.source).or_default().push(r));
         let rows: usize = sources.values().map(Vec::len).sum();
@@ -73,7 +73,7 @@ impl Spread {
 }
 
 /// What is believed of mlx-lm on a machine, with these spreads in the place of those that all rows give.
-pub fn prior_with(machine: &Machine, speed: Spread, peak: Spread) -> Calibration {
+pub(crate) fn prior_with(machine: &Machine, speed: Spread, peak: Spread) -> Calibration {
     let mut prior = Calibration::prior(machine, Engine::MlxLm);
     prior.noise.time = speed.within;
     prior.noise.peak = peak.within;

@@ -15,7 +15,7 @@ use crate::predict::coefficients::FANLESS_SD;
 
 /// All that is known of how right the predictions are.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Accuracy {
+pub(crate) struct Accuracy {
     /// Published rows.
     pub published: usize,
     /// Measurements of our own.
@@ -38,7 +38,7 @@ pub struct Accuracy {
 
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Line {
+pub(crate) struct Line {
     /// Who ran it.
     pub engine: String,
     /// What.
@@ -52,7 +52,7 @@ pub struct Line {
 
 /// Something that was to be reached.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Goal {
+pub(crate) struct Goal {
     /// What.
     pub what: &'static str,
     /// How much.
@@ -82,7 +82,7 @@ fn percent(share: f64) -> String {
 
 impl Accuracy {
     /// Of these rows.
-    pub fn of(field: &[FieldRun], measurements: &[Measurement], said: &[Said]) -> Result<Self> {
+    pub(crate) fn of(field: &[FieldRun], measurements: &[Measurement], said: &[Said]) -> Result<Self> {
         let mut all = Self { published: field.len(), measured: measurements.len(), ..Self::default() };
         for row in field {
             let scored = score::score(row)?;
@@ -107,7 +107,7 @@ impl Accuracy {
     }
 
     /// The lines of the table: each engine and quantity, all together and by chip.
-    pub fn lines(&self) -> Vec<Line> {
+    pub(crate) fn lines(&self) -> Vec<Line> {
         let mut groups: Vec<(&str, Quantity)> = Vec::new();
         for f in &self.figures {
             if !groups.contains(&(&f.engine, f.quantity)) {
@@ -132,18 +132,18 @@ impl Accuracy {
     }
 
     /// Measured peaks that lie between the predictions at the average and at the cap.
-    pub fn bracketed(&self) -> usize {
+    pub(crate) fn bracketed(&self) -> usize {
         self.brackets.iter().filter(|b| b.inside()).count()
     }
 
     /// Runs that died and were said to fit; runs that finished and were said to fail; each with confidence.
-    pub fn unsafe_verdicts(&self) -> (usize, usize) {
+    pub(crate) fn unsafe_verdicts(&self) -> (usize, usize) {
         let count = |f: fn(&Judged) -> bool| self.judged.iter().filter(|j| f(j)).count();
         (count(Judged::unsafe_fit), count(Judged::refused_success))
     }
 
     /// What was to be reached on published runs, and whether it is.
-    pub fn goals(&self) -> Vec<Goal> {
+    pub(crate) fn goals(&self) -> Vec<Goal> {
         let of =
             |quantity| Summary::of(self.figures.iter().filter(move |f| f.engine == "mlx-lm" && f.quantity == quantity));
         let mut goals = Vec::new();
@@ -190,7 +190,7 @@ impl Accuracy {
 }
 
 /// What the published figures say of the formulas; `known` is what the model widens a row's interval by for heat.
-pub fn residuals(field: &[FieldRun], figures: &[Figure], quantity: Quantity) -> Vec<Residual> {
+pub(crate) fn residuals(field: &[FieldRun], figures: &[Figure], quantity: Quantity) -> Vec<Residual> {
     let residual = |row: &FieldRun| {
         let figure = figures.iter().find(|f| f.id == row.id && f.quantity == quantity)?;
         Some(Residual {

@@ -27,7 +27,7 @@ fn pack(bits: usize) -> (usize, usize) {
 
 impl Affine {
     /// `codes [rows, columns * bits / 8]` (u8), `scales` and `biases` `[rows, groups]` (all f32, f16 or bf16).
-    pub fn new(codes: Tensor, scales: Tensor, biases: Tensor, columns: usize) -> Result<Self> {
+    pub(crate) fn new(codes: Tensor, scales: Tensor, biases: Tensor, columns: usize) -> Result<Self> {
         let (rows, bytes) = codes.dims2()?;
         let (bits, groups) = (8 * bytes / columns, scales.dim(1)?);
         let whole = bits * columns == 8 * bytes && columns.is_multiple_of(groups.max(1));
@@ -44,12 +44,12 @@ impl Affine {
     }
 
     /// (rows, columns)
-    pub fn dims(&self) -> Result<(usize, usize)> {
+    pub(crate) fn dims(&self) -> Result<(usize, usize)> {
         Ok((self.codes.dim(0)?, self.columns))
     }
 
     /// Its format.
-    pub fn format(&self) -> Format {
+    pub(crate) fn format(&self) -> Format {
         let scales = match self.scales.dtype() {
             DType::F16 => Dtype::F16,
             DType::BF16 => Dtype::Bf16,
@@ -59,19 +59,19 @@ impl Affine {
     }
 
     /// The same on a device.
-    pub fn to_device(&self, device: &Device) -> Result<Self> {
+    pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
         let to = |t: &Tensor| t.to_device(device);
         Ok(Self { codes: to(&self.codes)?, scales: to(&self.scales)?, biases: to(&self.biases)?, ..*self })
     }
 
     /// `count` rows from `first`, in f32.
-    pub fn panel(&self, first: usize, count: usize) -> Result<Tensor> {
+    pub(crate) fn panel(&self, first: usize, count: usize) -> Result<Tensor> {
         let part = |t: &Tensor| t.narrow(0, first, count);
         self.decode(&part(&self.codes)?, &part(&self.scales)?, &part(&self.biases)?)
     }
 
     /// The rows of these indices, in f32.
-    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+    pub(crate) fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         let part = |t: &Tensor| t.index_select(ids, 0);
         self.decode(&part(&self.codes)?, &part(&self.scales)?, &part(&self.biases)?)
     }

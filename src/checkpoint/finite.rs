@@ -8,11 +8,11 @@ use rayon::prelude::*;
 const PART: usize = 1 << 18;
 
 /// What is said of a tensor that has some.
-pub const NOT_FINITE: &str = "it contains NaN or infinity";
+pub(crate) const NOT_FINITE: &str = "it contains NaN or infinity";
 
 /// Whether all are finite; a number is not where all bits of its exponent are set. Formats other than f32, f16 and bf16
 /// have no such numbers.
-pub fn all_finite(bytes: &[u8], dtype: DType) -> bool {
+pub(crate) fn all_finite(bytes: &[u8], dtype: DType) -> bool {
     match dtype {
         DType::F32 => bytes.par_chunks(PART).all(|part| words32(part, 0x7f80_0000)),
         DType::F16 => bytes.par_chunks(PART).all(|part| words16(part, 0x7c00)),
@@ -33,7 +33,7 @@ fn words16(part: &[u8], exponent: u16) -> bool {
 }
 
 /// The same of a tensor in one of ggml's formats. In a block, codes are whole numbers: only its scales can be wrong.
-pub fn all_finite_ggml(bytes: &[u8], dtype: GgmlDType) -> bool {
+pub(crate) fn all_finite_ggml(bytes: &[u8], dtype: GgmlDType) -> bool {
     let scales: &[usize] = match dtype {
         GgmlDType::F32 => return all_finite(bytes, DType::F32),
         GgmlDType::F16 => return all_finite(bytes, DType::F16),

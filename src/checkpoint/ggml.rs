@@ -11,7 +11,7 @@ use crate::ops::fused_on;
 use crate::spec::model::storage::Block;
 
 /// candle's name of a block format.
-pub fn ggml(block: Block) -> GgmlDType {
+pub(crate) fn ggml(block: Block) -> GgmlDType {
     match block {
         Block::Q8_0 => GgmlDType::Q8_0,
         Block::Q6K => GgmlDType::Q6K,
@@ -27,18 +27,18 @@ pub fn ggml(block: Block) -> GgmlDType {
 }
 
 /// The block format of candle's name, where matrices are held in it.
-pub fn block(dtype: GgmlDType) -> Option<Block> {
+pub(crate) fn block(dtype: GgmlDType) -> Option<Block> {
     use Block::*;
     [Q8_0, Q6K, Q5K, Q5_1, Q5_0, Q4K, Q4_1, Q4_0, Q3K, Q2K].into_iter().find(|b| ggml(*b) == dtype)
 }
 
 /// The rows of these indices, in f32.
-pub fn rows(matrix: &QTensor, ids: &Tensor) -> Result<Tensor> {
+pub(crate) fn rows(matrix: &QTensor, ids: &Tensor) -> Result<Tensor> {
     if fused_on(&matrix.device()) { decode(matrix, &ids.to_vec1()?) } else { matrix.embedding(ids) }
 }
 
 /// `count` rows from `first`, in f32.
-pub fn panel(matrix: &QTensor, first: usize, count: usize) -> Result<Tensor> {
+pub(crate) fn panel(matrix: &QTensor, first: usize, count: usize) -> Result<Tensor> {
     let ids = first as u32..(first + count) as u32;
     if fused_on(&matrix.device()) {
         decode(matrix, &Vec::from_iter(ids))

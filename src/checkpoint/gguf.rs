@@ -67,7 +67,7 @@ const READ: &str = "F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4
 
 impl GgufFile {
     /// Opens a file.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let wrong = |reason: String| Error::Weights { path: path.into(), reason };
         let reading = |source| Error::Read { path: path.into(), source };
         // Opening a pipe would wait for its other end.
@@ -113,7 +113,7 @@ impl GgufFile {
     }
 
     /// The format of a tensor that must have this shape, if it is here.
-    pub fn format(&self, name: &str, shape: &[usize]) -> Option<Result<Format, String>> {
+    pub(crate) fn format(&self, name: &str, shape: &[usize]) -> Option<Result<Format, String>> {
         let info = self.tensors.get(name)?;
         if info.shape != shape {
             return Some(Err(format!("is {:?} and not {shape:?}", info.shape)));
@@ -122,7 +122,7 @@ impl GgufFile {
     }
 
     /// A matrix as it is stored, if it is here.
-    pub fn matrix(&self, name: &str, device: &Device) -> Option<Result<Stored, String>> {
+    pub(crate) fn matrix(&self, name: &str, device: &Device) -> Option<Result<Stored, String>> {
         let info = self.tensors.get(name)?;
         let load = || match plain(info.dtype) {
             Some(dtype) => self.plain(info, dtype, device).map(Stored::Dense),
@@ -136,7 +136,7 @@ impl GgufFile {
     }
 
     /// A vector, if it is here.
-    pub fn vector(&self, name: &str, device: &Device) -> Option<Result<Tensor, String>> {
+    pub(crate) fn vector(&self, name: &str, device: &Device) -> Option<Result<Tensor, String>> {
         let info = self.tensors.get(name)?;
         Some(
             plain(info.dtype)
@@ -163,7 +163,7 @@ impl GgufFile {
     }
 
     /// tokenizer.json rebuilt from the metadata, where the kind of tokenizer is one that is rebuilt rightly.
-    pub fn tokenizer(&self) -> Result<String, String> {
+    pub(crate) fn tokenizer(&self) -> Result<String, String> {
         let beside = "put the model's tokenizer.json beside the file";
         let kind = self.text("tokenizer.ggml.model").unwrap_or("absent");
         let pre = self.text("tokenizer.ggml.pre").unwrap_or("absent");
@@ -194,7 +194,7 @@ impl GgufFile {
     }
 
     /// tokenizer_config.json, as far as the metadata know it: the template and the tokens around a text.
-    pub fn tokenizer_config(&self) -> String {
+    pub(crate) fn tokenizer_config(&self) -> String {
         let tokens = self.content.metadata.get("tokenizer.ggml.tokens").and_then(|t| t.to_vec().ok());
         let token = |key: &str| {
             let id = number(&self.content, &format!("tokenizer.ggml.{key}_token_id"))? as usize;

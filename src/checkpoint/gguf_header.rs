@@ -33,7 +33,7 @@ impl From<io::Error> for Stop {
 }
 
 /// Refuses a header that would take much memory or has an alignment that is none.
-pub fn check(reader: impl Read) -> Result<(), String> {
+pub(crate) fn check(reader: impl Read) -> Result<(), String> {
     match (Header { reader, wide: true, values: 0, bytes: 0 }).check() {
         Err(Stop::Refused(reason)) => Err(reason),
         Ok(()) | Err(Stop::Unreadable) => Ok(()),

@@ -2,15 +2,15 @@
 //! chat templates.
 
 pub mod adapter;
-pub mod affine;
-pub mod finite;
-pub mod ggml;
-pub mod gguf;
+pub(crate) mod affine;
+pub(crate) mod finite;
+pub(crate) mod ggml;
+pub(crate) mod gguf;
 mod gguf_header;
 mod int8;
-pub mod safetensors;
+pub(crate) mod safetensors;
 pub mod source;
 pub mod stored;
 pub mod tensor_file;
 pub mod text;
-pub mod weights;
+pub(crate) mod weights;

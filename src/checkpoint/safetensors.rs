@@ -22,7 +22,7 @@ const LARGEST_HEADER: u64 = 16 << 20;
 
 /// What one tensor is, and where.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Info {
+pub(crate) struct Info {
     /// Number format.
     pub dtype: safetensors::Dtype,
     /// Outermost dimension first.
@@ -98,7 +98,7 @@ impl Source {
 
 impl CheckpointFile {
     /// Opens a file on disk; what is wrong with it is said without its name.
-    pub fn open(path: &Path) -> Result<Self, String> {
+    pub(crate) fn open(path: &Path) -> Result<Self, String> {
         // Opening a pipe would wait for its other end.
         if !path.metadata().map_err(|e| e.to_string())?.is_file() {
             return Err("it is not a regular file".into());
@@ -110,7 +110,7 @@ impl CheckpointFile {
     }
 
     /// Opens a file inside the binary.
-    pub fn embedded(bytes: &'static [u8]) -> Result<Self, String> {
+    pub(crate) fn embedded(bytes: &'static [u8]) -> Result<Self, String> {
         Self::read("model.safetensors".into(), Source::Static(bytes), bytes.len() as u64)
     }
 
@@ -164,34 +164,34 @@ impl CheckpointFile {
     }
 
     /// Shape of a tensor, if it is here.
-    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|info| info.shape.as_slice())
     }
 
     /// What a tensor is and where, if it is here.
-    pub fn place(&self, name: &str) -> Option<&Info> {
+    pub(crate) fn place(&self, name: &str) -> Option<&Info> {
         self.tensors.get(name)
     }
 
     /// Everything before the first tensor.
-    pub fn head(&self) -> Result<Cow<'static, [u8]>, String> {
+    pub(crate) fn head(&self) -> Result<Cow<'static, [u8]>, String> {
         self.source.read(0, self.data_start)
     }
 
     /// The tensors in the order of their bytes.
-    pub fn in_order(&self) -> Vec<(&str, &Info)> {
+    pub(crate) fn in_order(&self) -> Vec<(&str, &Info)> {
         let mut all: Vec<(&str, &Info)> = self.tensors.iter().map(|(name, info)| (name.as_str(), info)).collect();
         all.sort_by_key(|(_, info)| info.data_offsets);
         all
     }
 
     /// Bytes as they are, `start` counted from the end of the header.
-    pub fn bytes(&self, start: u64, length: u64) -> Result<Cow<'static, [u8]>, String> {
+    pub(crate) fn bytes(&self, start: u64, length: u64) -> Result<Cow<'static, [u8]>, String> {
         self.source.read(self.data_start + start, length)
     }
 
     /// Some rows (first dimension) of a tensor, in the format it is stored in, if it is here.
-    pub fn load_rows(&self, name: &str, rows: Range<usize>, device: &Device) -> Option<Result<Tensor, String>> {
+    pub(crate) fn load_rows(&self, name: &str, rows: Range<usize>, device: &Device) -> Option<Result<Tensor, String>> {
         let info = self.tensors.get(name)?;
         let load = || {
             let dtype = DType::try_from(info.dtype).map_err(|e| e.to_string())?;
@@ -205,7 +205,7 @@ impl CheckpointFile {
     }
 
     /// Number format of a tensor, if it is here.
-    pub fn dtype(&self, name: &str) -> Option<safetensors::Dtype> {
+    pub(crate) fn dtype(&self, name: &str) -> Option<safetensors::Dtype> {
         self.tensors.get(name).map(|info| info.dtype)
     }
 
@@ -215,7 +215,7 @@ impl CheckpointFile {
     }
 
     /// A tensor in the format it is stored in, if it is here.
-    pub fn load(&self, name: &str, device: &Device) -> Option<Result<Tensor, String>> {
+    pub(crate) fn load(&self, name: &str, device: &Device) -> Option<Result<Tensor, String>> {
         let info = self.tensors.get(name)?;
         let load = || {
             let dtype = DType::try_from(info.dtype).map_err(|e| e.to_string())?;
@@ -225,7 +225,7 @@ impl CheckpointFile {
     }
 
     /// The bytes of a matrix of u32 words, `[rows, 4 * words]`, u8, if it is here.
-    pub fn load_words(&self, name: &str, device: &Device) -> Option<Result<Tensor, String>> {
+    pub(crate) fn load_words(&self, name: &str, device: &Device) -> Option<Result<Tensor, String>> {
         let info = self.tensors.get(name)?;
         let load = || {
             let bytes = self.whole(info)?.into_owned();

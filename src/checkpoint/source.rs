@@ -100,7 +100,7 @@ impl ModelSource {
     }
 
     /// config.json
-    pub fn config(&self) -> Result<String> {
+    pub(crate) fn config(&self) -> Result<String> {
         self.text("config.json", BUILTIN_CONFIG)
     }
 
@@ -114,7 +114,7 @@ impl ModelSource {
     }
 
     /// Whether there is a file of this name in the model's folder, or beside its file.
-    pub fn has(&self, file: &str) -> bool {
+    pub(crate) fn has(&self, file: &str) -> bool {
         self.beside(file).is_some_and(|path| path.is_file())
     }
 
@@ -140,12 +140,12 @@ impl ModelSource {
     }
 
     /// generation_config.json of a folder, or nothing.
-    pub fn generation_config(&self) -> Result<Option<String>> {
+    pub(crate) fn generation_config(&self) -> Result<Option<String>> {
         self.optional("generation_config.json", include_str!("../../assets/model/generation_config.json"))
     }
 
     /// chat_template.jinja of a folder, where newer checkpoints keep the template.
-    pub fn chat_template_file(&self) -> Result<Option<String>> {
+    pub(crate) fn chat_template_file(&self) -> Result<Option<String>> {
         match self {
             Self::Builtin => Ok(None),
             _ => self.optional("chat_template.jinja", ""),
@@ -160,7 +160,7 @@ impl ModelSource {
     }
 
     /// Every file that is read of it, weights last; none of the model inside the binary.
-    pub fn files(&self) -> Result<Vec<PathBuf>> {
+    pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
         let described = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
         let described = described.into_iter().filter(|name| self.has(name)).filter_map(|name| self.beside(name));
         let weights = match self {
@@ -172,7 +172,7 @@ impl ModelSource {
     }
 
     /// SHA-256 of the model inside the binary.
-    pub fn builtin_checksum(&self) -> String {
+    pub(crate) fn builtin_checksum(&self) -> String {
         let texts = [BUILTIN_CONFIG, BUILTIN_TOKENIZER, BUILTIN_TOKENIZER_CONFIG];
         let parts: Vec<&[u8]> = texts.iter().map(|text| text.as_bytes()).chain([BUILTIN_WEIGHTS]).collect();
         store::checksums::of_bytes(&parts.concat())
@@ -217,12 +217,12 @@ pub fn public_name(model: &str) -> String {
 }
 
 /// The rows that ship: training and validation.
-pub fn builtin_rows() -> (&'static str, &'static str) {
+pub(crate) fn builtin_rows() -> (&'static str, &'static str) {
     (BUILTIN_TRAIN, BUILTIN_VALID)
 }
 
 /// A name that was meant as a path, by its look.
-pub fn looks_like_path(model: &str) -> bool {
+pub(crate) fn looks_like_path(model: &str) -> bool {
     model.starts_with(['.', '/', '~'])
         || is_gguf(Path::new(model))
         || model.matches('/').count() > 1
@@ -291,7 +291,7 @@ fn cached(model: &str) -> Option<PathBuf> {
 }
 
 /// A model by its name or folder; only its shape is needed, so its weights may be elsewhere.
-pub fn model(name: &str) -> Result<Model> {
+pub(crate) fn model(name: &str) -> Result<Model> {
     if name == BUILTIN || Path::new(name).is_dir() || looks_like_path(name) {
         return Ok(Model { name: name.into(), spec: ModelSource::find(name)?.spec()? });
     }
@@ -306,7 +306,7 @@ pub fn model(name: &str) -> Result<Model> {
 }
 
 /// Whether an error says that a file, or the weights of a model, are not on this machine.
-pub fn is_absent(error: &Error) -> bool {
+pub(crate) fn is_absent(error: &Error) -> bool {
     match error {
         Error::NoWeights { .. } => true,
         Error::Read { source, .. } => source.kind() == std::io::ErrorKind::NotFound,

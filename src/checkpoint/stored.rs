@@ -19,7 +19,7 @@ use crate::spec::model::storage::{Block, Format, INT8_GROUP};
 pub const PANEL_BYTES: usize = 32 << 20;
 
 /// Rows of a panel.
-pub fn panel_rows(width: usize) -> usize {
+pub(crate) fn panel_rows(width: usize) -> usize {
     (PANEL_BYTES / (4 * width)).max(1)
 }
 
@@ -83,7 +83,7 @@ impl Stored {
     }
 
     /// The format it is in, where that has a name.
-    pub fn format(&self) -> Option<Format> {
+    pub(crate) fn format(&self) -> Option<Format> {
         match self {
             Self::Dense(t) => match t.dtype() {
                 DType::F32 => Some(Format::F32),
@@ -98,7 +98,7 @@ impl Stored {
     }
 
     /// (rows, columns)
-    pub fn dims(&self) -> Result<(usize, usize)> {
+    pub(crate) fn dims(&self) -> Result<(usize, usize)> {
         match self {
             Self::Dense(t) | Self::Int8 { codes: t, .. } => t.dims2(),
             Self::Blocks(q) => q.shape().dims2(),
@@ -107,7 +107,7 @@ impl Stored {
     }
 
     /// The matrix itself where it is f32, and needs no panels.
-    pub fn f32(&self) -> Option<&Tensor> {
+    pub(crate) fn f32(&self) -> Option<&Tensor> {
         match self {
             Self::Dense(t) if t.dtype() == DType::F32 => Some(t),
             _ => None,
@@ -127,7 +127,7 @@ impl Stored {
     }
 
     /// The rows of these indices, in f32.
-    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+    pub(crate) fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(t) => widened(&t.index_select(ids, 0)?),
             Self::Int8 { codes, scales } => int8::decode(&codes.index_select(ids, 0)?, &scales.index_select(ids, 0)?),
@@ -183,7 +183,7 @@ pub(crate) fn too_large(format: GgmlDType) -> String {
 }
 
 /// A matrix of blocks from the bytes of its rows, one after the other.
-pub fn from_bytes(bytes: Vec<u8>, dtype: GgmlDType, dims: (usize, usize), device: &Device) -> Result<Arc<QTensor>> {
+pub(crate) fn from_bytes(bytes: Vec<u8>, dtype: GgmlDType, dims: (usize, usize), device: &Device) -> Result<Arc<QTensor>> {
     let storage = QStorage::from_data(bytes.into(), device, dtype)?;
     Ok(Arc::new(QTensor::new(storage, dims)?))
 }

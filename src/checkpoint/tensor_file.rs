@@ -20,7 +20,7 @@ pub fn save(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
 }
 
 /// Reads all tensors of a file into CPU memory.
-pub fn load(path: &Path) -> Result<HashMap<String, Tensor>> {
+pub(crate) fn load(path: &Path) -> Result<HashMap<String, Tensor>> {
     if !path.is_file() {
         let source = std::io::Error::from(std::io::ErrorKind::NotFound);
         return Err(Error::Read { path: path.into(), source });

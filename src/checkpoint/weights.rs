@@ -180,7 +180,7 @@ impl BaseWeights {
     }
 
     /// The files, where they are safetensors.
-    pub fn safetensors(&self) -> &[CheckpointFile] {
+    pub(crate) fn safetensors(&self) -> &[CheckpointFile] {
         match &self.files {
             Files::Safetensors(files) => files,
             Files::Gguf(_) => &[],
@@ -188,7 +188,7 @@ impl BaseWeights {
     }
 
     /// The name under which safetensors keep the tensor that transformers calls `name`.
-    pub fn stored_name(&self, name: &str) -> Option<String> {
+    pub(crate) fn stored_name(&self, name: &str) -> Option<String> {
         self.find(name).map(|found| found.name)
     }
 
@@ -231,7 +231,7 @@ impl BaseWeights {
     }
 
     /// How the matrices of a quantised checkpoint are really held: config.json tells the rule, the files the exceptions.
-    pub fn storage(&self, spec: &ModelSpec) -> Storage {
+    pub(crate) fn storage(&self, spec: &ModelSpec) -> Storage {
         let mut spec = spec.clone();
         // mlx-lm turns GPT-2's matrices round, and has everything of it under `model`.
         let projection = self.find("transformer.h.0.mlp.c_fc.weight");

@@ -3,10 +3,10 @@
 //! A help text is a sentence or a noun phrase without a period at its end; `docs/style.md` says how they are written, and
 //! `tests/style.rs` reads them all.
 
-pub mod export;
-pub mod measure;
-pub mod plan;
-pub mod report;
+pub(crate) mod export;
+pub(crate) mod measure;
+pub(crate) mod plan;
+pub(crate) mod report;
 mod values;
 
 use clap::{Args, Parser, Subcommand};

@@ -57,7 +57,7 @@ fn measurements(results: &Path) -> Result<Vec<Measurement>> {
 }
 
 /// The claims of guides, each with a verdict.
-pub fn guides(args: &GuidesArgs, output: &Output) -> Result<Answer> {
+pub(crate) fn guides(args: &GuidesArgs, output: &Output) -> Result<Answer> {
     let claims = match &args.claims {
         Some(file) => guides::read(&store::read_text(file)?, file)?,
         None => guides::read(guides::BUNDLED, "grids/guides.toml".as_ref())?,

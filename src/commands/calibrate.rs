@@ -23,7 +23,7 @@ const LEVEL: f64 = 0.9;
 
 /// The answer for machines.
 #[derive(Debug, Serialize)]
-pub struct Calibrated {
+pub(crate) struct Calibrated {
     /// Trials made now.
     pub measured: usize,
     /// Trials that had been made before.
@@ -60,7 +60,7 @@ pub fn run(args: &CalibrateArgs, output: &Output) -> Result<()> {
 }
 
 /// Makes the trials that are missing and says what they changed.
-pub fn calibrate(session: &mut Session, what: &Calibrating<'_>, output: &Output) -> Result<Calibrated> {
+pub(crate) fn calibrate(session: &mut Session, what: &Calibrating<'_>, output: &Output) -> Result<Calibrated> {
     let old = session.calibration.clone();
     let trials = make_trials(session, what, output)?;
     if session.unusable > 0 {
@@ -129,7 +129,7 @@ fn says(ended: Ended) -> &'static str {
 impl Calibrated {
     /// # Errors
     /// Where the trials were interrupted.
-    pub fn uninterrupted(&self) -> Result<()> {
+    pub(crate) fn uninterrupted(&self) -> Result<()> {
         if self.ended != Some(Ended::Interrupted) {
             return Ok(());
         }
@@ -162,7 +162,7 @@ fn name(run: &RunConfig) -> String {
 }
 
 /// What a trial showed, in a few words.
-pub fn seen(m: &Measurement) -> String {
+pub(crate) fn seen(m: &Measurement) -> String {
     let seen = match (m.measured.step_time_s, m.measured.footprint_bytes) {
         (Some(time), Some(footprint)) => format!("{} per step, {footprint}", Seconds(time)),
         _ => "no measurement".into(),

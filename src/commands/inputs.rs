@@ -19,7 +19,7 @@ use crate::store;
 use crate::units::grouped;
 
 /// The machine that was named, or this one.
-pub fn machine(args: &MachineArgs) -> Result<Machine> {
+pub(crate) fn machine(args: &MachineArgs) -> Result<Machine> {
     let named = match (&args.machine, args.ram) {
         (Some(chip), ram) => Machine::named(chip, ram, args.gpu_cores)?,
         (None, Some(ram)) => Machine::plainest(ram)?,
@@ -33,12 +33,12 @@ pub fn machine(args: &MachineArgs) -> Result<Machine> {
 }
 
 /// The confidence that was asked for.
-pub fn confidence(asked: Option<f64>) -> f64 {
+pub(crate) fn confidence(asked: Option<f64>) -> f64 {
     asked.unwrap_or(DEFAULT_CONFIDENCE)
 }
 
 /// The base that a run folder names, where it is one, and its adapter; any other folder is an adapter itself.
-pub fn run_or_adapter(folder: &Path) -> Result<(Option<String>, Option<PathBuf>)> {
+pub(crate) fn run_or_adapter(folder: &Path) -> Result<(Option<String>, Option<PathBuf>)> {
     let run_file = folder.join("run.toml");
     if !run_file.is_file() {
         return Ok((None, Some(folder.into())));
@@ -48,12 +48,12 @@ pub fn run_or_adapter(folder: &Path) -> Result<(Option<String>, Option<PathBuf>)
 }
 
 /// The data that was given; `builtin` is a name and no path.
-pub fn data(path: &Path) -> Data {
+pub(crate) fn data(path: &Path) -> Data {
     Data::Train(PathBuf::from(path))
 }
 
 /// What was taken for granted of data that is not at hand.
-pub fn assumed(run: &RunConfig, longest: usize) -> String {
+pub(crate) fn assumed(run: &RunConfig, longest: usize) -> String {
     let passes = match (run.recipe.steps, run.recipe.epochs) {
         (Some(_), _) => String::new(),
         (_, epochs) => format!(", {} epochs", epochs.unwrap_or(DEFAULT_EPOCHS)),
@@ -64,26 +64,26 @@ pub fn assumed(run: &RunConfig, longest: usize) -> String {
 }
 
 /// The folder of measurements that was named, or the user's.
-pub fn results(named: Option<&PathBuf>) -> Result<PathBuf> {
+pub(crate) fn results(named: Option<&PathBuf>) -> Result<PathBuf> {
     named.map_or_else(store::results_folder, |folder| Ok(folder.clone()))
 }
 
 /// A session on this machine, as the options say.
-pub fn session(engine: Engine, args: &MeasureArgs) -> Result<Session> {
+pub(crate) fn session(engine: Engine, args: &MeasureArgs) -> Result<Session> {
     let results = results(args.results.as_ref())?;
     let script = args.script.as_deref();
     Session::open(engine, &Settings { results: &results, memory_limit: args.memory_limit, script })
 }
 
 /// Model and data of a run that is to be done; what is to be said of its rows is said.
-pub fn workload(run: &RunConfig, output: &Output) -> Result<Workload> {
+pub(crate) fn workload(run: &RunConfig, output: &Output) -> Result<Workload> {
     let (workload, note) = Workload::to_train(run)?;
     note.iter().for_each(|note| output.note(note));
     Ok(workload)
 }
 
 /// Lengths as they were found; what is to be said of that is said.
-pub fn said(counted: Counted, output: &Output) -> TokenLengths {
+pub(crate) fn said(counted: Counted, output: &Output) -> TokenLengths {
     counted.note.iter().for_each(|note| output.note(note));
     counted.lengths
 }

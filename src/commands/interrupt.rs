@@ -13,7 +13,7 @@ static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 
 /// Set by the first SIGINT (Ctrl-C), SIGTERM or SIGHUP from the first call of this on. The second ends the process at
 /// once.
-pub fn interrupted() -> &'static AtomicBool {
+pub(crate) fn interrupted() -> &'static AtomicBool {
     static INSTALL: Once = Once::new();
     INSTALL.call_once(|| {
         for signal in [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal)) {
@@ -46,7 +46,7 @@ pub fn exit_code() -> u8 {
 }
 
 /// The command as it was typed, without this flag: typed again, it goes on with what is there.
-pub fn typed_again(without: Option<&str>) -> String {
+pub(crate) fn typed_again(without: Option<&str>) -> String {
     let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
     let words = words.filter(|word| Some(word.as_str()) != without).map(|word| shell_quote(&word));
     std::iter::once("headroom".to_owned()).chain(words).collect::<Vec<_>>().join(" ")

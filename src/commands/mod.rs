@@ -1,21 +1,21 @@
 //! One file a verb: reads, calls, writes; no arithmetic.
 
-pub mod accuracy;
-pub mod auto;
-pub mod calibrate;
-pub mod doctor;
-pub mod export;
-pub mod generate;
-pub mod inputs;
+pub(crate) mod accuracy;
+pub(crate) mod auto;
+pub(crate) mod calibrate;
+pub(crate) mod doctor;
+pub(crate) mod export;
+pub(crate) mod generate;
+pub(crate) mod inputs;
 pub mod interrupt;
-pub mod launch;
-pub mod output;
-pub mod pages;
-pub mod plan;
-pub mod predict;
-pub mod report;
-pub mod sweep;
-pub mod trial;
+pub(crate) mod launch;
+pub(crate) mod output;
+pub(crate) mod pages;
+pub(crate) mod plan;
+pub(crate) mod predict;
+pub(crate) mod report;
+pub(crate) mod sweep;
+pub(crate) mod trial;
 
 pub use self::output::Answer;
 use self::output::Output;

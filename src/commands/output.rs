@@ -25,7 +25,7 @@ const WIDEST: usize = 110;
 
 /// Where answers go: data to stdout, everything else to stderr.
 #[derive(Clone, Copy, Debug)]
-pub struct Output {
+pub(crate) struct Output {
     args: OutputArgs,
     /// A step of a larger answer: nothing on stdout.
     silent: bool,
@@ -33,12 +33,12 @@ pub struct Output {
 
 impl Output {
     /// As was asked for on the command line.
-    pub fn new(args: OutputArgs) -> Self {
+    pub(crate) fn new(args: OutputArgs) -> Self {
         Self { args, silent: false }
     }
 
     /// An answer: `text` for people, `value` for machines.
-    pub fn answer(&self, value: &impl Serialize, text: impl FnOnce(usize) -> String) -> Result<()> {
+    pub(crate) fn answer(&self, value: &impl Serialize, text: impl FnOnce(usize) -> String) -> Result<()> {
         if self.silent {
             return Ok(());
         }
@@ -54,22 +54,22 @@ impl Output {
     }
 
     /// A part of a longer answer, for people; machines get the whole at its end, by [`Output::data`].
-    pub fn part(&self, text: &str) -> Result<()> {
+    pub(crate) fn part(&self, text: &str) -> Result<()> {
         if self.args.json || self.silent { Ok(()) } else { print(&printable(&format!("{text}\n"))) }
     }
 
     /// The whole of an answer whose parts people have seen, for machines.
-    pub fn data(&self, value: &impl Serialize) -> Result<()> {
+    pub(crate) fn data(&self, value: &impl Serialize) -> Result<()> {
         if self.args.json { self.answer(value, |_| String::new()) } else { Ok(()) }
     }
 
     /// For a step of a larger answer: where machines listen, it says nothing.
-    pub fn step(&self) -> Self {
+    pub(crate) fn step(&self) -> Self {
         Self { silent: self.args.json, ..*self }
     }
 
     /// A bar on stderr over `length` steps; none where nobody looks.
-    pub fn bar(&self, length: u64) -> Bar {
+    pub(crate) fn bar(&self, length: u64) -> Bar {
         if self.args.quiet {
             return Bar(ProgressBar::hidden());
         }
@@ -81,7 +81,7 @@ impl Output {
     }
 
     /// A remark beside the answer.
-    pub fn note(&self, text: &str) {
+    pub(crate) fn note(&self, text: &str) {
         if !self.args.quiet {
             // A closed stderr is no reason to fail.
             let _ = writeln!(anstream::stderr(), "{}", printable(text));
@@ -91,11 +91,11 @@ impl Output {
 
 /// A progress bar whose message may be any text.
 #[derive(Clone, Debug)]
-pub struct Bar(ProgressBar);
+pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
     /// What is being done.
-    pub fn set_message(&self, text: impl AsRef<str>) {
+    pub(crate) fn set_message(&self, text: impl AsRef<str>) {
         self.0.set_message(printable(text.as_ref()));
     }
 }

@@ -15,7 +15,7 @@ const GENERATOR: &str = "<meta name=\"generator\" content=\"headroom\">";
 const HEAD: u64 = 2048;
 
 /// A table that stands beside a page.
-pub struct Table<'a> {
+pub(crate) struct Table<'a> {
     /// Name of its file.
     pub name: &'a str,
     /// Columns.
@@ -25,7 +25,7 @@ pub struct Table<'a> {
 }
 
 /// Puts a page, and a table beside it, into `folder`; returns where the page is.
-pub fn put(folder: &Path, page: &str, table: Option<Table<'_>>) -> Result<PathBuf> {
+pub(crate) fn put(folder: &Path, page: &str, table: Option<Table<'_>>) -> Result<PathBuf> {
     check(folder, table.as_ref().map(|table| table.name))?;
     let index = folder.join(PAGE);
     // The page first: it is what tells that the table is ours too.
@@ -37,7 +37,7 @@ pub fn put(folder: &Path, page: &str, table: Option<Table<'_>>) -> Result<PathBu
 }
 
 /// Refuses a folder in which somebody else's files would be replaced.
-pub fn check(folder: &Path, table: Option<&str>) -> Result<()> {
+pub(crate) fn check(folder: &Path, table: Option<&str>) -> Result<()> {
     let index = folder.join(PAGE);
     let taken = |path: &PathBuf| path.symlink_metadata().is_ok();
     let there = [Some(index.clone()), table.map(|name| folder.join(name))].into_iter().flatten().find(taken);

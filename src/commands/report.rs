@@ -67,7 +67,7 @@ pub fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
 }
 
 /// All that a run's folder says.
-pub fn read_report(folder: &RunFolder) -> Result<RunReport> {
+pub(crate) fn read_report(folder: &RunFolder) -> Result<RunReport> {
     let exists = |path: PathBuf| path.exists().then_some(path);
     let lines: Vec<Metrics> = store::read_json_lines(&folder.metrics())?;
     let record: Option<Measurement> = exists(folder.outcome()).map(|p| store::load_json(&p)).transpose()?;

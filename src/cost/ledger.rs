@@ -38,14 +38,14 @@ pub struct MemoryLedger {
 
 impl Item {
     /// A new one.
-    pub fn new(name: &str, bytes: u64) -> Self {
+    pub(crate) fn new(name: &str, bytes: u64) -> Self {
         Self { name: name.into(), bytes: Bytes(bytes) }
     }
 }
 
 impl Phase {
     /// A new one.
-    pub fn new(name: &str, items: Vec<Item>) -> Self {
+    pub(crate) fn new(name: &str, items: Vec<Item>) -> Self {
         Self { name: name.into(), items }
     }
 
@@ -72,7 +72,7 @@ impl MemoryLedger {
     }
 
     /// Everything alive at the tallest moment, with the phase it belongs to, largest first.
-    pub fn at_peak(&self) -> Vec<(&Item, &str)> {
+    pub(crate) fn at_peak(&self) -> Vec<(&Item, &str)> {
         let resident = self.resident.iter().map(|i| (i, "resident"));
         let tallest = self.tallest().into_iter().flat_map(|p| p.items.iter().map(|i| (i, p.name.as_str())));
         let mut all: Vec<_> = resident.chain(tallest).filter(|(i, _)| i.bytes > Bytes(0)).collect();

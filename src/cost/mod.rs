@@ -2,12 +2,12 @@
 
 pub mod candle;
 pub mod ledger;
-pub mod mlx;
-pub mod params;
-pub mod pool;
+pub(crate) mod mlx;
+pub(crate) mod params;
+pub(crate) mod pool;
 pub mod time;
-pub mod timeline;
-pub mod work;
+pub(crate) mod timeline;
+pub(crate) mod work;
 
 use ledger::MemoryLedger;
 

@@ -7,7 +7,7 @@ use crate::spec::run::{Lora, Weights};
 
 /// Parameters of a model, by what they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parameters {
+pub(crate) struct Parameters {
     /// Embedding, and the learned positions where there are any.
     pub embedding: u64,
     /// The head, where it is not the embedding.
@@ -24,7 +24,7 @@ pub struct Parameters {
 
 impl Parameters {
     /// Of the base model.
-    pub fn of(spec: &ModelSpec) -> Self {
+    pub(crate) fn of(spec: &ModelSpec) -> Self {
         let count = |shape: &[usize]| shape.iter().map(|n| *n as u64).product::<u64>();
         let mut p = Self {
             embedding: 0,
@@ -49,30 +49,30 @@ impl Parameters {
     }
 
     /// All of them.
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.embedding + self.head + self.final_norm + self.blocks * (self.block_matrices + self.block_vectors)
     }
 
     /// Matrices, which are held in the run's weight format; the rest (norms and biases) is held in f32.
-    pub fn matrices(&self) -> u64 {
+    pub(crate) fn matrices(&self) -> u64 {
         self.embedding + self.head + self.blocks * self.block_matrices
     }
 }
 
 /// Bits that a parameter of a matrix takes on average, scales included.
-pub fn bits(spec: &ModelSpec, weights: Weights) -> f64 {
+pub(crate) fn bits(spec: &ModelSpec, weights: Weights) -> f64 {
     8.0 * spec.matrices_bytes(weights) as f64 / Parameters::of(spec).matrices() as f64
 }
 
 /// The projections of one block that carry an adapter, and the number of blocks that have them.
-pub fn adapted(spec: &ModelSpec, lora: &Lora) -> Result<(Vec<Projection>, usize)> {
+pub(crate) fn adapted(spec: &ModelSpec, lora: &Lora) -> Result<(Vec<Projection>, usize)> {
     let targets = spec.targets(&lora.target_modules)?;
     Ok((targets, spec.num_hidden_layers - lora.first_layer(spec.num_hidden_layers)))
 }
 
 /// Parameters of the adapters: `rank x (in + out)`, and with DoRA `out` more, for each adapted projection of each
 /// adapted block.
-pub fn trainable(spec: &ModelSpec, lora: &Lora) -> Result<u64> {
+pub(crate) fn trainable(spec: &ModelSpec, lora: &Lora) -> Result<u64> {
     let (targets, blocks) = adapted(spec, lora)?;
     Ok(blocks as u64 * targets.iter().map(|p| p.lora_params(lora)).sum::<u64>())
 }

@@ -8,14 +8,14 @@
 
 /// The private pool through one step.
 #[derive(Debug, Default)]
-pub struct Pool {
+pub(crate) struct Pool {
     /// Size and whether it is in use.
     buffers: Vec<(u64, bool)>,
 }
 
 impl Pool {
     /// A buffer for so many bytes; its number.
-    pub fn take(&mut self, bytes: u64) -> usize {
+    pub(crate) fn take(&mut self, bytes: u64) -> usize {
         let size = bytes.next_power_of_two();
         let free = (0..self.buffers.len()).filter(|&i| !self.buffers[i].1 && self.buffers[i].0 >= size);
         let slot = free.min_by_key(|&i| self.buffers[i].0).unwrap_or_else(|| {
@@ -27,12 +27,12 @@ impl Pool {
     }
 
     /// It is free for others; the memory stays.
-    pub fn give(&mut self, slot: usize) {
+    pub(crate) fn give(&mut self, slot: usize) {
         self.buffers[slot].1 = false;
     }
 
     /// All that was ever asked of the device: nothing is given back within a step.
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.buffers.iter().map(|b| b.0).sum()
     }
 }

@@ -6,7 +6,7 @@ use crate::units::Bytes;
 
 /// Memory over time. Things of the same name are counted together.
 #[derive(Debug, Default)]
-pub struct Timeline {
+pub(crate) struct Timeline {
     resident: Vec<Item>,
     /// Alive now, by name: a few, so that a search by name is quicker than any map.
     live: Vec<(&'static str, u64)>,
@@ -27,7 +27,7 @@ struct Highest {
 /// Something alive; it must be given back to [`Timeline::free`].
 #[derive(Debug)]
 #[must_use]
-pub struct Live {
+pub(crate) struct Live {
     name: &'static str,
     bytes: u64,
     slot: Option<usize>,
@@ -35,22 +35,22 @@ pub struct Live {
 
 impl Timeline {
     /// One that keeps what candle's Metal allocator would hold, too.
-    pub fn pooled() -> Self {
+    pub(crate) fn pooled() -> Self {
         Self { pool: Some(Pool::default()), ..Self::default() }
     }
 
     /// What that allocator holds at the end of the step.
-    pub fn pool(&self) -> Bytes {
+    pub(crate) fn pool(&self) -> Bytes {
         Bytes(self.pool.as_ref().map_or(0, Pool::total))
     }
 
     /// Something that stays for the whole run.
-    pub fn resident(&mut self, name: &str, bytes: u64) {
+    pub(crate) fn resident(&mut self, name: &str, bytes: u64) {
         self.resident.push(Item::new(name, bytes));
     }
 
     /// What follows belongs to this phase; a phase may come again.
-    pub fn phase(&mut self, name: &'static str) {
+    pub(crate) fn phase(&mut self, name: &'static str) {
         match self.phases.iter().position(|p| p.name == name) {
             Some(i) => self.phases[i..].rotate_left(1),
             None => self.phases.push(Highest { name, total: 0, live: Vec::new() }),
@@ -59,7 +59,7 @@ impl Timeline {
     }
 
     /// An allocation.
-    pub fn alloc(&mut self, name: &'static str, bytes: u64) -> Live {
+    pub(crate) fn alloc(&mut self, name: &'static str, bytes: u64) -> Live {
         *self.place(name) += bytes;
         self.total += bytes;
         if self.largest.is_none_or(|(_, largest)| largest < bytes) {
@@ -79,7 +79,7 @@ impl Timeline {
     }
 
     /// A release.
-    pub fn free(&mut self, live: Live) {
+    pub(crate) fn free(&mut self, live: Live) {
         self.total -= live.bytes;
         *self.place(live.name) -= live.bytes;
         if let (Some(pool), Some(slot)) = (&mut self.pool, live.slot) {
@@ -88,14 +88,14 @@ impl Timeline {
     }
 
     /// The same memory under another name: a tensor's role changes as the step goes on.
-    pub fn rename(&mut self, live: Live, name: &'static str) -> Live {
+    pub(crate) fn rename(&mut self, live: Live, name: &'static str) -> Live {
         *self.place(live.name) -= live.bytes;
         *self.place(name) += live.bytes;
         Live { name, ..live }
     }
 
     /// An allocation and its release, with nothing between.
-    pub fn brief(&mut self, name: &'static str, bytes: u64) {
+    pub(crate) fn brief(&mut self, name: &'static str, bytes: u64) {
         let live = self.alloc(name, bytes);
         self.free(live);
     }
@@ -110,7 +110,7 @@ impl Timeline {
     }
 
     /// The tallest moment of each phase.
-    pub fn ledger(self) -> MemoryLedger {
+    pub(crate) fn ledger(self) -> MemoryLedger {
         let items = |mut live: Vec<(&str, u64)>| {
             live.sort_unstable();
             live.into_iter().filter(|(_, b)| *b > 0).map(|(n, b)| Item::new(n, b)).collect()

@@ -14,7 +14,7 @@ const SAMPLE: usize = 512;
 
 /// Means over the micro-batches of a run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Work {
+pub(crate) struct Work {
     /// Micro-batches of an optimizer step.
     pub micro_batches: f64,
     /// Tokens of the examples in a micro-batch.
@@ -26,7 +26,7 @@ pub struct Work {
 }
 
 /// Length of a row of `n` tokens as mlx-lm pads it.
-pub fn mlx_padded(n: usize, cap: usize) -> usize {
+pub(crate) fn mlx_padded(n: usize, cap: usize) -> usize {
     (1 + n.div_ceil(MLX_PADDING) * MLX_PADDING).min(cap)
 }
 
@@ -43,7 +43,7 @@ const GROUPS: usize = 64;
 /// cumulants K under a tilt t (Bahadur and Rao 1960): `P(S >= b K'(t)) = exp(b (K - t K')) / (t sqrt(2 pi b K''))`.
 /// The t is sought at which that is the chance that one micro-batch of the run may have; the answer is never more than
 /// the b longest together.
-pub fn heaviest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64, quantile: f64) -> usize {
+pub(crate) fn heaviest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64, quantile: f64) -> usize {
     let (cap, batch) = (run.recipe.max_seq_length, run.execution.batch_size);
     let lengths = &*rows(lengths, run);
     let sorted = lengths.sorted();
@@ -77,7 +77,7 @@ pub fn heaviest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64, qua
 }
 
 /// Tokens of the rows that micro-batches are drawn from: the examples, or what they are packed into.
-pub fn rows<'a>(lengths: &'a TokenLengths, run: &RunConfig) -> Cow<'a, TokenLengths> {
+pub(crate) fn rows<'a>(lengths: &'a TokenLengths, run: &RunConfig) -> Cow<'a, TokenLengths> {
     if run.recipe.packing { Cow::Owned(lengths.packed(run.recipe.max_seq_length)) } else { Cow::Borrowed(lengths) }
 }
 
@@ -91,7 +91,7 @@ fn mlx_kept(sorted: &[u32], batch: usize) -> &[u32] {
 
 /// Tokens of the longest example that mlx-lm meets, in a share `quantile` of all runs: of all its batches where the run
 /// is long enough to see each, else of as many as it has micro-batches, drawn at random.
-pub fn mlx_longest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64, quantile: f64) -> usize {
+pub(crate) fn mlx_longest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64, quantile: f64) -> usize {
     let (cap, batch) = (run.recipe.max_seq_length, run.execution.batch_size);
     let kept = mlx_kept(lengths.sorted(), batch);
     let groups = kept.len().div_ceil(batch);
@@ -106,7 +106,7 @@ pub fn mlx_longest(lengths: &TokenLengths, run: &RunConfig, micro_batches: f64, 
 
 /// Tokens of a row of the validation batch that has the most of them, where there is one. Our own engine takes
 /// examples as they come and lays them end to end, mlx-lm sorts and pads them as it does in training.
-pub fn heaviest_validation(lengths: &TokenLengths, run: &RunConfig) -> Option<usize> {
+pub(crate) fn heaviest_validation(lengths: &TokenLengths, run: &RunConfig) -> Option<usize> {
     let (cap, batch) = (run.recipe.max_seq_length, run.execution.batch_size);
     let cut = |n: &u32| (*n as usize).min(cap);
     match run.engine {
@@ -124,7 +124,7 @@ pub fn heaviest_validation(lengths: &TokenLengths, run: &RunConfig) -> Option<us
 
 impl Work {
     /// Of a run. Without `lengths` every example is taken to be as long as it may be.
-    pub fn of(run: &RunConfig, lengths: Option<&TokenLengths>) -> Self {
+    pub(crate) fn of(run: &RunConfig, lengths: Option<&TokenLengths>) -> Self {
         let (cap, batch) = (run.recipe.max_seq_length, run.execution.batch_size);
         let micro_batches = run.accumulation() as f64;
         let Some(lengths) = lengths.filter(|l| !l.is_empty()) else {
@@ -151,13 +151,13 @@ impl Work {
     }
 
     /// Examples of a micro-batch.
-    pub fn examples(&self) -> f64 {
+    pub(crate) fn examples(&self) -> f64 {
         self.sequences.iter().map(|(_, count)| count).sum()
     }
 
     /// Query-key pairs of a micro-batch in a layer that sees `window` keys, when queries are worked on `chunk` at a
     /// time and a chunk meets every key that any of its queries can see.
-    pub fn pairs(&self, window: Option<usize>, chunk: usize) -> f64 {
+    pub(crate) fn pairs(&self, window: Option<usize>, chunk: usize) -> f64 {
         let of = |n: usize| {
             let (n, c) = (n as f64, chunk.min(n) as f64);
             let w = window.map_or(n, |w| (w as f64).min(n));
@@ -168,7 +168,7 @@ impl Work {
     }
 
     /// Pairs over all layers, and over the layers from `first` on.
-    pub fn pairs_by_layer(&self, spec: &ModelSpec, chunk: usize, first: usize) -> (f64, f64) {
+    pub(crate) fn pairs_by_layer(&self, spec: &ModelSpec, chunk: usize, first: usize) -> (f64, f64) {
         let windows = &spec.attention.windows;
         let mut known: Vec<(Option<usize>, f64)> = Vec::new();
         let mut of = |window| match known.iter().find(|(w, _)| *w == window) {
@@ -184,7 +184,7 @@ impl Work {
     }
 
     /// Squared lengths: what an engine works on that does not use causality.
-    pub fn squares(&self) -> f64 {
+    pub(crate) fn squares(&self) -> f64 {
         self.sequences.iter().map(|&(n, count)| count * (n * n) as f64).sum()
     }
 }

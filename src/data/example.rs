@@ -15,7 +15,7 @@ pub struct Example {
 
 /// Which tokens of an example are learned, in a run that does not pad: those within the longest length, after the first,
 /// and after the prompt where it is masked.
-pub fn targets(example: &Example, run: &RunConfig) -> Range<usize> {
+pub(crate) fn targets(example: &Example, run: &RunConfig) -> Range<usize> {
     let first = if run.recipe.mask_prompt { example.prompt.max(1) } else { 1 };
     first..example.tokens.len().min(run.recipe.max_seq_length)
 }

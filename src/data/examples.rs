@@ -30,7 +30,7 @@ const FORMS: &str =
     "a row is {\"text\"}, {\"prompt\",\"completion\"}, {\"messages\":[{\"role\",\"content\"}]} or {\"tokens\":[..]}";
 
 /// Training and validation examples of a run.
-pub struct Rows {
+pub(crate) struct Rows {
     /// Training examples, in file order.
     pub train: Vec<Example>,
     /// Validation examples; empty without a validation file.
@@ -39,7 +39,7 @@ pub struct Rows {
 
 impl Rows {
     /// Reads and tokenises the data of a run.
-    pub fn read(data: &Data, text: &Text, vocab_size: usize) -> Result<Self> {
+    pub(crate) fn read(data: &Data, text: &Text, vocab_size: usize) -> Result<Self> {
         let parse = |rows: Cow<'static, str>, path: &Path| examples(rows, path, text, vocab_size);
         if data.train().as_os_str() == BUILTIN {
             let (train, valid) = builtin_rows();
@@ -54,7 +54,7 @@ impl Rows {
 
     /// How many training rows have nothing to learn, because their prompt fills `max_seq_length` and is masked; an error
     /// where it is all of the training rows, or all of the validation rows.
-    pub fn untrained(&self, run: &RunConfig) -> Result<usize> {
+    pub(crate) fn untrained(&self, run: &RunConfig) -> Result<usize> {
         let without = |rows: &[Example]| rows.iter().filter(|row| targets(row, run).is_empty()).count();
         let files = [(Some(run.data.train()), &self.train), (run.data.valid(), &self.valid)];
         for (path, rows) in files {
@@ -71,7 +71,7 @@ impl Rows {
     }
 
     /// Lengths of the examples.
-    pub fn lengths(&self) -> TokenLengths {
+    pub(crate) fn lengths(&self) -> TokenLengths {
         let all: usize = self.train.iter().map(|e| e.tokens.len()).sum();
         let completion: usize = self.train.iter().map(|e| e.tokens.len() - e.prompt.min(e.tokens.len())).sum();
         let lengths = TokenLengths::new(self.train.iter().map(|e| e.tokens.len() as u32).collect());
@@ -81,7 +81,7 @@ impl Rows {
 }
 
 /// The examples of a JSON-lines text; `path` is for messages.
-pub fn examples(lines: Cow<'static, str>, path: &Path, text: &Text, vocab_size: usize) -> Result<Vec<Example>> {
+pub(crate) fn examples(lines: Cow<'static, str>, path: &Path, text: &Text, vocab_size: usize) -> Result<Vec<Example>> {
     let line = Arc::new(AtomicUsize::new(0));
     let (at, file) = (Arc::clone(&line), path.to_path_buf());
     let found = text.at_once(move |text| {

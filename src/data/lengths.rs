@@ -12,7 +12,7 @@ use crate::spec::run::{BUILTIN, Data, RunConfig};
 
 /// Lengths, and what is to be said of how they were found.
 #[derive(Clone, Debug)]
-pub struct Counted {
+pub(crate) struct Counted {
     /// Of the training and the validation rows.
     pub lengths: TokenLengths,
     /// A sentence for the user: rows that teach nothing, or lengths that are an estimate.
@@ -33,13 +33,13 @@ fn rows(model: &Model, data: &Data) -> Result<Rows> {
 }
 
 /// Lengths of the data's examples under a model's tokenizer.
-pub fn lengths(model: &Model, data: &Data) -> Result<TokenLengths> {
+pub(crate) fn lengths(model: &Model, data: &Data) -> Result<TokenLengths> {
     Ok(rows(model, data)?.lengths())
 }
 
 /// Lengths of a run's examples, as [`lengths_or_estimate`] has them. Rows from which the run learns nothing are said; if
 /// there are no others, it is an error.
-pub fn lengths_of_run(model: &Model, run: &RunConfig) -> Result<Counted> {
+pub(crate) fn lengths_of_run(model: &Model, run: &RunConfig) -> Result<Counted> {
     match rows(model, &run.data) {
         Ok(rows) => {
             let (without, all) = (rows.untrained(run)?, rows.train.len());
@@ -56,7 +56,7 @@ pub fn lengths_of_run(model: &Model, run: &RunConfig) -> Result<Counted> {
 
 /// [`lengths`], or an estimate where the tokenizer is not on this machine, which is said. The rows that ship stand for no
 /// one's data, so with another model they are not estimated.
-pub fn lengths_or_estimate(model: &Model, data: &Data) -> Result<Counted> {
+pub(crate) fn lengths_or_estimate(model: &Model, data: &Data) -> Result<Counted> {
     match lengths(model, data) {
         Err(Error::NoWeights { .. }) if data.train().as_os_str() != BUILTIN => estimate(data),
         counted => Ok(counted?.into()),
@@ -64,7 +64,7 @@ pub fn lengths_or_estimate(model: &Model, data: &Data) -> Result<Counted> {
 }
 
 /// Lengths without the model's tokenizer: by the one that ships, of the rows that ship, and else by the size of the text.
-pub fn estimate(data: &Data) -> Result<Counted> {
+pub(crate) fn estimate(data: &Data) -> Result<Counted> {
     if data.train().as_os_str() == BUILTIN {
         return Ok(lengths(&model(BUILTIN)?, data)?.into());
     }

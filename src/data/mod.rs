@@ -2,5 +2,5 @@
 
 pub mod batches;
 pub mod example;
-pub mod examples;
-pub mod lengths;
+pub(crate) mod examples;
+pub(crate) mod lengths;

@@ -31,7 +31,7 @@ const FAILURES: usize = 3;
 const TRIAL_CONFIDENCE: f64 = 0.95;
 
 /// What is to be calibrated for.
-pub struct Calibrating<'a> {
+pub(crate) struct Calibrating<'a> {
     /// The planned run.
     pub run: &'a RunConfig,
     /// Its model and data.
@@ -46,7 +46,7 @@ pub struct Calibrating<'a> {
 
 /// What the trials showed.
 #[derive(Debug, Default)]
-pub struct Calibrated {
+pub(crate) struct Calibrated {
     /// Trials made now.
     pub measured: usize,
     /// Trials that had been made before.
@@ -63,7 +63,7 @@ pub struct Calibrated {
 
 /// What activation checkpointing costs and saves, where both ways were measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Price {
+pub(crate) struct Price {
     /// Speed without it over speed with it.
     pub faster: f64,
     /// Footprint that it saves.
@@ -72,7 +72,7 @@ pub struct Price {
 
 /// What happens while trials are made.
 #[derive(Clone, Copy, Debug)]
-pub enum TrialEvent<'a> {
+pub(crate) enum TrialEvent<'a> {
     /// Something about the machine that spoils measurements.
     Remark(&'a str),
     /// A trial is about to begin, so long after the first one.
@@ -86,7 +86,7 @@ pub enum TrialEvent<'a> {
 /// Why no more trials were made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ended {
+pub(crate) enum Ended {
     /// None could change the choice by anything that matters.
     Settled,
     /// Those that could do not fit into what is left of the time.
@@ -103,7 +103,7 @@ pub enum Ended {
 ///
 /// # Errors
 /// Where a trial cannot be begun or written down, and what `on` returns.
-pub fn calibrate(
+pub(crate) fn calibrate(
     session: &mut Session,
     what: &Calibrating<'_>,
     interrupted: &AtomicBool,

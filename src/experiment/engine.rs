@@ -10,7 +10,7 @@ use crate::trainer::candle::CandleTrainer;
 use crate::trainer::scripted::{Script, ScriptedTrainer};
 
 /// Who trains for this engine.
-pub fn trainer(engine: Engine, script: Option<&Path>) -> Result<Box<dyn Trainer>> {
+pub(crate) fn trainer(engine: Engine, script: Option<&Path>) -> Result<Box<dyn Trainer>> {
     if let Some(path) = script {
         return Ok(Box::new(ScriptedTrainer::new(store::load_json::<Script>(path)?, engine)));
     }

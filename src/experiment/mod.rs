@@ -2,10 +2,15 @@
 //!
 //! Nothing is printed: a caller is told by events.
 
-pub mod calibration;
-pub mod engine;
-pub mod run_file;
+pub(crate) mod calibration;
+pub(crate) mod engine;
+pub(crate) mod run_file;
 pub mod session;
-pub mod trial;
-pub mod trials;
-pub mod workload;
+pub(crate) mod trial;
+pub(crate) mod trials;
+pub(crate) mod workload;
+
+#[cfg(test)]
+mod calibrated_tests;
+#[cfg(test)]
+mod packing_tests;

@@ -7,14 +7,14 @@ use crate::spec::run::{BUILTIN, Data, RunConfig};
 use crate::store;
 
 /// The run file at `path`, with paths that stay right wherever it is copied to.
-pub fn read_run(path: &Path) -> Result<RunConfig> {
+pub(crate) fn read_run(path: &Path) -> Result<RunConfig> {
     let mut run = RunConfig::from_toml(&store::read_text(path)?, path)?;
     anchor(&mut run);
     Ok(run)
 }
 
 /// Makes every path of a run absolute.
-pub fn anchor(run: &mut RunConfig) {
+pub(crate) fn anchor(run: &mut RunConfig) {
     let fix = |path: &mut PathBuf| {
         if path.as_os_str() != BUILTIN {
             *path = std::path::absolute(&path).unwrap_or_else(|_| path.clone());

@@ -29,7 +29,7 @@ const LARGER: f64 = 1.25;
 
 /// What a caller says of a session.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings<'a> {
+pub(crate) struct Settings<'a> {
     /// Folder of the measurements of all machines.
     pub results: &'a Path,
     /// Footprint that is not to be exceeded, where that is less than is free.
@@ -39,7 +39,7 @@ pub struct Settings<'a> {
 }
 
 /// This machine, an engine on it, and what has been measured of them.
-pub struct Session {
+pub(crate) struct Session {
     /// This machine, now.
     pub machine: Machine,
     /// What measurements made here have in common.
@@ -72,7 +72,7 @@ struct Tried {
 
 impl Session {
     /// Asks the machine and reads its table.
-    pub fn open(engine: Engine, settings: &Settings<'_>) -> Result<Self> {
+    pub(crate) fn open(engine: Engine, settings: &Settings<'_>) -> Result<Self> {
         let machine = probe::this_machine()?;
         let engine_version = trainer(engine, settings.script)?.version();
         let limit = settings.memory_limit.map_or(machine.available, |limit| limit.min(machine.available));
@@ -80,7 +80,7 @@ impl Session {
     }
 
     /// The session that a run was made on, as far as this machine is it.
-    pub fn of_record(record: &Measurement, results: &Path) -> Result<Self> {
+    pub(crate) fn of_record(record: &Measurement, results: &Path) -> Result<Self> {
         let machine = probe::this_machine()?;
         if machine.name != record.machine {
             return Err(Error::invalid("machine", &machine.name, format!("`{}`, where it ran", record.machine)));
@@ -91,7 +91,7 @@ impl Session {
 
     /// What is known of an engine, or of a script in its place, on this machine or another, where `limit` is not to be
     /// exceeded.
-    pub fn of_machine(
+    pub(crate) fn of_machine(
         (engine, script): (Engine, Option<&Path>),
         (machine, limit): (&Machine, Bytes),
         results: &Path,
@@ -130,7 +130,7 @@ impl Session {
     }
 
     /// Makes sure that a measurement can be written down, before there is one: hours may lie between.
-    pub fn check_writable(&self) -> Result<()> {
+    pub(crate) fn check_writable(&self) -> Result<()> {
         self.describe_machine()?;
         store::check_csv(&self.path, &row::header())
     }
@@ -142,7 +142,7 @@ impl Session {
     }
 
     /// Writes one down and learns from it.
-    pub fn add(&mut self, measurement: Measurement) -> Result<()> {
+    pub(crate) fn add(&mut self, measurement: Measurement) -> Result<()> {
         self.describe_machine()?;
         // The columns are looked at there.
         store::append_csv(&self.path, &row::header(), &measurement.to_row()?)?;
@@ -157,29 +157,29 @@ impl Session {
     }
 
     /// How often the speed of a run has been measured by a trial.
-    pub fn times_measured(&self, run: &RunConfig) -> usize {
+    pub(crate) fn times_measured(&self, run: &RunConfig) -> usize {
         self.trials(run).filter(|m| m.has_speed()).count()
     }
 
     /// What the last trial of a run had taken when it died of memory, under a limit like that of now.
-    pub fn died(&self, run: &RunConfig) -> Option<Bytes> {
+    pub(crate) fn died(&self, run: &RunConfig) -> Option<Bytes> {
         let last = self.trials(run).rfind(|m| m.says_something()).filter(|m| m.died_of_memory())?;
         self.tells_of_now(last).then(|| last.had_taken())
     }
 
     /// What the last trial of a run had taken when it was killed for reasons unknown.
-    pub fn killed(&self, run: &RunConfig) -> Option<Bytes> {
+    pub(crate) fn killed(&self, run: &RunConfig) -> Option<Bytes> {
         let last = self.trials(run).rfind(|m| m.says_something())?;
         last.was_killed().then(|| last.had_taken())
     }
 
     /// A kill that nobody explained counts until a later trial ends better, whatever the limit is now.
-    pub fn tells_of_now(&self, died: &Measurement) -> bool {
+    pub(crate) fn tells_of_now(&self, died: &Measurement) -> bool {
         died.was_killed() || self.limit < died.ran_into().scale(LARGER)
     }
 
     /// Where they are written down.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -214,12 +214,12 @@ impl Session {
     }
 
     /// What `run` takes, held against the limit.
-    pub fn assess(&self, subject: &Workload, run: &RunConfig, confidence: f64) -> Result<Assessment> {
+    pub(crate) fn assess(&self, subject: &Workload, run: &RunConfig, confidence: f64) -> Result<Assessment> {
         assess(&self.request(subject, run, &self.calibration), confidence, Some(self.limit))
     }
 
     /// The same by another calibration.
-    pub fn request<'a>(&'a self, subject: &'a Workload, run: &'a RunConfig, by: &'a Calibration) -> Request<'a> {
+    pub(crate) fn request<'a>(&'a self, subject: &'a Workload, run: &'a RunConfig, by: &'a Calibration) -> Request<'a> {
         Request { spec: &subject.spec, machine: &self.machine, run, lengths: Some(&subject.lengths), calibration: by }
     }
 }
@@ -253,7 +253,7 @@ fn measured(m: &Measurement) -> Option<Measured> {
 }
 
 /// A prediction as a row of measurements keeps it.
-pub fn predicted(prediction: &Prediction) -> Predicted {
+pub(crate) fn predicted(prediction: &Prediction) -> Predicted {
     Predicted {
         peak_memory_bytes: Some(prediction.peak_memory),
         footprint_bytes: Some(prediction.footprint),

@@ -23,7 +23,7 @@ const PRECISION: f64 = 0.01;
 
 /// How long a trial may take.
 #[derive(Clone, Copy, Debug)]
-pub struct TrialLimits {
+pub(crate) struct TrialLimits {
     /// After this it ends.
     pub time: Seconds,
     /// Without a sign of life for this long it hangs.
@@ -31,7 +31,7 @@ pub struct TrialLimits {
 }
 
 /// Makes one trial and writes it down, unless it was interrupted before it had anything to say.
-pub fn measure<'a>(
+pub(crate) fn measure<'a>(
     session: &'a mut Session,
     trial: &RunConfig,
     (TrialLimits { time, silence }, plan): (TrialLimits, &Assessment),

@@ -38,15 +38,15 @@ const KNOWN: f64 = 0.02;
 
 /// Steps after the warm-up that a trial takes at least, and the time that they take together at least: two or three may
 /// be alike by chance, and a machine has good and bad tenths of a second.
-pub const MIN_STEPS: usize = 3;
+pub(crate) const MIN_STEPS: usize = 3;
 /// See [`MIN_STEPS`].
-pub const MIN_TIME: Seconds = Seconds(1.0);
+pub(crate) const MIN_TIME: Seconds = Seconds(1.0);
 /// Starting a trial's process and loading a small model.
 const START: f64 = 0.3;
 
 /// A run, and what the formulas say of it.
 #[derive(Clone, Debug)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// The run.
     pub run: RunConfig,
     /// What it costs.
@@ -57,12 +57,12 @@ pub struct Candidate {
 
 impl Candidate {
     /// Its upper bound lies within the limit, and nothing that needs less has died.
-    pub fn surely_fits(&self, limit: Bytes, calibration: &Calibration, confidence: f64) -> bool {
+    pub(crate) fn surely_fits(&self, limit: Bytes, calibration: &Calibration, confidence: f64) -> bool {
         !self.deadly && fits_within(limit, calibration, &self.formula, confidence)
     }
 
     /// Least time that it takes as a trial, by what is known.
-    pub fn seconds(&self, calibration: &Calibration) -> Seconds {
+    pub(crate) fn seconds(&self, calibration: &Calibration) -> Seconds {
         let step = calibration.typical_time(&self.formula.cost);
         Seconds(START + step + MIN_TIME.0.max(MIN_STEPS as f64 * step))
     }
@@ -70,7 +70,7 @@ impl Candidate {
 
 /// A choice that is to be made.
 #[derive(Clone, Copy, Debug)]
-pub struct Decision<'a> {
+pub(crate) struct Decision<'a> {
     /// Executions of one recipe.
     pub options: &'a [Candidate],
     /// Footprint that is not to be exceeded, with this probability.
@@ -81,7 +81,7 @@ pub struct Decision<'a> {
 
 /// How a choice stands.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Standing {
+pub(crate) struct Standing {
     /// The fastest option that surely fits, if any does.
     pub choice: Option<usize>,
     /// What is lost on the average by taking it and not the best, as a share of the time; infinite without a choice.
@@ -96,14 +96,14 @@ pub struct Standing {
 
 impl Standing {
     /// No further trial could change the choice by anything that matters, and its speed is known.
-    pub fn settled(&self) -> bool {
+    pub(crate) fn settled(&self) -> bool {
         self.regret < SETTLED && self.unknown < KNOWN
     }
 }
 
 impl Decision<'_> {
     /// How it stands by what is known.
-    pub fn standing(&self, calibration: &Calibration) -> Standing {
+    pub(crate) fn standing(&self, calibration: &Calibration) -> Standing {
         let formulas: Vec<&Formula> = self.options.iter().map(|o| &o.formula).collect();
         let fit: Vec<bool> =
             self.options.iter().map(|o| o.surely_fits(self.limit, calibration, self.confidence)).collect();
@@ -148,7 +148,7 @@ impl Decision<'_> {
 }
 
 /// The trial of those at hand that is worth most for its time to these choices; `None` where none is worth anything.
-pub fn next<'a>(
+pub(crate) fn next<'a>(
     calibration: &Calibration,
     decisions: &[(Decision<'_>, Standing)],
     trials: impl Iterator<Item = &'a Candidate>,
@@ -163,7 +163,7 @@ pub fn next<'a>(
 }
 
 /// What is known beforehand about everything that may be chosen or tried.
-pub struct Around<'a> {
+pub(crate) struct Around<'a> {
     /// The model.
     pub spec: &'a ModelSpec,
     /// The machine.
@@ -182,7 +182,7 @@ impl Around<'_> {
     }
 
     /// Marks those that need at least as much memory, by the ledger, as a run that died of it.
-    pub fn mark(&self, candidates: &mut [Candidate], calibration: &Calibration) -> Result<()> {
+    pub(crate) fn mark(&self, candidates: &mut [Candidate], calibration: &Calibration) -> Result<()> {
         let Self { spec, machine, lengths, .. } = *self;
         for candidate in candidates {
             let request = Request { spec, machine, run: &candidate.run, lengths: Some(lengths), calibration };
@@ -192,7 +192,7 @@ impl Around<'_> {
     }
 
     /// Every execution of this run's recipe, this run's own among them.
-    pub fn options(&self, run: &RunConfig) -> Result<Vec<Candidate>> {
+    pub(crate) fn options(&self, run: &RunConfig) -> Result<Vec<Candidate>> {
         let mut all = executions(Held::default(), self.spec, run);
         if !all.contains(run) {
             all.push(run.clone());
@@ -202,7 +202,7 @@ impl Around<'_> {
 
     /// Short runs around these options: their micro-batches, and those of shorter rows and twice the rank, each padded to
     /// its length and with one micro-batch a step, as accumulating more would only repeat it.
-    pub fn trials(&self, run: &RunConfig) -> Result<Vec<Candidate>> {
+    pub(crate) fn trials(&self, run: &RunConfig) -> Result<Vec<Candidate>> {
         let padded = TokenLengths::filled();
         let (length, lora) = (run.recipe.max_seq_length, &run.recipe.lora);
         let lengths = [8, 4, 2, 1].map(|part| (length / part).max(SHORTEST.min(length)));

@@ -8,7 +8,7 @@ use crate::spec::run::RunConfig;
 use crate::spec::run::data::TokenLengths;
 
 /// What a run is about.
-pub struct Workload {
+pub(crate) struct Workload {
     /// The model.
     pub spec: ModelSpec,
     /// Lengths of its training rows.
@@ -17,21 +17,21 @@ pub struct Workload {
 
 impl Workload {
     /// Of a run: model and data must be there.
-    pub fn of(run: &RunConfig) -> Result<Self> {
+    pub(crate) fn of(run: &RunConfig) -> Result<Self> {
         let model = found(run)?;
         let lengths = lengths(&model, &run.data)?;
         Ok(Self { spec: model.spec, lengths })
     }
 
     /// Of a run that is to be done, and what is to be said of its rows.
-    pub fn to_train(run: &RunConfig) -> Result<(Self, Option<String>)> {
+    pub(crate) fn to_train(run: &RunConfig) -> Result<(Self, Option<String>)> {
         let model = found(run)?;
         let Counted { lengths, note } = lengths_of_run(&model, run)?;
         Ok((Self { spec: model.spec, lengths }, note))
     }
 
     /// The same with every row padded to the greatest length, as trials do it.
-    pub fn padded(&self) -> Self {
+    pub(crate) fn padded(&self) -> Self {
         Self { spec: self.spec.clone(), lengths: TokenLengths::filled() }
     }
 }

@@ -8,7 +8,7 @@ use crate::export::request::Subject;
 use crate::spec::run::export_format::ExportFormat;
 
 /// Writes the subject's adapter as `format`.
-pub fn write(subject: &Subject, format: ExportFormat, place: &Place) -> Result<Vec<String>> {
+pub(crate) fn write(subject: &Subject, format: ExportFormat, place: &Place) -> Result<Vec<String>> {
     let (file, spec) = (subject.adapter(format)?, &subject.spec);
     let layout = if format == ExportFormat::Peft { Layout::Peft } else { Layout::MlxLm };
     let pairs = file.paths().filter_map(|path| Some((path.to_owned(), file.adapter(path)?))).collect();

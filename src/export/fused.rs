@@ -23,7 +23,7 @@ use crate::store::stream::{Streamed, copy};
 const COPY: u64 = 8 << 20;
 
 /// Writes the folder.
-pub fn write(subject: &Subject, place: &Place, progress: Progress<'_>) -> Result<Vec<String>> {
+pub(crate) fn write(subject: &Subject, place: &Place, progress: Progress<'_>) -> Result<Vec<String>> {
     subject.adapter(ExportFormat::Fused)?;
     let merged = Merged::open(subject)?;
     if let Some(file) = merged.base.safetensors().iter().find(|file| Path::new(&file.name).components().count() > 1) {

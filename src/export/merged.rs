@@ -18,7 +18,7 @@ use crate::spec::model::storage::Format;
 const PIECE: usize = 2 << 20;
 
 /// The tensors of a model as they are with its adapter.
-pub struct Merged<'a> {
+pub(crate) struct Merged<'a> {
     /// The base.
     pub base: BaseWeights,
     adapter: Option<&'a AdapterFile>,
@@ -28,7 +28,7 @@ pub struct Merged<'a> {
 
 impl<'a> Merged<'a> {
     /// Opens the base's files and looks them over.
-    pub fn open(subject: &'a Subject) -> Result<Self> {
+    pub(crate) fn open(subject: &'a Subject) -> Result<Self> {
         let base = subject.source.weights()?;
         if matches!(subject.spec.storage.format, Format::Gguf(_) | Format::Affine { .. })
             || base.safetensors().is_empty()
@@ -42,12 +42,12 @@ impl<'a> Merged<'a> {
     }
 
     /// Names of the tensors that the adapter changes, as transformers calls them.
-    pub fn changed(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn changed(&self) -> impl Iterator<Item = String> {
         self.adapter.into_iter().flat_map(|file| file.paths().map(|path| format!("{path}.weight")))
     }
 
     /// The bytes in a format of f32 numbers of the tensor `name`, all of which the format can hold.
-    pub fn encode(&self, name: &str, tensor: &Tensor, format: GgmlDType) -> Result<Vec<u8>> {
+    pub(crate) fn encode(&self, name: &str, tensor: &Tensor, format: GgmlDType) -> Result<Vec<u8>> {
         let bytes = encode(tensor, format)?;
         match all_finite_ggml(&bytes, format) {
             true => Ok(bytes),
@@ -59,7 +59,7 @@ impl<'a> Merged<'a> {
     }
 
     /// Some rows (first dimension, as stored) of a tensor, in f32.
-    pub fn rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
+    pub(crate) fn rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
         let base = self.base.rows(name, rows.clone())?;
         let pair = name.strip_suffix(".weight").and_then(|path| self.adapter?.adapter(path));
         let (Some(pair), Some(file)) = (pair, self.adapter) else { return Ok(base) };
@@ -73,12 +73,12 @@ impl<'a> Merged<'a> {
 }
 
 /// Ranges that cover `rows` rows of `width` numbers, each a whole number of `unit` rows.
-pub fn pieces(rows: usize, width: usize, unit: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn pieces(rows: usize, width: usize, unit: usize) -> impl Iterator<Item = Range<usize>> {
     let step = (PIECE / width.max(1)).max(1).next_multiple_of(unit);
     (0..rows).step_by(step).map(move |from| from..(from + step).min(rows))
 }
 
 /// The bytes of f32 numbers in a format: GGUF's dense formats are the plain ones, least significant byte first.
-pub fn encode(tensor: &Tensor, format: GgmlDType) -> Result<Vec<u8>> {
+pub(crate) fn encode(tensor: &Tensor, format: GgmlDType) -> Result<Vec<u8>> {
     Ok(QTensor::quantize(&tensor.contiguous()?, format)?.data().map(Cow::into_owned)?)
 }

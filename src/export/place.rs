@@ -16,14 +16,14 @@ const MANIFEST: &str = ".headroom-export";
 const GGUF: &[u8] = b"GGUF";
 
 /// A place that was looked at.
-pub struct Place {
+pub(crate) struct Place {
     out: PathBuf,
     force: bool,
 }
 
 impl Place {
     /// Refuses to write over anything without leave, over what is being read, and over what no export made.
-    pub fn check(request: &Request, source: &ModelSource) -> Result<Self> {
+    pub(crate) fn check(request: &Request, source: &ModelSource) -> Result<Self> {
         let place = Self { out: request.out.clone(), force: request.force };
         store::clear_beside(&place.out);
         if !place.out.exists() && !place.out.is_symlink() {
@@ -92,12 +92,12 @@ impl Place {
     }
 
     /// A folder that takes the place once it is full.
-    pub fn stage(&self) -> Result<Staged> {
+    pub(crate) fn stage(&self) -> Result<Staged> {
         Staged::create(&self.out)
     }
 
     /// Lists what is in the folder and puts it in its place.
-    pub fn finish(&self, staged: Staged) -> Result<()> {
+    pub(crate) fn finish(&self, staged: Staged) -> Result<()> {
         let files = store::entries_in(staged.folder())?;
         let names: Vec<String> =
             files.iter().filter_map(|file| Some(file.file_name()?.to_string_lossy().into_owned())).collect();
@@ -109,7 +109,7 @@ impl Place {
 }
 
 /// Bytes of a file, or of the files in a folder.
-pub fn size(path: &Path) -> Result<Bytes> {
+pub(crate) fn size(path: &Path) -> Result<Bytes> {
     let of = |path: PathBuf| {
         let meta = path.metadata();
         meta.map(|m| m.len()).map_err(|source| Error::Read { path, source })

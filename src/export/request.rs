@@ -48,7 +48,7 @@ pub struct Exported {
 }
 
 /// Told how many bytes of how many are done; an error ends the export.
-pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
+pub(crate) type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
 
 /// A base whose files are open, and what is put on it.
 pub(crate) struct Subject {

@@ -35,7 +35,7 @@ const Q4_K_M: f64 = 4.9;
 /// What is to be said of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Inside the interval.
     Right,
     /// Less memory or time, or more speed, than can be expected.
@@ -48,7 +48,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// In a word.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Right => "right",
             Self::Optimistic => "optimistic",
@@ -58,7 +58,7 @@ impl Verdict {
     }
 
     /// Of a claimed amount of something that one would have less of: `floor` cannot be gone below.
-    pub fn of_amount(claimed: f64, floor: f64, low: f64, high: f64) -> Self {
+    pub(crate) fn of_amount(claimed: f64, floor: f64, low: f64, high: f64) -> Self {
         if claimed < floor {
             Self::Impossible
         } else if claimed < low {
@@ -71,7 +71,7 @@ impl Verdict {
     }
 
     /// Of a claimed rate: `ceiling` cannot be gone above.
-    pub fn of_rate(claimed: f64, low: f64, high: f64, ceiling: f64) -> Self {
+    pub(crate) fn of_rate(claimed: f64, low: f64, high: f64, ceiling: f64) -> Self {
         if claimed > ceiling {
             Self::Impossible
         } else if claimed > high {
@@ -86,7 +86,7 @@ impl Verdict {
 
 /// A claim beside the model's answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Checked {
+pub(crate) struct Checked {
     /// Of the guide.
     pub guide: String,
     /// What is claimed of: `Qwen2.5-1.5B-Instruct f16, rank 32, 4 x 2048`.
@@ -106,7 +106,7 @@ pub struct Checked {
 }
 
 /// Every claim, checked.
-pub fn check(guides: &Guides) -> Result<Vec<Checked>> {
+pub(crate) fn check(guides: &Guides) -> Result<Vec<Checked>> {
     guides.claim.iter().map(check_one).collect()
 }
 

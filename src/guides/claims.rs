@@ -12,12 +12,12 @@ use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, Weights
 use crate::units::Bytes;
 
 /// The claims that ship inside.
-pub const BUNDLED: &str = include_str!("../../grids/guides.toml");
+pub(crate) const BUNDLED: &str = include_str!("../../grids/guides.toml");
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Guides {
+pub(crate) struct Guides {
     /// Where the claims were read.
     pub guide: Vec<Guide>,
     /// What they say.
@@ -27,7 +27,7 @@ pub struct Guides {
 /// A page that people follow.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Guide {
+pub(crate) struct Guide {
     /// By which claims name it.
     pub key: String,
     /// Its title.
@@ -40,7 +40,7 @@ pub struct Guide {
 /// One thing that is claimed.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Claim {
+pub(crate) struct Claim {
     /// Key of the guide.
     pub guide: String,
     /// Name in the catalogue.
@@ -82,7 +82,7 @@ fn length() -> usize {
 /// A figure that is claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Figure {
+pub(crate) enum Figure {
     /// Peak of a training run, 1e9 bytes.
     MemoryGb(f64),
     /// Of a training run.
@@ -116,7 +116,7 @@ impl Figure {
 }
 
 /// The text of the file at `path`, with every claim checked as a run is that somebody wants to make.
-pub fn read(text: &str, path: &Path) -> Result<Guides> {
+pub(crate) fn read(text: &str, path: &Path) -> Result<Guides> {
     let guides: Guides = toml::from_str(text).map_err(|e| toml_error(&e, text, path))?;
     for (i, claim) in guides.claim.iter().enumerate() {
         claim.may_be_asked(&guides.guide).map_err(as_claims_say).map_err(|e| Error::Parse {

@@ -3,5 +3,5 @@
 mod check;
 mod claims;
 
-pub use self::check::{Checked, Verdict, check};
-pub use self::claims::{BUNDLED, Figure, Guide, Guides, read};
+pub(crate) use self::check::{Checked, Verdict, check};
+pub(crate) use self::claims::{BUNDLED, Figure, Guide, Guides, read};

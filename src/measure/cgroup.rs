@@ -10,7 +10,7 @@ use crate::units::Bytes;
 
 /// A control group that has a say in the memory of this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
+pub(crate) struct Group {
     folder: PathBuf,
     version: Version,
 }
@@ -23,7 +23,7 @@ enum Version {
 
 /// The groups of the process with these `/proc/PID/cgroup` and `/proc/PID/mountinfo`, its own first. Mount points are
 /// looked for under `root`.
-pub fn groups(cgroup: &str, mountinfo: &str, root: &Path) -> Vec<Group> {
+pub(crate) fn groups(cgroup: &str, mountinfo: &str, root: &Path) -> Vec<Group> {
     let mut all = Vec::new();
     for line in cgroup.lines() {
         // hierarchy:controllers:path
@@ -65,7 +65,7 @@ fn mount(line: &str, version: Version) -> Option<(String, String)> {
 
 impl Group {
     /// What this group and those in it may take; nothing where it has no limit.
-    pub fn limit(&self) -> Option<Bytes> {
+    pub(crate) fn limit(&self) -> Option<Bytes> {
         match self.version {
             Version::Two => [self.number("memory.max"), self.number("memory.high")].into_iter().flatten().min(),
             Version::One => {
@@ -79,7 +79,7 @@ impl Group {
 
     /// Left under the limit. What can be reclaimed is only counted where less than `enough` is left without it, as that
     /// takes longer to ask.
-    pub fn left(&self, enough: Bytes) -> Option<Bytes> {
+    pub(crate) fn left(&self, enough: Bytes) -> Option<Bytes> {
         let limit = self.limit()?;
         let (usage, files): (&str, &[&str]) = match self.version {
             Version::Two => ("memory.current", &["inactive_file", "active_file", "slab_reclaimable"]),
@@ -95,7 +95,7 @@ impl Group {
     }
 
     /// What this group may still swap out, where it says.
-    pub fn swap_left(&self) -> Option<Bytes> {
+    pub(crate) fn swap_left(&self) -> Option<Bytes> {
         match self.version {
             Version::Two => Some(self.number("memory.swap.max")?.saturating_sub(self.number("memory.swap.current")?)),
             Version::One => {
@@ -106,7 +106,7 @@ impl Group {
     }
 
     /// Processes of this group that the kernel has ended for want of memory.
-    pub fn oom_kills(&self) -> Option<u64> {
+    pub(crate) fn oom_kills(&self) -> Option<u64> {
         let file = match self.version {
             Version::Two => "memory.events",
             Version::One => "memory.oom_control",

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::measure::footprint::{self, Footprint};
 
 /// A command that runs this program once more.
-pub fn this_program() -> Result<Command> {
+pub(crate) fn this_program() -> Result<Command> {
     let program = std::env::current_exe().map_err(|e| Error::Engine {
         engine: "trial".into(),
         reason: format!("the headroom program cannot be found: {e}"),
@@ -53,7 +53,7 @@ const GRACE: Duration = Duration::from_millis(500);
 ///
 /// It ends with us too, however we end: on Linux the kernel sees to it, and elsewhere a child can tell by its stdin, which
 /// stays open for as long as we live.
-pub struct ChildGroup {
+pub(crate) struct ChildGroup {
     child: Child,
     /// Closed when we end.
     _life_line: Option<ChildStdin>,
@@ -65,7 +65,7 @@ pub struct ChildGroup {
 
 /// How a process ended that did not end well.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct End {
+pub(crate) struct End {
     /// In words.
     pub how: String,
     /// By SIGKILL, which nobody can be asked about.
@@ -82,10 +82,10 @@ enum State {
 }
 
 /// How the description of a process begins that SIGKILL ended.
-pub const KILLED: &str = "signal 9";
+pub(crate) const KILLED: &str = "signal 9";
 
 /// What the child's stdout has to say.
-pub enum Heard {
+pub(crate) enum Heard {
     /// A line, or a piece of one at the very end.
     Line(String),
     /// Nothing yet.
@@ -96,7 +96,7 @@ pub enum Heard {
 
 impl ChildGroup {
     /// Starts it and gives it `input` and a newline.
-    pub fn start(command: &mut Command, input: &str) -> std::io::Result<Self> {
+    pub(crate) fn start(command: &mut Command, input: &str) -> std::io::Result<Self> {
         keep_only_inherited(command);
         end_with_parent(command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
@@ -121,7 +121,7 @@ impl ChildGroup {
     }
 
     /// What it says within `patience`.
-    pub fn hear(&mut self, patience: Duration) -> Heard {
+    pub(crate) fn hear(&mut self, patience: Duration) -> Heard {
         match self.lines.recv_timeout(patience) {
             Ok(line) => Heard::Line(line),
             Err(RecvTimeoutError::Disconnected) => Heard::End,
@@ -134,12 +134,12 @@ impl ChildGroup {
     }
 
     /// Its memory, and that of all it started.
-    pub fn footprint(&self) -> Footprint {
+    pub(crate) fn footprint(&self) -> Footprint {
         footprint::of_group(self.child.id())
     }
 
     /// The last lines of stderr.
-    pub fn last_words(&self) -> Vec<String> {
+    pub(crate) fn last_words(&self) -> Vec<String> {
         self.words.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
@@ -172,7 +172,7 @@ impl ChildGroup {
     }
 
     /// Waits for its end for a short while, ends it if need be, and says how it ended: nothing for 0, or why.
-    pub fn wait(&mut self) -> Option<End> {
+    pub(crate) fn wait(&mut self) -> Option<End> {
         if !self.wait_ended() {
             self.end();
             return Some(End { how: "it closed its output without ending".into(), killed: false });
@@ -184,7 +184,7 @@ impl ChildGroup {
     }
 
     /// Asks it to end, and ends it if it does not.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         if !self.ended() {
             self.signal(libc::SIGTERM);
             self.wait_ended();

@@ -9,7 +9,7 @@ use crate::units::Bytes;
 
 /// Memory of a process group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Footprint {
+pub(crate) struct Footprint {
     /// All its processes together, now.
     pub now: Bytes,
     /// The highest that any one process ever had.
@@ -22,13 +22,13 @@ impl Footprint {
     }
 
     /// The highest figure that this look proves.
-    pub fn highest(self) -> Bytes {
+    pub(crate) fn highest(self) -> Bytes {
         self.now.max(self.peak)
     }
 }
 
 /// Process memoryes of group `group`; zero where there are none.
-pub fn of_group(group: u32) -> Footprint {
+pub(crate) fn of_group(group: u32) -> Footprint {
     members(group).into_iter().filter_map(of_process).fold(Footprint::default(), |sum, (now, peak)| sum.add(now, peak))
 }
 

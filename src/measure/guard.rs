@@ -51,7 +51,7 @@ impl Guard {
     }
 
     /// The highest footprint seen, once it was over the limit.
-    pub fn exceeded(&self) -> Option<Bytes> {
+    pub(crate) fn exceeded(&self) -> Option<Bytes> {
         Some(Bytes(self.over.load(Ordering::Relaxed))).filter(|b| *b > Bytes(0))
     }
 }

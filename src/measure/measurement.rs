@@ -16,7 +16,7 @@ use crate::spec::run::{Data, DataSplit, RunConfig};
 use crate::units::{Bytes, Estimate};
 
 /// Version of the columns; raised whenever they change their meaning.
-pub const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 1;
 
 /// What was measured of one run, and what had been predicted of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,7 +98,7 @@ pub struct Measured {
 
 impl Measured {
     /// The figures of a trial.
-    pub fn of(observed: &Observed) -> Self {
+    pub(crate) fn of(observed: &Observed) -> Self {
         use crate::trainer::TrainEvent;
         let counted = summary::counted(&observed.steps);
         let middle = |of: fn(&Step) -> f64| summary::median(&counted.iter().map(of).collect::<Vec<_>>());
@@ -129,7 +129,7 @@ impl Measured {
 
 /// Who measures, and where: what every measurement of one session has in common.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Place {
+pub(crate) struct Place {
     /// Name of the machine.
     pub machine: String,
     /// Its operating system.
@@ -140,7 +140,7 @@ pub struct Place {
 
 impl Measurement {
     /// One trial, as a row. `state` was asked before it began.
-    pub fn new(place: &Place, job: &Job, observed: &Observed, predicted: Predicted, state: MachineState) -> Self {
+    pub(crate) fn new(place: &Place, job: &Job, observed: &Observed, predicted: Predicted, state: MachineState) -> Self {
         Self {
             schema: SCHEMA,
             unix_time: probe::unix_time().saturating_sub(observed.wall_time.0 as u64),
@@ -159,7 +159,7 @@ impl Measurement {
 
     /// Whether this has the speed and memory of `config` on the engine of this version: the same run but for
     /// what changes neither (steps, rate, seed).
-    pub fn answers(&self, config: &RunConfig, pad_to_max: bool, engine_version: &str) -> bool {
+    pub(crate) fn answers(&self, config: &RunConfig, pad_to_max: bool, engine_version: &str) -> bool {
         let plain = |config: &RunConfig| {
             let mut c = data_as_split(config.clone());
             let blank = crate::spec::run::Recipe::default();
@@ -174,12 +174,12 @@ impl Measurement {
 
     /// It was made on this machine, under this system and by this version of the engine: nothing else says what
     /// happens here.
-    pub fn was_made_at(&self, place: &Place) -> bool {
+    pub(crate) fn was_made_at(&self, place: &Place) -> bool {
         self.machine == place.machine && self.os == place.os && self.engine_version == place.engine_version
     }
 
     /// What was seen of the validation rows.
-    pub fn with_validations(mut self, all: &[Validation]) -> Self {
+    pub(crate) fn with_validations(mut self, all: &[Validation]) -> Self {
         let last = all.last();
         self.measured.best_validation_loss = last.map(|v| v.best_validation_loss);
         self.measured.best_step = last.map(|v| v.best_step);
@@ -197,13 +197,13 @@ impl Measurement {
     }
 
     /// What a run that died of memory had taken by then: it needs at least that.
-    pub fn had_taken(&self) -> Bytes {
+    pub(crate) fn had_taken(&self) -> Bytes {
         let predicted = self.predicted.footprint_bytes.map(|f| f.high);
         self.measured.footprint_bytes.or(predicted).unwrap_or_default()
     }
 
     /// The memory that was there for a run that died of it, as far as the row tells: with more, it may end better.
-    pub fn ran_into(&self) -> Bytes {
+    pub(crate) fn ran_into(&self) -> Bytes {
         let had_taken = self.had_taken();
         let bound = self.predicted.footprint_bytes.map_or(Bytes(0), |f| f.high);
         // No run starts under a limit below its bound. One that stayed below it was not ended by a limit that was set,
@@ -223,7 +223,7 @@ impl Measurement {
 }
 
 /// `data = "x"` and `[data] train = "x"` say the same; a row has columns for the second.
-pub fn data_as_split(mut config: RunConfig) -> RunConfig {
+pub(crate) fn data_as_split(mut config: RunConfig) -> RunConfig {
     if let Data::Train(train) = config.data {
         config.data = Data::Split(DataSplit { train, valid: None });
     }

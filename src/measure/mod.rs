@@ -5,16 +5,16 @@
 
 #[cfg(not(target_os = "macos"))]
 mod cgroup;
-pub mod child;
-pub mod footprint;
+pub(crate) mod child;
+pub(crate) mod footprint;
 pub mod guard;
 mod measurement;
 pub mod observe;
 pub mod probe;
 mod probe_processor;
 pub(crate) mod room;
-pub mod row;
-pub mod summary;
+pub(crate) mod row;
+pub(crate) mod summary;
 pub mod table;
 
 pub use self::measurement::*;

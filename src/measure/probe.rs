@@ -63,7 +63,7 @@ impl MachineState {
     }
 
     /// What about it makes figures that are measured now unlike those of a quiet machine of so much memory.
-    pub fn remarks(&self, memory: Bytes) -> Vec<String> {
+    pub(crate) fn remarks(&self, memory: Bytes) -> Vec<String> {
         let mut all = Vec::new();
         if self.on_battery == Some(true) {
             all.push("it runs on battery".into());
@@ -87,22 +87,22 @@ impl MachineState {
 }
 
 /// Seconds since 1970.
-pub fn unix_time() -> u64 {
+pub(crate) fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// When the machine was started, seconds since 1970; 0 where it does not say.
-pub fn boot_time() -> u64 {
+pub(crate) fn boot_time() -> u64 {
     System::boot_time().unwrap_or_default()
 }
 
 /// The operating system, with its version.
-pub fn os() -> String {
+pub(crate) fn os() -> String {
     System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.into())
 }
 
 /// How this machine is doing.
-pub fn state() -> MachineState {
+pub(crate) fn state() -> MachineState {
     let system = memory().ok();
     let (largest_other, largest_other_bytes) = largest_other().unzip();
     MachineState {

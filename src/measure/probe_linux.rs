@@ -7,12 +7,12 @@ use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
 
 /// Percent of the last ten seconds in which something waited for memory.
-pub fn pressure() -> Option<f64> {
+pub(crate) fn pressure() -> Option<f64> {
     parse_pressure(&std::fs::read_to_string("/proc/pressure/memory").ok()?)
 }
 
 /// Whether no mains supply is on line; `None` where the machine has no battery.
-pub fn on_battery() -> Option<bool> {
+pub(crate) fn on_battery() -> Option<bool> {
     let supplies = crate::store::folders_in("/sys/class/power_supply".as_ref()).ok()?;
     let read = |file: &str, supply: &std::path::PathBuf| std::fs::read_to_string(supply.join(file)).ok();
     let of =
@@ -35,7 +35,7 @@ fn parse_pressure(text: &str) -> Option<f64> {
 ///   AVX2, 16 otherwise (NEON with two units, SSE). Two threads share a core's units, so cores are
 ///   counted where they are known, and never more than the threads that this process may use.
 /// * memory = 10 GB/s a thread up to 40 GB/s, which two channels of DDR4 or DDR5 give.
-pub fn processor((chip, ghz): (String, f64), memory: Bytes, available: Bytes) -> Machine {
+pub(crate) fn processor((chip, ghz): (String, f64), memory: Bytes, available: Bytes) -> Machine {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let cores = System::physical_core_count().unwrap_or(threads).clamp(1, threads);
     Machine {

@@ -17,7 +17,7 @@ fn ask(program: &str, args: &[&str]) -> Option<String> {
 }
 
 /// Memory pressure, temperature and power mode.
-pub fn state() -> MachineState {
+pub(crate) fn state() -> MachineState {
     let level = ask("/usr/sbin/sysctl", &["-n", "kern.memorystatus_vm_pressure_level"]);
     let process = NSProcessInfo::processInfo();
     let thermal = match process.thermalState() {
@@ -37,7 +37,7 @@ pub fn state() -> MachineState {
 }
 
 /// This Mac: the table's figures for its chip, corrected by what the system and Metal say.
-pub fn machine(brand: String, memory: Bytes, available: Bytes) -> Result<Machine> {
+pub(crate) fn machine(brand: String, memory: Bytes, available: Bytes) -> Result<Machine> {
     let chip = text::chip_name(&brand);
     let cores = ask("/usr/sbin/ioreg", &["-rc", "AGXAccelerator", "-d1"]).and_then(|out| text::gpu_cores(&out));
     let known = Machine::named(chip, Some(memory), cores).ok();

@@ -5,7 +5,7 @@ use gemm_common::cache::CACHE_INFO;
 use crate::spec::machine::processor::{Cache, Instructions, Processor};
 
 /// The processor that this process runs on.
-pub fn this_processor() -> Processor {
+pub(crate) fn this_processor() -> Processor {
     let level = |i: usize| {
         let info = CACHE_INFO[i];
         Cache { bytes: info.cache_bytes, ways: info.associativity, line: info.cache_line_bytes }

@@ -1,19 +1,19 @@
 //! What macOS prints, read. Apart from the asking, so that it is tested wherever there are tests.
 
 /// GPU cores in the output of `ioreg -rc AGXAccelerator -d1`.
-pub fn gpu_cores(ioreg: &str) -> Option<usize> {
+pub(crate) fn gpu_cores(ioreg: &str) -> Option<usize> {
     let line = ioreg.lines().find(|line| line.contains("\"gpu-core-count\""))?;
     let cores = line.rsplit_once('=')?.1.trim().parse().ok()?;
     (1..=1024).contains(&cores).then_some(cores)
 }
 
 /// `M2 Pro` of `Apple M2 Pro`.
-pub fn chip_name(brand: &str) -> &str {
+pub(crate) fn chip_name(brand: &str) -> &str {
     brand.trim().strip_prefix("Apple ").unwrap_or(brand.trim())
 }
 
 /// Whether the output of `pmset -g batt` says that the Mac runs on its battery.
-pub fn on_battery(pmset: &str) -> Option<bool> {
+pub(crate) fn on_battery(pmset: &str) -> Option<bool> {
     let source = pmset.lines().find_map(|line| line.split_once("drawing from '"))?.1;
     Some(source.starts_with("Battery"))
 }

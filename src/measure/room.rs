@@ -12,7 +12,7 @@ use crate::measure::cgroup::Group;
 use crate::units::Bytes;
 
 /// Between two looks at memory: short beside the time in which it fills.
-pub const LOOK: Duration = Duration::from_millis(25);
+pub(crate) const LOOK: Duration = Duration::from_millis(25);
 /// Between two looks where little is left.
 const CLOSE_LOOK: Duration = Duration::from_millis(1);
 /// Memory that a process can take at the most, bytes/s: two threads that touch new pages take a quarter of it. What is
@@ -27,7 +27,7 @@ const LARGEST_RESERVE: u64 = 256;
 
 /// What is left of one limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spare {
+pub(crate) struct Spare {
     /// Left.
     pub left: Bytes,
     /// Of so much.
@@ -40,19 +40,19 @@ impl Spare {
     }
 
     /// So little that the kernel is about to end somebody.
-    pub fn is_gone(self) -> bool {
+    pub(crate) fn is_gone(self) -> bool {
         self.left < self.reserve()
     }
 
     /// Time until the next look.
-    pub fn pause(self) -> Duration {
+    pub(crate) fn pause(self) -> Duration {
         Duration::from_secs_f64(self.left.as_f64() / TAKING).clamp(CLOSE_LOOK, LOOK)
     }
 }
 
 /// The limits that hold here, found once and looked at as often as needed.
 #[derive(Clone, Debug, Default)]
-pub struct Room {
+pub(crate) struct Room {
     #[cfg(not(target_os = "macos"))]
     groups: Vec<Group>,
 }
@@ -60,22 +60,22 @@ pub struct Room {
 #[cfg(target_os = "macos")]
 impl Room {
     /// Of this process.
-    pub fn here() -> Self {
+    pub(crate) fn here() -> Self {
         Self::default()
     }
 
     /// Left under the limits of the groups.
-    pub fn left(&self) -> Option<Bytes> {
+    pub(crate) fn left(&self) -> Option<Bytes> {
         None
     }
 
     /// The limit that is nearest to its end.
-    pub fn spare(&self) -> Option<Spare> {
+    pub(crate) fn spare(&self) -> Option<Spare> {
         None
     }
 
     /// Processes that the kernel has ended in these groups for want of memory.
-    pub fn oom_kills(&self) -> u64 {
+    pub(crate) fn oom_kills(&self) -> u64 {
         0
     }
 }
@@ -83,30 +83,30 @@ impl Room {
 #[cfg(not(target_os = "macos"))]
 impl Room {
     /// Of this process.
-    pub fn here() -> Self {
+    pub(crate) fn here() -> Self {
         let read = |file| std::fs::read_to_string(file).unwrap_or_default();
         let (cgroup, mountinfo) = (read("/proc/self/cgroup"), read("/proc/self/mountinfo"));
         Self { groups: cgroup::groups(&cgroup, &mountinfo, "/".as_ref()) }
     }
 
     /// The least limit on the memory of this process, if there is one.
-    pub fn limit(&self) -> Option<Bytes> {
+    pub(crate) fn limit(&self) -> Option<Bytes> {
         self.groups.iter().filter_map(Group::limit).min()
     }
 
     /// The limit of the outermost group that can be seen: of a container, all that it is.
-    pub fn outermost(&self) -> Option<Bytes> {
+    pub(crate) fn outermost(&self) -> Option<Bytes> {
         self.groups.last()?.limit()
     }
 
     /// Left under the limits of the groups and of the address space, beside what the system as a whole has left.
-    pub fn left(&self) -> Option<Bytes> {
+    pub(crate) fn left(&self) -> Option<Bytes> {
         let groups = self.groups.iter().filter_map(|g| g.left(Bytes(u64::MAX)));
         groups.chain(address_space_left()).min()
     }
 
     /// The limit that is nearest to its end. What can be swapped out counts as left: the kernel ends nobody before.
-    pub fn spare(&self) -> Option<Spare> {
+    pub(crate) fn spare(&self) -> Option<Spare> {
         let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let [total, available, swap] = ["MemTotal:", "MemAvailable:", "SwapFree:"].map(|name| meminfo(&text, name));
         let swap = swap.unwrap_or_default();
@@ -122,7 +122,7 @@ impl Room {
     }
 
     /// Processes that the kernel has ended in these groups for want of memory.
-    pub fn oom_kills(&self) -> u64 {
+    pub(crate) fn oom_kills(&self) -> u64 {
         self.groups.iter().filter_map(Group::oom_kills).sum()
     }
 }

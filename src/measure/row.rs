@@ -100,13 +100,13 @@ fn flatten(path: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
 }
 
 /// The columns.
-pub fn header() -> Vec<String> {
+pub(crate) fn header() -> Vec<String> {
     COLUMNS.iter().map(|(path, _)| path.clone()).collect()
 }
 
 impl Measurement {
     /// The cells, in the order of [`header`].
-    pub fn to_row(&self) -> Result<Vec<String>> {
+    pub(crate) fn to_row(&self) -> Result<Vec<String>> {
         let broken = |reason: String| Error::Serialise { what: "measurement", reason };
         let flat = Self { config: data_as_split(self.config.clone()), ..self.clone() };
         let value = serde_json::to_value(flat).map_err(|e| broken(e.to_string()))?;
@@ -127,7 +127,7 @@ impl Measurement {
     }
 
     /// From cells under the columns that a file has. Cells may be missing where a default is known.
-    pub fn from_row(columns: &[String], row: &[String]) -> Result<Self, String> {
+    pub(crate) fn from_row(columns: &[String], row: &[String]) -> Result<Self, String> {
         let mut value = Value::Object(Map::new());
         for (column, cell) in columns.iter().zip(row).filter(|(_, cell)| !cell.is_empty()) {
             let Some((_, example)) = COLUMNS.iter().find(|(path, _)| path == column) else {

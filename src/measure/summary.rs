@@ -4,21 +4,21 @@ use crate::spec::record::Step;
 use crate::stats::{self, MAD_TO_SD};
 
 /// The first step compiles kernels, touches memory for the first time and grows pools; it is never counted.
-pub const WARMUP_STEPS: usize = 1;
+pub(crate) const WARMUP_STEPS: usize = 1;
 
 /// The middle value; `None` of nothing.
-pub fn median(values: &[f64]) -> Option<f64> {
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| stats::median(values))
 }
 
 /// The steps after the warm-up; a single step is better than none.
-pub fn counted(steps: &[Step]) -> &[Step] {
+pub(crate) fn counted(steps: &[Step]) -> &[Step] {
     if steps.len() > WARMUP_STEPS { &steps[WARMUP_STEPS..] } else { steps }
 }
 
 /// How long a step takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepTime {
+pub(crate) struct StepTime {
     /// Median, s.
     pub median: f64,
     /// Robust standard deviation of single steps, relative: 1.4826 x the median absolute deviation / the median.
@@ -31,7 +31,7 @@ pub struct StepTime {
 ///
 /// Steps of unlike length are put on the scale of the median step before they are compared, or the
 /// data's spread would pass for the machine's.
-pub fn time(steps: &[Step]) -> Option<StepTime> {
+pub(crate) fn time(steps: &[Step]) -> Option<StepTime> {
     let steps = counted(steps);
     let times: Vec<f64> = steps.iter().map(|s| s.step_time_s).collect();
     let middle = median(&times)?;

@@ -8,7 +8,7 @@ use crate::spec::machine::Machine;
 use crate::store;
 
 /// Everything that was measured on a machine.
-pub fn measurements(machine: &Machine, results: &Path) -> Result<Vec<Measurement>> {
+pub(crate) fn measurements(machine: &Machine, results: &Path) -> Result<Vec<Measurement>> {
     read_measurements(&table(machine, results))
 }
 

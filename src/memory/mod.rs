@@ -107,13 +107,13 @@ pub fn reset_peak() {
 /// Highest memory of this process so far, by the kernel's account: resident memory on Linux, the physical
 /// footprint (what Activity Monitor shows) on macOS. (`getrusage` will not do: on Linux a process inherits the figure
 /// of the one that started it.)
-pub fn footprint_peak() -> Bytes {
+pub(crate) fn footprint_peak() -> Bytes {
     of_process(std::process::id()).map_or(Bytes(0), |(_, peak)| peak)
 }
 
 /// Current and highest memory of one process; `None` if it is gone.
 #[cfg(target_os = "macos")]
-pub fn of_process(pid: u32) -> Option<(Bytes, Bytes)> {
+pub(crate) fn of_process(pid: u32) -> Option<(Bytes, Bytes)> {
     use libproc::pid_rusage::{RUsageInfoV4, pidrusage};
     let usage = pidrusage::<RUsageInfoV4>(pid as i32).ok()?;
     Some((Bytes(usage.ri_phys_footprint), Bytes(usage.ri_lifetime_max_phys_footprint)))
@@ -121,7 +121,7 @@ pub fn of_process(pid: u32) -> Option<(Bytes, Bytes)> {
 
 /// Current and highest memory of one process; `None` if it is gone.
 #[cfg(not(target_os = "macos"))]
-pub fn of_process(pid: u32) -> Option<(Bytes, Bytes)> {
+pub(crate) fn of_process(pid: u32) -> Option<(Bytes, Bytes)> {
     parse_status(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
 

@@ -14,7 +14,7 @@ use crate::ops::{fused, kernels, with_slice};
 
 /// What attention needs to know of the model and of the run.
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// Query heads.
     pub heads: usize,
     /// Key and value heads.
@@ -51,7 +51,7 @@ impl Shape {
     }
 
     /// `o [rows, heads * head_dim]` from `q` of that shape and `k`, `v` of `[rows, kv_heads * head_dim]`.
-    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, examples: &[Range<usize>]) -> Result<Tensor> {
+    pub(crate) fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, examples: &[Range<usize>]) -> Result<Tensor> {
         if !fused(q) {
             return self.forward_composed(q, k, v, examples);
         }
@@ -63,7 +63,7 @@ impl Shape {
     }
 
     /// Gradients with respect to q, k and v, from the output's gradient `g`.
-    pub fn backward(
+    pub(crate) fn backward(
         &self,
         (q, k, v): (&Tensor, &Tensor, &Tensor),
         g: &Tensor,

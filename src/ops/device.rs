@@ -22,7 +22,7 @@ pub fn device() -> Device {
 /// The GPU of this Mac. candle asks for residency sets, which macOS 15 brought, and stops the process where they are
 /// missing: so older systems are not asked.
 #[cfg(target_os = "macos")]
-pub fn metal() -> Option<Device> {
+pub(crate) fn metal() -> Option<Device> {
     const FIRST_MACOS: isize = 15;
     let version = objc2_foundation::NSProcessInfo::processInfo().operatingSystemVersion();
     if version.majorVersion < FIRST_MACOS {
@@ -33,13 +33,13 @@ pub fn metal() -> Option<Device> {
 
 /// Runs `f` and gives back what Objective-C autoreleased meanwhile: candle's loop would gather it without end.
 #[cfg(target_os = "macos")]
-pub fn autoreleased<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn autoreleased<R>(f: impl FnOnce() -> R) -> R {
     objc2::rc::autoreleasepool(|_| f())
 }
 
 /// Runs `f`; only Objective-C needs more.
 #[cfg(not(target_os = "macos"))]
-pub fn autoreleased<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn autoreleased<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 

@@ -50,7 +50,7 @@ fn map2_rows(x: &[f32], g: &[f32], width: usize, f: impl Fn(&[f32], &[f32], &mut
 }
 
 /// `f` of each number, which may be in another format, threaded.
-pub fn map_each<X: Copy + Sync>(x: &[X], f: impl Fn(X) -> f32 + Sync) -> Vec<f32> {
+pub(crate) fn map_each<X: Copy + Sync>(x: &[X], f: impl Fn(X) -> f32 + Sync) -> Vec<f32> {
     filled(x.len(), |out| {
         out.par_chunks_mut(SPAN).zip(x.par_chunks(SPAN)).for_each(|(o, x)| {
             wide(|| o.iter_mut().zip(x).for_each(|(o, &x)| _ = o.write(f(x))));
@@ -59,7 +59,7 @@ pub fn map_each<X: Copy + Sync>(x: &[X], f: impl Fn(X) -> f32 + Sync) -> Vec<f32
 }
 
 /// `y = x / rms(x) * w`
-pub fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
+pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     let width = w.len();
     map_rows(x, width, |x, o| {
         let inv = (sum_by(width, |i| x[i] * x[i]) / width as f32 + eps).sqrt().recip();
@@ -71,7 +71,7 @@ pub fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
 
 /// Gradient of [`rms_norm`] with respect to `x`:
 /// `dx = (g w - x_hat mean(g w x_hat)) / rms`, with `x_hat = x / rms`.
-pub fn rms_norm_bwd(x: &[f32], w: &[f32], eps: f32, g: &[f32]) -> Vec<f32> {
+pub(crate) fn rms_norm_bwd(x: &[f32], w: &[f32], eps: f32, g: &[f32]) -> Vec<f32> {
     let width = w.len();
     map2_rows(x, g, width, |x, g, o| {
         let inv = (sum_by(width, |i| x[i] * x[i]) / width as f32 + eps).sqrt().recip();
@@ -91,7 +91,7 @@ fn mean_inv_std(x: &[f32], eps: f32) -> (f32, f32) {
 }
 
 /// `y = (x - mean) / std * w + b`
-pub fn layer_norm(x: &[f32], w: &[f32], b: &[f32], eps: f32) -> Vec<f32> {
+pub(crate) fn layer_norm(x: &[f32], w: &[f32], b: &[f32], eps: f32) -> Vec<f32> {
     map_rows(x, w.len(), |x, o| {
         let (mean, inv) = mean_inv_std(x, eps);
         for (((o, x), w), b) in o.iter_mut().zip(x).zip(w).zip(b) {
@@ -102,7 +102,7 @@ pub fn layer_norm(x: &[f32], w: &[f32], b: &[f32], eps: f32) -> Vec<f32> {
 
 /// Gradient of [`layer_norm`] with respect to `x`:
 /// `dx = (gw - mean(gw) - x_hat mean(gw x_hat)) / std`, with `gw = g w`.
-pub fn layer_norm_bwd(x: &[f32], w: &[f32], eps: f32, g: &[f32]) -> Vec<f32> {
+pub(crate) fn layer_norm_bwd(x: &[f32], w: &[f32], eps: f32, g: &[f32]) -> Vec<f32> {
     let width = w.len();
     map2_rows(x, g, width, |x, g, o| {
         let (mean, inv) = mean_inv_std(x, eps);
@@ -161,12 +161,12 @@ macro_rules! for_activation {
 }
 
 /// `act(x)`
-pub fn act(act: Activation, x: &[f32]) -> Vec<f32> {
+pub(crate) fn act(act: Activation, x: &[f32]) -> Vec<f32> {
     for_activation!(act, f => map_each(x, |x| f(x).0))
 }
 
 /// `act'(x) g` in the place of `g`.
-pub fn act_bwd(act: Activation, x: &[f32], g: &mut [f32]) {
+pub(crate) fn act_bwd(act: Activation, x: &[f32], g: &mut [f32]) {
     let parts = g.par_chunks_mut(SPAN).zip(x.par_chunks(SPAN));
     for_activation!(act, f => parts.for_each(|(g, x)| {
         wide(|| g.iter_mut().zip(x).for_each(|(g, &x)| *g *= f(x).1));
@@ -174,7 +174,7 @@ pub fn act_bwd(act: Activation, x: &[f32], g: &mut [f32]) {
 }
 
 /// `act(gate) * up`
-pub fn gated(act: Activation, gate: &[f32], up: &[f32]) -> Vec<f32> {
+pub(crate) fn gated(act: Activation, gate: &[f32], up: &[f32]) -> Vec<f32> {
     filled(up.len(), |out| {
         let parts = out.par_chunks_mut(SPAN).zip(gate.par_chunks(SPAN)).zip(up.par_chunks(SPAN));
         for_activation!(act, f => parts.for_each(|((o, a), b)| {
@@ -184,7 +184,7 @@ pub fn gated(act: Activation, gate: &[f32], up: &[f32]) -> Vec<f32> {
 }
 
 /// Gradients of [`gated`]: that of up in the place of `up`, and that of gate.
-pub fn gated_bwd(act: Activation, gate: &[f32], up: &mut [f32], g: &[f32]) -> Vec<f32> {
+pub(crate) fn gated_bwd(act: Activation, gate: &[f32], up: &mut [f32], g: &[f32]) -> Vec<f32> {
     filled(gate.len(), |out| {
         let outs = out.par_chunks_mut(SPAN).zip(up.par_chunks_mut(SPAN));
         let parts = outs.zip(gate.par_chunks(SPAN).zip(g.par_chunks(SPAN)));
@@ -201,7 +201,7 @@ pub fn gated_bwd(act: Activation, gate: &[f32], up: &mut [f32], g: &[f32]) -> Ve
 }
 
 /// `a += b`; a shorter `b` is a row that is added to every row.
-pub fn add_into(a: &mut [f32], b: &[f32]) {
+pub(crate) fn add_into(a: &mut [f32], b: &[f32]) {
     let add = |a: &mut [f32], b: &[f32]| a.iter_mut().zip(b).for_each(|(a, &b)| *a += b);
     if b.len() < a.len() {
         let rows = a.par_chunks_mut(b.len() * rows_per_task(b.len()));
@@ -212,13 +212,13 @@ pub fn add_into(a: &mut [f32], b: &[f32]) {
 }
 
 /// Column j of rows as wide as `factor` times `factor[j]`, in place.
-pub fn scale_columns(y: &mut [f32], factor: &[f32]) {
+pub(crate) fn scale_columns(y: &mut [f32], factor: &[f32]) {
     let rows = y.par_chunks_mut(factor.len());
     rows.for_each(|row| row.iter_mut().zip(factor).for_each(|(y, f)| *y *= f));
 }
 
 /// `sum over rows of g y`, a number a column.
-pub fn column_dots(g: &[f32], y: &[f32], width: usize) -> Vec<f32> {
+pub(crate) fn column_dots(g: &[f32], y: &[f32], width: usize) -> Vec<f32> {
     let mut sums = vec![0f64; width];
     for (g, y) in g.chunks(width).zip(y.chunks(width)) {
         sums.iter_mut().zip(g.iter().zip(y)).for_each(|(s, (g, y))| *s += f64::from(g * y));
@@ -228,7 +228,7 @@ pub fn column_dots(g: &[f32], y: &[f32], width: usize) -> Vec<f32> {
 
 /// Rotates the first `2 half` of each head (Hugging Face's half-split form): row `r` stands at `positions[r]`.
 /// `cos` and `sin` hold `half` values a position; `sign` is -1 for the backward rotation.
-pub fn rope(x: &[f32], head_dim: usize, table: &RopeTable<'_>, positions: &[u32], sign: f32) -> Vec<f32> {
+pub(crate) fn rope(x: &[f32], head_dim: usize, table: &RopeTable<'_>, positions: &[u32], sign: f32) -> Vec<f32> {
     let width = x.len() / positions.len().max(1);
     let half = table.half;
     filled(x.len(), |out| {
@@ -247,7 +247,7 @@ pub fn rope(x: &[f32], head_dim: usize, table: &RopeTable<'_>, positions: &[u32]
 }
 
 /// Cosines and sines of a rope, `half` a position.
-pub struct RopeTable<'a> {
+pub(crate) struct RopeTable<'a> {
     /// `[positions, half]`
     pub cos: &'a [f32],
     /// `[positions, half]`
@@ -258,7 +258,7 @@ pub struct RopeTable<'a> {
 
 /// Turns logits into the gradient of their scaled cross-entropy, in place; returns the sum of the losses.
 /// `softcap` is undone in the gradient: the logits come in uncapped.
-pub fn cross_entropy(logits: &mut [f32], targets: &[u32], softcap: Option<f32>, scale: f32) -> f64 {
+pub(crate) fn cross_entropy(logits: &mut [f32], targets: &[u32], softcap: Option<f32>, scale: f32) -> f64 {
     let vocab = logits.len() / targets.len().max(1);
     let losses: Vec<f64> = logits
         .par_chunks_mut(vocab)
@@ -288,7 +288,7 @@ fn cross_entropy_row(row: &mut [f32], target: usize, softcap: Option<f32>, scale
 }
 
 /// Softmax of a row of scores, in place; `cap` is put on the scores first, and its derivative left in `slope`.
-pub fn softmax(row: &mut [f32], cap: Option<f32>, slope: Option<&mut [f32]>) {
+pub(crate) fn softmax(row: &mut [f32], cap: Option<f32>, slope: Option<&mut [f32]>) {
     if let Some(cap) = cap {
         row.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
         if let Some(slope) = slope {
@@ -304,7 +304,7 @@ pub fn softmax(row: &mut [f32], cap: Option<f32>, slope: Option<&mut [f32]>) {
 }
 
 /// Gradient of [`softmax`] with respect to the scores, in the place of `g`: `p (g - sum(g p))`.
-pub fn softmax_bwd(p: &[f32], g: &mut [f32]) {
+pub(crate) fn softmax_bwd(p: &[f32], g: &mut [f32]) {
     wide(|| {
         let along = sum_by(p.len(), |i| g[i] * p[i]);
         g.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - along));

@@ -3,7 +3,7 @@
 
 /// A matrix inside a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
-pub struct View<'a> {
+pub(crate) struct View<'a> {
     data: &'a [f32],
     rows: usize,
     cols: usize,
@@ -13,21 +13,21 @@ pub struct View<'a> {
 
 impl<'a> View<'a> {
     /// A row-major matrix whose rows are `row_stride` apart.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         let view = Self { data, rows, cols, row_stride, col_stride: 1 };
         view.check();
         view
     }
 
     /// A matrix with any strides, starting at the slice's beginning.
-    pub fn strided(data: &'a [f32], (rows, cols): (usize, usize), (row_stride, col_stride): (usize, usize)) -> Self {
+    pub(crate) fn strided(data: &'a [f32], (rows, cols): (usize, usize), (row_stride, col_stride): (usize, usize)) -> Self {
         let view = Self { data, rows, cols, row_stride, col_stride };
         view.check();
         view
     }
 
     /// Transposed, without a copy.
-    pub fn t(self) -> Self {
+    pub(crate) fn t(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
@@ -41,7 +41,7 @@ impl<'a> View<'a> {
 
 /// What happens to the output's old content.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Into {
+pub(crate) enum Into {
     /// Overwritten, never read.
     Overwrite,
     /// Added to.
@@ -49,12 +49,12 @@ pub enum Into {
 }
 
 /// `out (+)= scale * a b`, with `out` contiguous and row-major.
-pub fn gemm(out: &mut [f32], a: View<'_>, b: View<'_>, scale: f32, into: Into, threaded: bool) {
+pub(crate) fn gemm(out: &mut [f32], a: View<'_>, b: View<'_>, scale: f32, into: Into, threaded: bool) {
     gemm_strided(out, b.cols, (a, b), scale, into, threaded);
 }
 
 /// [`gemm()`] into a matrix whose rows are `row_stride` apart.
-pub fn gemm_strided(
+pub(crate) fn gemm_strided(
     out: &mut [f32],
     row_stride: usize,
     (a, b): (View<'_>, View<'_>),
@@ -69,7 +69,7 @@ pub fn gemm_strided(
 }
 
 /// `scale * a b` in memory of its own, row-major, computed by all threads.
-pub fn product(a: View<'_>, b: View<'_>, scale: f32) -> Vec<f32> {
+pub(crate) fn product(a: View<'_>, b: View<'_>, scale: f32) -> Vec<f32> {
     let mut out = Vec::with_capacity(a.rows * b.cols);
     // SAFETY: the memory is there and nobody else's. Its old content is never read; the product writes every number,
     // as there is at least one to sum over.
@@ -82,7 +82,7 @@ pub fn product(a: View<'_>, b: View<'_>, scale: f32) -> Vec<f32> {
 }
 
 /// A row-major matrix that several threads write at a time, each to places of its own.
-pub struct Shared<'a> {
+pub(crate) struct Shared<'a> {
     data: *mut f32,
     len: usize,
     width: usize,
@@ -94,7 +94,7 @@ unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
     /// `data` as rows of `width`.
-    pub fn new(data: &'a mut [f32], width: usize) -> Self {
+    pub(crate) fn new(data: &'a mut [f32], width: usize) -> Self {
         Self { data: data.as_mut_ptr(), len: data.len(), width, borrowed: std::marker::PhantomData }
     }
 
@@ -102,7 +102,7 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// No other thread may be using that place.
-    pub unsafe fn gemm(&self, (row, column): (usize, usize), a: View<'_>, b: View<'_>, scale: f32, into: Into) {
+    pub(crate) unsafe fn gemm(&self, (row, column): (usize, usize), a: View<'_>, b: View<'_>, scale: f32, into: Into) {
         assert!(column + b.cols <= self.width && (row + a.rows) * self.width <= self.len, "outside of the matrix");
         // SAFETY: the place lies inside the data (above) and is the caller's alone.
         unsafe { raw(self.data.add(row * self.width + column), self.width, (a, b), scale, into, false) };

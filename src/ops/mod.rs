@@ -3,10 +3,10 @@
 //! Each takes contiguous `f32` tensors of `[rows, width]`. On the CPU they run as one fused, threaded
 //! kernel; elsewhere as the same formula composed of candle's ops, which have Metal kernels.
 
-pub mod attention;
+pub(crate) mod attention;
 pub mod device;
-pub mod kernels;
-pub mod matmul;
+pub(crate) mod kernels;
+pub(crate) mod matmul;
 #[cfg(test)]
 pub(crate) mod testing;
 mod vector;
@@ -29,17 +29,17 @@ pub fn compose_everything() {
 }
 
 /// Whether this tensor is worked on by the fused kernels.
-pub fn fused(t: &Tensor) -> bool {
+pub(crate) fn fused(t: &Tensor) -> bool {
     fused_on(t.device())
 }
 
 /// Whether tensors on this device are.
-pub fn fused_on(device: &Device) -> bool {
+pub(crate) fn fused_on(device: &Device) -> bool {
     device.is_cpu() && !COMPOSED.load(Relaxed)
 }
 
 /// Calls `f` with the numbers of a contiguous f32 tensor on the CPU.
-pub fn with_slice<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+pub(crate) fn with_slice<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let (storage, layout) = t.storage_and_layout();
     match &*storage {
         Storage::Cpu(storage) => Ok(f(slice(storage, layout)?)),
@@ -61,7 +61,7 @@ fn map2(x: &Tensor, y: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> Vec<f32>) -> R
 
 /// A frozen norm.
 #[derive(Clone, Debug)]
-pub struct NormWeights {
+pub(crate) struct NormWeights {
     weight: Tensor,
     bias: Option<Tensor>,
     eps: f64,
@@ -69,14 +69,14 @@ pub struct NormWeights {
 
 impl NormWeights {
     /// `weight` and `bias` as stored; the family's offset is added here, once.
-    pub fn new(norm: &Norm, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+    pub(crate) fn new(norm: &Norm, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let weight = (weight.to_dtype(DType::F32)? + norm.offset)?;
         let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
         Ok(Self { weight, bias, eps: norm.eps })
     }
 
     /// `y [rows, width]`
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if !fused(x) {
             return self.forward_composed(x);
         }
@@ -88,7 +88,7 @@ impl NormWeights {
     }
 
     /// Gradient with respect to `x`.
-    pub fn backward(&self, x: &Tensor, g: &Tensor) -> Result<Tensor> {
+    pub(crate) fn backward(&self, x: &Tensor, g: &Tensor) -> Result<Tensor> {
         if !fused(x) {
             return self.backward_composed(x, g);
         }
@@ -132,12 +132,12 @@ impl NormWeights {
 }
 
 /// `act(x)`
-pub fn act(a: Activation, x: &Tensor) -> Result<Tensor> {
+pub(crate) fn act(a: Activation, x: &Tensor) -> Result<Tensor> {
     if fused(x) { map1(x, |x| kernels::act(a, x)) } else { composed_act(a, x) }
 }
 
 /// `act'(x) g`; uses up `g`.
-pub fn act_bwd(a: Activation, x: &Tensor, g: Tensor) -> Result<Tensor> {
+pub(crate) fn act_bwd(a: Activation, x: &Tensor, g: Tensor) -> Result<Tensor> {
     if !fused(x) {
         return composed_slope(a, x)? * g;
     }
@@ -146,12 +146,12 @@ pub fn act_bwd(a: Activation, x: &Tensor, g: Tensor) -> Result<Tensor> {
 }
 
 /// `act(gate) * up`
-pub fn gated(a: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+pub(crate) fn gated(a: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if fused(gate) { map2(gate, up, |x, y| kernels::gated(a, x, y)) } else { composed_act(a, gate)? * up }
 }
 
 /// Gradients of [`gated`] with respect to gate and up; uses up `up`.
-pub fn gated_bwd(a: Activation, gate: &Tensor, up: Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(crate) fn gated_bwd(a: Activation, gate: &Tensor, up: Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
     if !fused(gate) {
         return Ok((((composed_slope(a, gate)? * up)? * g)?, (composed_act(a, gate)? * g)?));
     }
@@ -200,7 +200,7 @@ impl InplaceOp3 for GatedBackward {
 }
 
 /// `a + b`, where nobody else holds `a`: on the CPU it is done in its memory.
-pub fn add(a: Tensor, b: &Tensor) -> Result<Tensor> {
+pub(crate) fn add(a: Tensor, b: &Tensor) -> Result<Tensor> {
     if !fused(&a) {
         return a.broadcast_add(b);
     }
@@ -209,7 +209,7 @@ pub fn add(a: Tensor, b: &Tensor) -> Result<Tensor> {
 }
 
 /// Writes row i of `part` to row `targets[i].0` of `out`, which nobody else holds; the rows are distinct.
-pub fn place_rows(out: &Tensor, part: &Tensor, targets: &[(u32, u32)]) -> Result<()> {
+pub(crate) fn place_rows(out: &Tensor, part: &Tensor, targets: &[(u32, u32)]) -> Result<()> {
     // Targets are mostly runs of rows one after the other: each run is one copy.
     let mut from = 0;
     while from < targets.len() {
@@ -238,7 +238,7 @@ impl InplaceOp2 for AddInto {
 }
 
 /// `scale * a b` of two matrices with any strides.
-pub fn product(a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+pub(crate) fn product(a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
     if !fused(a) {
         let y = a.matmul(b)?;
         return if scale == 1.0 { Ok(y) } else { y * scale };
@@ -257,12 +257,12 @@ fn with_view<R>(t: &Tensor, f: impl FnOnce(View<'_>) -> R) -> Result<R> {
 }
 
 /// Writes `a b` into the columns of `out` from `first` on; nobody else holds `out`, which is on the CPU.
-pub fn product_into_columns(out: &Tensor, first: usize, a: &Tensor, b: &Tensor) -> Result<()> {
+pub(crate) fn product_into_columns(out: &Tensor, first: usize, a: &Tensor, b: &Tensor) -> Result<()> {
     out.inplace_op3(a, b, &Product { first_column: first, scale: 1.0, into: Into::Overwrite })
 }
 
 /// `out + scale * a b`, where nobody else holds `out`: on the CPU it is done in its memory.
-pub fn add_product(out: Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+pub(crate) fn add_product(out: Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
     if !fused(&out) {
         return &out + (a.contiguous()?.matmul(b)? * scale)?;
     }
@@ -358,7 +358,7 @@ fn composed_slope(a: Activation, x: &Tensor) -> Result<Tensor> {
 
 /// Cosines and sines for every position: `[positions, half]` each.
 #[derive(Clone, Debug)]
-pub struct RopeTables {
+pub(crate) struct RopeTables {
     cos: Tensor,
     sin: Tensor,
     half: usize,
@@ -366,7 +366,7 @@ pub struct RopeTables {
 
 impl RopeTables {
     /// From inverse frequencies and the factor that some scalings put on both tables.
-    pub fn new(inv_freq: &[f64], factor: f64, positions: usize, device: &candle_core::Device) -> Result<Self> {
+    pub(crate) fn new(inv_freq: &[f64], factor: f64, positions: usize, device: &candle_core::Device) -> Result<Self> {
         let half = inv_freq.len();
         let angles = || (0..positions).flat_map(|p| inv_freq.iter().map(move |f| (p as f64 * f) as f32));
         let cos: Vec<f32> = angles().map(|a| a.cos() * factor as f32).collect();
@@ -376,7 +376,7 @@ impl RopeTables {
     }
 
     /// Rotates `x [rows, heads * head_dim]`; row r stands at `positions[r]`. `backward` rotates back.
-    pub fn apply(&self, x: &Tensor, head_dim: usize, positions: &[u32], backward: bool) -> Result<Tensor> {
+    pub(crate) fn apply(&self, x: &Tensor, head_dim: usize, positions: &[u32], backward: bool) -> Result<Tensor> {
         let sign = if backward { -1.0 } else { 1.0 };
         if !fused(x) {
             return self.apply_composed(x, head_dim, positions, sign);
@@ -412,7 +412,7 @@ impl RopeTables {
 }
 
 /// Sum of the cross-entropies of `logits [rows, vocab]` and its gradient times `scale`; uses up the logits.
-pub fn cross_entropy(logits: Tensor, targets: &[u32], softcap: Option<f64>, scale: f64) -> Result<(f64, Tensor)> {
+pub(crate) fn cross_entropy(logits: Tensor, targets: &[u32], softcap: Option<f64>, scale: f64) -> Result<(f64, Tensor)> {
     if !fused(&logits) {
         return cross_entropy_composed(&logits, targets, softcap, scale);
     }

@@ -3,7 +3,7 @@
 
 /// Runs `f` compiled for the processor at hand, and not for the oldest one of its kind.
 #[inline(always)]
-pub fn wide<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn wide<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma") {
@@ -35,7 +35,7 @@ const LANES: usize = 32;
 
 /// `sum of f(i) for i < n`
 #[inline(always)]
-pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
     let full = n - n % LANES;
     for i in (0..full).step_by(LANES) {
@@ -52,7 +52,7 @@ pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
 
 /// Largest of `x`; minus infinity if there is none. A NaN is passed over.
 #[inline(always)]
-pub fn max(x: &[f32]) -> f32 {
+pub(crate) fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (full, rest) = x.as_chunks::<LANES>();
     for part in full {
@@ -67,7 +67,7 @@ pub fn max(x: &[f32]) -> f32 {
 ///
 /// `x = n ln 2 + r` with `|r| <= ln(2) / 2`, and Cephes' polynomial for `e^r` (`expf.c`).
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     /// Adding it rounds to a whole number, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
     const LN2_HIGH: f32 = 0.693_359_4;
@@ -87,7 +87,7 @@ pub fn exp(x: f32) -> f32 {
 
 /// `1 / (1 + e^-x)`
 #[inline(always)]
-pub fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 

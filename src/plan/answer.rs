@@ -8,7 +8,7 @@ use crate::spec::run::RunConfig;
 
 /// A run and what it takes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// The run.
     pub run: RunConfig,
     /// What it takes.
@@ -18,7 +18,7 @@ pub struct Candidate {
 
 /// What another wish would bring.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Neighbour {
+pub(crate) struct Neighbour {
     /// The wish: `a size larger`, `a size smaller`, `a Mac with more memory`.
     pub wish: String,
     /// The machine, where it is another.
@@ -31,7 +31,7 @@ pub struct Neighbour {
 /// Why nothing larger was taken.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "limit", rename_all = "snake_case")]
-pub enum Binding {
+pub(crate) enum Binding {
     /// The next larger model takes too long.
     Time {
         /// Which.
@@ -50,7 +50,7 @@ pub enum Binding {
 
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The best run.
     #[serde(flatten)]
     pub best: Candidate,

@@ -26,7 +26,7 @@ pub struct Limit {
 
 impl Limit {
     /// Room left at the upper bound; negative where there is none.
-    pub fn spare(&self) -> f64 {
+    pub(crate) fn spare(&self) -> f64 {
         self.limit.as_f64() - self.high.as_f64()
     }
 
@@ -37,25 +37,25 @@ impl Limit {
     }
 
     /// Upper bound as a share of the limit.
-    pub fn load(&self) -> f64 {
+    pub(crate) fn load(&self) -> f64 {
         self.high.as_f64() / self.limit.as_f64().max(1.0)
     }
 }
 
 /// Names of the limits.
-pub const FREE_MEMORY: &str = "free memory";
+pub(crate) const FREE_MEMORY: &str = "free memory";
 
 /// Of Metal's recommendation.
-pub const WORKING_SET: &str = "Metal working set";
+pub(crate) const WORKING_SET: &str = "Metal working set";
 
 /// Of one allocation.
-pub const LARGEST_BUFFER: &str = "largest buffer";
+pub(crate) const LARGEST_BUFFER: &str = "largest buffer";
 
 /// Of what the user is willing to give.
-pub const BUDGET: &str = "budget";
+pub(crate) const BUDGET: &str = "budget";
 
 /// Of a run that needs no more than this one, and died of memory on this machine.
-pub const DIED: &str = "a run that died of memory here";
+pub(crate) const DIED: &str = "a run that died of memory here";
 
 /// Whether a run fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -73,7 +73,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// As written in files.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Fits => "fits",
             Self::Tight => "tight",
@@ -104,7 +104,7 @@ fn two_sided(confidence: f64) -> f64 {
 }
 
 /// The footprint's upper bound lies within `limit`.
-pub fn fits_within(limit: Bytes, calibration: &Calibration, formula: &Formula, confidence: f64) -> bool {
+pub(crate) fn fits_within(limit: Bytes, calibration: &Calibration, formula: &Formula, confidence: f64) -> bool {
     calibration.footprint(formula).interval(two_sided(confidence)).2 <= limit.as_f64()
 }
 
@@ -154,12 +154,12 @@ fn limits(request: &Request<'_>, prediction: &Prediction, budget: Option<Bytes>)
 
 impl Assessment {
     /// The limit that is nearest, or furthest exceeded.
-    pub fn binding(&self) -> Option<&Limit> {
+    pub(crate) fn binding(&self) -> Option<&Limit> {
         self.limits.iter().max_by(|a, b| a.load().total_cmp(&b.load()))
     }
 
     /// Fits by the formulas, whatever died here.
-    pub fn fits_by_formula(&self) -> bool {
+    pub(crate) fn fits_by_formula(&self) -> bool {
         self.limits.iter().all(|l| l.name == DIED || l.high <= l.limit)
     }
 

@@ -4,4 +4,4 @@
 pub const DEFAULT_CONFIDENCE: f64 = 0.99;
 
 /// Longest run where none is asked for, hours: a night.
-pub const DEFAULT_HOURS: f64 = 8.0;
+pub(crate) const DEFAULT_HOURS: f64 = 8.0;

@@ -11,7 +11,7 @@ use crate::units::{Bytes, Seconds};
 
 /// One change to a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Lever {
+pub(crate) struct Lever {
     /// The setting and its new value: `grad_checkpoint = false`.
     pub what: String,
     /// It changes the recipe, and not only how it is run.
@@ -84,7 +84,7 @@ const CHANGES: [Change; 10] = [
 ];
 
 /// What each change does to the run, the most useful first: what makes it fit, else what saves most for its price.
-pub fn levers(request: &Request<'_>, now: &Assessment, budget: Option<Bytes>) -> Result<Vec<Lever>> {
+pub(crate) fn levers(request: &Request<'_>, now: &Assessment, budget: Option<Bytes>) -> Result<Vec<Lever>> {
     let mut found = Vec::new();
     let (memory, time) = (now.prediction.footprint.point, now.prediction.total_time.point);
     for (name, recipe, change) in CHANGES {

@@ -5,15 +5,15 @@ pub(crate) mod ask;
 mod assessment;
 mod defaults;
 mod levers;
-pub mod risks;
-pub mod search;
+pub(crate) mod risks;
+pub(crate) mod search;
 
-pub use self::answer::*;
-pub use self::ask::{Ask, Held};
+pub(crate) use self::answer::*;
+pub(crate) use self::ask::{Ask, Held};
 pub use self::assessment::*;
 pub use self::defaults::*;
-pub use self::levers::{Lever, levers};
-pub use self::search::plan;
+pub(crate) use self::levers::{Lever, levers};
+pub(crate) use self::search::plan;
 
 #[cfg(test)]
 #[path = "tests.rs"]

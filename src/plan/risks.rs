@@ -17,7 +17,7 @@ use crate::units::{Bytes, Seconds};
 
 /// Something that may end a run although its bytes fit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Risk {
+pub(crate) struct Risk {
     /// What it is.
     pub name: &'static str,
     /// What is expected, in words.
@@ -46,7 +46,7 @@ const SWAP: f64 = 3e9;
 
 /// How many times as long a step takes when it pages: at least, and at most.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Slowdown {
+pub(crate) struct Slowdown {
     /// If only what is too much goes out and comes back once a micro-batch.
     pub least: f64,
     /// If every page has gone out before it is needed again, as it is when memory is walked through in order.
@@ -54,7 +54,7 @@ pub struct Slowdown {
 }
 
 /// What may end this run beside its bytes.
-pub fn risks(request: &Request<'_>, assessment: &Assessment) -> Result<Vec<Risk>> {
+pub(crate) fn risks(request: &Request<'_>, assessment: &Assessment) -> Result<Vec<Risk>> {
     if request.machine.accelerator != Accelerator::Metal {
         return Ok(Vec::new());
     }
@@ -129,7 +129,7 @@ fn command(request: &Request<'_>, assessment: &Assessment) -> Risk {
 }
 
 /// How much slower it would be, where it pages.
-pub fn slowdown(request: &Request<'_>, assessment: &Assessment) -> Option<Slowdown> {
+pub(crate) fn slowdown(request: &Request<'_>, assessment: &Assessment) -> Option<Slowdown> {
     if assessment.verdict != Verdict::Pages {
         return None;
     }

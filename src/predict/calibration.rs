@@ -43,7 +43,7 @@ const FRAGMENTATION: usize = 5;
 
 /// One run that was measured, beside what it should have cost.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Observation {
+pub(crate) struct Observation {
     /// By the formulas.
     pub formula: Formula,
     /// What was seen.
@@ -88,7 +88,7 @@ pub struct Calibration {
 
 /// A figure's logarithm: its mean, its standard deviation, and the degrees of freedom of the latter.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LogNormal {
+pub(crate) struct LogNormal {
     /// Logarithm of the most likely value.
     pub mean: f64,
     /// Standard deviation of the logarithm.
@@ -101,13 +101,13 @@ pub struct LogNormal {
 
 impl LogNormal {
     /// Point, and the ends of the interval that holds the truth with probability `level`.
-    pub fn interval(&self, level: f64) -> (f64, f64, f64) {
+    pub(crate) fn interval(&self, level: f64) -> (f64, f64, f64) {
         let t = student_t_quantile(0.5 + level / 2.0, self.freedom);
         (self.mean.exp(), (self.mean - t * self.sd).exp(), (self.mean + t * self.sd).exp())
     }
 
     /// With another independent error.
-    pub fn widened(self, sd: f64) -> Self {
+    pub(crate) fn widened(self, sd: f64) -> Self {
         Self { sd: self.sd.hypot(sd), ..self }
     }
 }
@@ -134,7 +134,7 @@ impl Equation {
 
 impl Calibration {
     /// Before any run: published figures of the machine.
-    pub fn prior(machine: &Machine, engine: Engine) -> Self {
+    pub(crate) fn prior(machine: &Machine, engine: Engine) -> Self {
         let matrix =
             machine.matrix_flops.filter(|_| engine == Engine::MlxLm && machine.accelerator == Accelerator::Metal);
         let coefficients = Coefficients::prior(machine, engine);
@@ -157,7 +157,7 @@ impl Calibration {
     }
 
     /// The prior, and everything that was seen.
-    pub fn fit(prior: &Self, observations: &[Observation]) -> Result<Self> {
+    pub(crate) fn fit(prior: &Self, observations: &[Observation]) -> Result<Self> {
         if observations.is_empty() {
             return Ok(prior.clone());
         }
@@ -245,7 +245,7 @@ impl Calibration {
     }
 
     /// What would be known after one more run like this one, whatever it showed: the same values, less uncertainty.
-    pub fn after(&self, formula: &Formula) -> Self {
+    pub(crate) fn after(&self, formula: &Formula) -> Self {
         let belief = self.belief();
         let equations = self.equations(formula);
         let rows = equations.each_ref().map(|e| e.at(&belief.mean).1);
@@ -263,7 +263,7 @@ impl Calibration {
 
     /// One guess at the logarithms of step time and footprint of each of these runs, as likely as what is known makes
     /// it: the coefficients are the same for all of them.
-    pub fn guess(&self, runs: &[&Formula], rng: &mut impl Rng) -> Vec<[f64; 2]> {
+    pub(crate) fn guess(&self, runs: &[&Formula], rng: &mut impl Rng) -> Vec<[f64; 2]> {
         let mut normal = || normal_quantile(rng.random_range(1e-9..1.0));
         let belief = self.belief();
         let spread = belief.covariance.clone().cholesky().map(|c| c.l());
@@ -276,7 +276,7 @@ impl Calibration {
     }
 
     /// Most likely time of one step, s, without its interval.
-    pub fn typical_time(&self, cost: &StepCost) -> f64 {
+    pub(crate) fn typical_time(&self, cost: &StepCost) -> f64 {
         let c = &self.coefficients;
         cost.flops() / (self.rates[0] * c.compute_efficiency.value)
             + cost.bytes() / (self.rates[1] * c.bandwidth_efficiency.value)
@@ -284,17 +284,17 @@ impl Calibration {
     }
 
     /// Time of one step, s.
-    pub fn step_time(&self, formula: &Formula) -> LogNormal {
+    pub(crate) fn step_time(&self, formula: &Formula) -> LogNormal {
         self.figure(&self.time_equation(&formula.cost), &formula.point)
     }
 
     /// Peak of the tensors, bytes.
-    pub fn peak(&self, formula: &Formula) -> LogNormal {
+    pub(crate) fn peak(&self, formula: &Formula) -> LogNormal {
         self.figure(&self.peak_equation(formula), &formula.point)
     }
 
     /// Peak of the process, bytes.
-    pub fn footprint(&self, formula: &Formula) -> LogNormal {
+    pub(crate) fn footprint(&self, formula: &Formula) -> LogNormal {
         self.figure(&self.footprint_equation(formula), &formula.point)
     }
 }

@@ -25,7 +25,7 @@ impl Coefficient {
 }
 
 /// How many there are.
-pub const COUNT: usize = 6;
+pub(crate) const COUNT: usize = 6;
 
 /// All of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ pub(crate) const FANLESS_SD: f64 = 0.15;
 
 impl Coefficients {
     /// From published figures alone.
-    pub fn prior(machine: &Machine, engine: Engine) -> Self {
+    pub(crate) fn prior(machine: &Machine, engine: Engine) -> Self {
         let mut prior = match (engine, machine.accelerator) {
             (Engine::Candle, Accelerator::Metal) => Self::candle_metal(machine),
             (Engine::Candle, Accelerator::Cpu) => Self::candle_cpu(),
@@ -148,7 +148,7 @@ impl Coefficients {
     }
 
     /// All of them, with their names.
-    pub fn list(&self) -> [(&'static str, &Coefficient); COUNT] {
+    pub(crate) fn list(&self) -> [(&'static str, &Coefficient); COUNT] {
         [
             ("compute efficiency", &self.compute_efficiency),
             ("bandwidth efficiency", &self.bandwidth_efficiency),
@@ -160,7 +160,7 @@ impl Coefficients {
     }
 
     /// The same, to be changed.
-    pub fn list_mut(&mut self) -> [&mut Coefficient; COUNT] {
+    pub(crate) fn list_mut(&mut self) -> [&mut Coefficient; COUNT] {
         [
             &mut self.compute_efficiency,
             &mut self.bandwidth_efficiency,
@@ -194,7 +194,7 @@ impl Noise {
     /// Before any measurement. Of mlx-lm: how far published runs of one source lie from their mean, whatever their
     /// models and lengths (`accuracy::spread`: 11 degrees of freedom for speeds, 16 for peaks); a footprint was never
     /// published. Of our own engine: assumed.
-    pub fn prior(engine: Engine) -> Self {
+    pub(crate) fn prior(engine: Engine) -> Self {
         match engine {
             Engine::Candle => Self { time: 0.08, peak: 0.02, footprint: 0.04 },
             Engine::MlxLm => Self { time: 0.156, peak: 0.048, footprint: 0.08 },

@@ -8,7 +8,7 @@ use crate::spec::run::{Engine, RunConfig, Weights};
 
 /// What kind of run it is, as far as it matters for trusting a calibration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Point {
+pub(crate) struct Point {
     /// Parameters of the base.
     pub parameters: f64,
     /// Longest row.
@@ -51,7 +51,7 @@ const PUBLISHED: [(f64, f64, f64, Weights, bool); 6] = [
 
 impl Point {
     /// Of a run.
-    pub fn of(spec: &ModelSpec, run: &RunConfig) -> Self {
+    pub(crate) fn of(spec: &ModelSpec, run: &RunConfig) -> Self {
         Self {
             parameters: Parameters::of(spec).total() as f64,
             max_seq_length: run.recipe.max_seq_length as f64,
@@ -71,17 +71,17 @@ impl Point {
 
 impl Coverage {
     /// Of these runs.
-    pub fn of<'a>(points: impl Iterator<Item = &'a Point>) -> Self {
+    pub(crate) fn of<'a>(points: impl Iterator<Item = &'a Point>) -> Self {
         Self { points: points.cloned().collect() }
     }
 
     /// One more.
-    pub fn add(&mut self, point: &Point) {
+    pub(crate) fn add(&mut self, point: &Point) {
         self.points.push(point.clone());
     }
 
     /// Of what published runs have checked of an engine's formulas, before anything is measured here.
-    pub fn published(engine: Engine) -> Self {
+    pub(crate) fn published(engine: Engine) -> Self {
         let point = |&(parameters, max_seq_length, rows, weights, grad_checkpoint)| Point {
             parameters,
             max_seq_length,
@@ -97,7 +97,7 @@ impl Coverage {
     }
 
     /// Something was seen, and nothing like this run.
-    pub fn outside(&self, point: &Point) -> bool {
+    pub(crate) fn outside(&self, point: &Point) -> bool {
         !self.points.is_empty() && !self.inside(point)
     }
 
@@ -117,12 +117,12 @@ impl Coverage {
     }
 
     /// The run is of a kind and size that was seen. Nothing is inside an empty calibration.
-    pub fn inside(&self, point: &Point) -> bool {
+    pub(crate) fn inside(&self, point: &Point) -> bool {
         !self.points.is_empty() && self.doublings(point) == 0.0 && !self.unseen_kind(point)
     }
 
     /// Relative error to add for a run outside; the prior, having seen nothing, is wide already and gets none.
-    pub fn extra_sd(&self, point: &Point) -> f64 {
+    pub(crate) fn extra_sd(&self, point: &Point) -> f64 {
         if self.points.is_empty() {
             return 0.0;
         }

@@ -1,12 +1,12 @@
 //! Cost and calibration together: what will happen, with an interval and where it came from.
 
 pub mod calibration;
-pub mod coefficients;
-pub mod coverage;
+pub(crate) mod coefficients;
+pub(crate) mod coverage;
 mod observation;
 mod prediction;
 mod request;
 
-pub use self::observation::*;
-pub use self::prediction::*;
+pub(crate) use self::observation::*;
+pub(crate) use self::prediction::*;
 pub use self::request::*;

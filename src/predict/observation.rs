@@ -7,7 +7,7 @@ use crate::units::{Bytes, Seconds};
 
 /// What the formulas say of a run, before any coefficient.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Formula {
+pub(crate) struct Formula {
     /// What a step does.
     pub cost: StepCost,
     /// What is in memory when.
@@ -18,7 +18,7 @@ pub struct Formula {
 
 /// What was measured of a run: the step's time, the peak of the tensors and of the process.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Measured {
+pub(crate) struct Measured {
     /// Of one optimizer step.
     pub step_time: Seconds,
     /// Of the tensors.

@@ -66,7 +66,7 @@ fn estimate<T>(figure: LogNormal, level: f64, make: impl Fn(f64) -> T) -> Estima
 }
 
 /// What the run will take, in intervals that hold the truth with probability `level`.
-pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
+pub(crate) fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     let Request { spec, machine, run, calibration, .. } = *request;
     let formula = request.formula()?;
     let step_time = estimate(calibration.step_time(&formula), level, Seconds);
@@ -125,7 +125,7 @@ pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
 
 impl Observation {
     /// A measured run, beside what it should have cost.
-    pub fn new(request: &Request<'_>, measured: Measured) -> Result<Self> {
+    pub(crate) fn new(request: &Request<'_>, measured: Measured) -> Result<Self> {
         Ok(Self { formula: request.formula()?, measured })
     }
 }

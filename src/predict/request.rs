@@ -55,14 +55,14 @@ impl Request<'_> {
     }
 
     /// The micro-batch that decides the memory of a usual run, for our own engine.
-    pub fn worst_micro(&self) -> cost::candle::Micro {
+    pub(crate) fn worst_micro(&self) -> cost::candle::Micro {
         let heaviest = self.heaviest(USUAL);
         let batch_size = self.run.execution.batch_size;
         cost::candle::Micro::full(batch_size, heaviest.tokens_per_row, heaviest.learned, self.machine)
     }
 
     /// What the formulas say of it.
-    pub fn formula(&self) -> Result<Formula> {
+    pub(crate) fn formula(&self) -> Result<Formula> {
         Ok(Formula {
             cost: step_cost(self.spec, self.machine, self.run, self.lengths)?,
             ledger: self.ledger(USUAL)?,
@@ -71,18 +71,18 @@ impl Request<'_> {
     }
 
     /// What is in memory when, in a usual run.
-    pub fn worst_ledger(&self) -> Result<MemoryLedger> {
+    pub(crate) fn worst_ledger(&self) -> Result<MemoryLedger> {
         self.ledger(USUAL)
     }
 
     /// The run that died of memory on this machine though it needs no more than this one, if there is one.
-    pub fn outdoes_a_dead_run(&self) -> Result<Option<Died>> {
+    pub(crate) fn outdoes_a_dead_run(&self) -> Result<Option<Died>> {
         let Some(died) = self.calibration.died else { return Ok(None) };
         Ok((self.filled_peak()? >= died.peak).then_some(died))
     }
 
     /// Peak of the ledger with every row filled up to the greatest length.
-    pub fn filled_peak(&self) -> Result<Bytes> {
+    pub(crate) fn filled_peak(&self) -> Result<Bytes> {
         Ok(Request { lengths: Some(&TokenLengths::filled()), ..*self }.worst_ledger()?.peak())
     }
 
@@ -105,7 +105,7 @@ impl Request<'_> {
     }
 
     /// Most likely time of one step alone, for when nothing else is asked.
-    pub fn step_time(&self) -> Result<Seconds> {
+    pub(crate) fn step_time(&self) -> Result<Seconds> {
         let cost = step_cost(self.spec, self.machine, self.run, self.lengths)?;
         Ok(Seconds(self.calibration.typical_time(&cost)))
     }
@@ -117,7 +117,7 @@ impl Request<'_> {
     }
 
     /// Most likely time of the whole run, when a step takes this long.
-    pub fn total_time(&self, step: Seconds) -> Seconds {
+    pub(crate) fn total_time(&self, step: Seconds) -> Seconds {
         let steps = self.run.steps(self.rows()) as f64;
         Seconds(self.loading(Parameters::of(self.spec).total()) + step.0 * steps)
     }
@@ -137,4 +137,4 @@ const START: f64 = 0.5;
 const START_METAL: f64 = 5.0;
 
 /// Examples that are assumed where no data is at hand.
-pub const ASSUMED_EXAMPLES: usize = 2000;
+pub(crate) const ASSUMED_EXAMPLES: usize = 2000;

@@ -32,7 +32,7 @@ fn signed(share: f64) -> String {
 }
 
 /// The whole answer as text.
-pub fn text(all: &Accuracy, width: usize) -> String {
+pub(crate) fn text(all: &Accuracy, width: usize) -> String {
     let mut out = format!("{}\n", paint("Predictions and measurements", BOLD));
     let level = 100.0 * LEVEL;
     let rows = format!(
@@ -177,7 +177,7 @@ struct GoalRow {
 const TEMPLATE: &str = include_str!("accuracy.html");
 
 /// The same as a page, with every row.
-pub fn render(all: &Accuracy) -> Result<String> {
+pub(crate) fn render(all: &Accuracy) -> Result<String> {
     let goals = all.goals();
     let reached = goals.iter().filter(|g| g.reached).count();
     let (n, inside) = (all.brackets.len(), all.bracketed());

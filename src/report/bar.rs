@@ -7,7 +7,7 @@ use crate::units::Bytes;
 
 /// One piece of the bar.
 #[derive(Clone, Debug)]
-pub struct Piece {
+pub(crate) struct Piece {
     /// In the legend.
     pub name: String,
     /// How long.
@@ -24,7 +24,7 @@ const NAMED: usize = 6;
 
 /// A bar of pieces, what they may grow to, and where the limit is.
 #[derive(Clone, Debug)]
-pub struct Bar {
+pub(crate) struct Bar {
     pieces: Vec<Piece>,
     high: Bytes,
     limit: Bytes,
@@ -32,7 +32,7 @@ pub struct Bar {
 
 impl Bar {
     /// Of pieces that sum to the most likely value.
-    pub fn new(mut pieces: Vec<Piece>, high: Bytes, limit: Bytes) -> Self {
+    pub(crate) fn new(mut pieces: Vec<Piece>, high: Bytes, limit: Bytes) -> Self {
         pieces.retain(|p| p.bytes > Bytes(0));
         if pieces.len() > NAMED {
             let rest = pieces.split_off(NAMED - 1);
@@ -46,7 +46,7 @@ impl Bar {
     }
 
     /// The bar, at most `width` columns wide: pieces, dots up to the upper bound, and `┃` at the limit.
-    pub fn line(&self, width: usize) -> String {
+    pub(crate) fn line(&self, width: usize) -> String {
         let point: Bytes = self.pieces.iter().map(|p| p.bytes).sum();
         let scale = self.high.max(point).max(self.limit).as_f64().max(1.0);
         let column = |bytes: Bytes| (bytes.as_f64() / scale * (width - 1) as f64).round() as usize;
@@ -74,7 +74,7 @@ impl Bar {
     }
 
     /// What the pieces are, in as many columns as fit.
-    pub fn legend(&self, width: usize) -> Vec<String> {
+    pub(crate) fn legend(&self, width: usize) -> Vec<String> {
         let widest = self.pieces.iter().map(|p| p.name.chars().count()).max().unwrap_or(0).max(14);
         let entries = self.pieces.iter().enumerate().map(|(i, p)| {
             let (shade, style) = Self::look(i);

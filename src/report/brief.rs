@@ -26,7 +26,7 @@ fn cells<const N: usize>(words: [&str; N]) -> Vec<String> {
 }
 
 /// Predicted beside measured.
-pub fn comparisons(comparisons: &[Comparison]) -> String {
+pub(crate) fn comparisons(comparisons: &[Comparison]) -> String {
     let mut rows = vec![cells(["", "predicted", "interval", "measured", "error", "inside"])];
     for c in comparisons.iter().filter(|c| c.measured.is_some()) {
         let q = c.quantity;
@@ -43,7 +43,7 @@ pub fn comparisons(comparisons: &[Comparison]) -> String {
 }
 
 /// What two predictions of one run say: the figures that a calibration moves.
-pub fn changes(before: &Prediction, after: &Prediction) -> Vec<Change> {
+pub(crate) fn changes(before: &Prediction, after: &Prediction) -> Vec<Change> {
     let change = |quantity, before, after| Change { quantity, before, after };
     vec![
         change(Quantity::Peak, before.peak_memory.map(Bytes::as_f64), after.peak_memory.map(Bytes::as_f64)),
@@ -54,7 +54,7 @@ pub fn changes(before: &Prediction, after: &Prediction) -> Vec<Change> {
 }
 
 /// Before beside after.
-pub fn change_table(changes: &[Change]) -> String {
+pub(crate) fn change_table(changes: &[Change]) -> String {
     let mut rows = vec![cells(["", "before", "interval", "after", "interval"])];
     for c in changes {
         let q = c.quantity;
@@ -71,7 +71,7 @@ pub fn change_table(changes: &[Change]) -> String {
 }
 
 /// The coefficient that moved furthest, by how much, and how sure it was and is.
-pub fn moved(before: &Calibration, after: &Calibration) -> String {
+pub(crate) fn moved(before: &Calibration, after: &Calibration) -> String {
     let pairs = before.coefficients.list().into_iter().zip(after.coefficients.list());
     let far = |b: &Coefficient, a: &Coefficient| (a.value / b.value).ln().abs();
     let most = pairs.max_by(|((_, b), (_, a)), ((_, d), (_, c))| far(b, a).total_cmp(&far(d, c)));

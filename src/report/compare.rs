@@ -12,7 +12,7 @@ use crate::units::{Bytes, Estimate, Seconds};
 
 /// What `prediction.json` holds, as far as a report needs it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PredictionFile {
+pub(crate) struct PredictionFile {
     /// Highest allocation of tensors.
     pub peak_memory_bytes: Estimate<Bytes>,
     /// Highest memory of the process.
@@ -39,7 +39,7 @@ pub struct PredictionFile {
 
 /// Whether a process works on a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Activity {
+pub(crate) enum Activity {
     /// None does.
     #[default]
     Idle,
@@ -53,7 +53,7 @@ pub enum Activity {
 
 /// One thing in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LedgerLine {
+pub(crate) struct LedgerLine {
     /// What it is.
     pub name: String,
     /// Its size.
@@ -64,7 +64,7 @@ pub struct LedgerLine {
 
 /// One limit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LimitLine {
+pub(crate) struct LimitLine {
     /// Which.
     pub name: String,
     /// Where it is.
@@ -74,10 +74,10 @@ pub struct LimitLine {
 }
 
 /// Phase of what is there from loading to the end.
-pub const RESIDENT: &str = "resident";
+pub(crate) const RESIDENT: &str = "resident";
 
 /// A ledger as lines.
-pub fn ledger_lines(ledger: &MemoryLedger) -> Vec<LedgerLine> {
+pub(crate) fn ledger_lines(ledger: &MemoryLedger) -> Vec<LedgerLine> {
     let line =
         |item: &Item, phase: &str| LedgerLine { name: item.name.clone(), bytes: item.bytes, phase: phase.into() };
     let resident = ledger.resident.iter().map(|item| line(item, RESIDENT));
@@ -87,7 +87,7 @@ pub fn ledger_lines(ledger: &MemoryLedger) -> Vec<LedgerLine> {
 
 impl PredictionFile {
     /// As a row of measurements keeps it.
-    pub fn predicted(&self) -> Predicted {
+    pub(crate) fn predicted(&self) -> Predicted {
         Predicted {
             peak_memory_bytes: Some(self.peak_memory_bytes),
             footprint_bytes: Some(self.footprint_bytes),
@@ -97,7 +97,7 @@ impl PredictionFile {
     }
 
     /// The lines as resident items and phases again.
-    pub fn phases(&self) -> (Vec<Item>, Vec<Phase>) {
+    pub(crate) fn phases(&self) -> (Vec<Item>, Vec<Phase>) {
         let item = |line: &LedgerLine| Item { name: line.name.clone(), bytes: line.bytes };
         let lines = if self.timeline.is_empty() { &self.ledger } else { &self.timeline };
         let resident = lines.iter().filter(|l| l.phase == RESIDENT).map(item).collect();
@@ -116,7 +116,7 @@ impl PredictionFile {
 
 /// All that is known of one run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RunReport {
+pub(crate) struct RunReport {
     /// Name of its folder.
     pub name: String,
     /// Whether it goes on.
@@ -137,7 +137,7 @@ pub struct RunReport {
 
 /// A figure before and after calibrating.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Change {
+pub(crate) struct Change {
     /// Of what.
     pub quantity: Quantity,
     /// From formulas alone.
@@ -149,7 +149,7 @@ pub struct Change {
 /// What is compared. In memory bytes, in time seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
-pub enum Quantity {
+pub(crate) enum Quantity {
     Peak,
     Footprint,
     Speed,
@@ -159,7 +159,7 @@ pub enum Quantity {
 
 impl Quantity {
     /// As people say it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Peak => "peak memory (tensors)",
             Self::Footprint => "footprint (process)",
@@ -170,7 +170,7 @@ impl Quantity {
     }
 
     /// Unit of the value in tables for machines.
-    pub fn unit(self) -> &'static str {
+    pub(crate) fn unit(self) -> &'static str {
         match self {
             Self::Peak | Self::Footprint => "bytes",
             Self::Speed => "tokens/s",
@@ -179,7 +179,7 @@ impl Quantity {
     }
 
     /// A value of it, for people.
-    pub fn show(self, value: f64) -> String {
+    pub(crate) fn show(self, value: f64) -> String {
         match self {
             Self::Peak | Self::Footprint => Bytes::from_f64(value).to_string(),
             Self::Speed if value >= 1e9 => format!("{value:.1e} tok/s"),
@@ -195,7 +195,7 @@ impl Quantity {
 
 /// One quantity, predicted and measured.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Comparison {
+pub(crate) struct Comparison {
     /// Of what.
     pub quantity: Quantity,
     /// What was expected.
@@ -206,19 +206,19 @@ pub struct Comparison {
 
 impl Comparison {
     /// How far the prediction was from the measurement, relative to the measurement; positive if too high.
-    pub fn error(&self) -> Option<f64> {
+    pub(crate) fn error(&self) -> Option<f64> {
         self.measured.filter(|&m| m > 0.0).map(|m| (self.predicted.point - m) / m)
     }
 
     /// Whether the measurement lies in the interval.
-    pub fn inside(&self) -> Option<bool> {
+    pub(crate) fn inside(&self) -> Option<bool> {
         self.measured.map(|m| (self.predicted.low..=self.predicted.high).contains(&m))
     }
 }
 
 impl RunReport {
     /// Every quantity that was predicted, beside what was measured.
-    pub fn comparisons(&self) -> Vec<Comparison> {
+    pub(crate) fn comparisons(&self) -> Vec<Comparison> {
         let Some(p) = &self.prediction else { return Vec::new() };
         let measured = self.record.as_ref().map(|r| r.measured);
         let row = |quantity, predicted, measured| Comparison { quantity, predicted, measured };
@@ -258,7 +258,7 @@ impl RunReport {
     }
 
     /// One sentence: what happened, and whether it was what had been said.
-    pub fn answer(&self) -> String {
+    pub(crate) fn answer(&self) -> String {
         let last = self.steps.iter().map(|s| s.step).max().unwrap_or_default();
         let ended = self.record.as_ref().map(|record| &record.outcome);
         match self.activity {
@@ -296,7 +296,7 @@ impl RunReport {
 }
 
 /// The comparisons of all runs as a table for machines.
-pub fn csv(runs: &[RunReport]) -> (Vec<String>, Vec<Vec<String>>) {
+pub(crate) fn csv(runs: &[RunReport]) -> (Vec<String>, Vec<Vec<String>>) {
     let header = ["run", "quantity", "unit", "predicted", "low", "high", "level", "measured", "error", "inside"];
     let mut rows = Vec::new();
     for run in runs {

@@ -11,7 +11,7 @@ use crate::units::{Bytes, Flops, short_count};
 
 /// A model and whether it can be trained here.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     /// Its name.
     pub model: String,
     /// Its size.
@@ -25,7 +25,7 @@ pub struct Row {
 }
 
 /// The facts that plans are made of.
-pub fn machine(machine: &Machine) -> String {
+pub(crate) fn machine(machine: &Machine) -> String {
     let metal = machine.accelerator == Accelerator::Metal;
     let mut out = format!("{}\n", paint(&machine.name, Style::new().bold()));
     let mut fact = |name: &str, value: String| {
@@ -51,7 +51,7 @@ pub fn machine(machine: &Machine) -> String {
 }
 
 /// The models, smallest first.
-pub fn models(rows: &[Row], seq: usize) -> String {
+pub(crate) fn models(rows: &[Row], seq: usize) -> String {
     let mut out =
         format!("\nLoRA at {seq} tokens, smallest setup{:>22}{:>8}{:>11}{:>9}\n", "size", "train", "at most", "tok/s");
     for row in rows {

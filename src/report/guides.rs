@@ -36,7 +36,7 @@ fn count(all: &[Checked]) -> String {
 }
 
 /// The whole answer as text.
-pub fn text(guides: &[Guide], all: &[Checked]) -> String {
+pub(crate) fn text(guides: &[Guide], all: &[Checked]) -> String {
     let mut out = format!("{}\n", paint(&count(all), BOLD));
     let _ = writeln!(out, "{}", paint("predictions are for mlx-lm; `own trainer` is Headroom's", DIM));
     for guide in guides {
@@ -101,7 +101,7 @@ fn may_be_followed(url: &str) -> bool {
 }
 
 /// The same as a page.
-pub fn render(guides: &[Guide], all: &[Checked]) -> Result<String> {
+pub(crate) fn render(guides: &[Guide], all: &[Checked]) -> Result<String> {
     let row = |c: &Checked| Row {
         what: c.what.clone(),
         machine: c.machine.clone(),

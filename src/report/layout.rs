@@ -24,7 +24,7 @@ const COLOURS: [(char, AnsiColor); 7] = [
 ];
 
 /// Text in a style: bold, dimmed and the colours above.
-pub fn paint(text: &str, style: Style) -> String {
+pub(crate) fn paint(text: &str, style: Style) -> String {
     let mut marks = String::new();
     let effects = [(Effects::BOLD, BOLD), (Effects::DIMMED, DIM)];
     marks.extend(effects.iter().filter(|(e, _)| style.get_effects().contains(*e)).map(|(_, mark)| mark));
@@ -66,7 +66,7 @@ pub fn printable(text: &str) -> String {
 
 /// JSON as a terminal may have it. Control characters up to U+001F are escaped there already; the others can only stand
 /// inside of strings, where the escape means the same.
-pub fn printable_json(json: &str) -> String {
+pub(crate) fn printable_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
         let _ = if obeyed(c) { write!(out, "\\u{:04x}", u32::from(c)) } else { out.write_char(c) };
@@ -81,7 +81,7 @@ fn obeyed(c: char) -> bool {
 }
 
 /// Entries of known widths, laid out in as many columns as fit.
-pub fn columns(entries: Vec<(String, usize)>, width: usize) -> Vec<String> {
+pub(crate) fn columns(entries: Vec<(String, usize)>, width: usize) -> Vec<String> {
     let widest = entries.iter().map(|(_, w)| *w).max().unwrap_or(1);
     let per_line = ((width + 3) / (widest + 3)).max(1);
     let lines = entries.chunks(per_line);

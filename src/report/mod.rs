@@ -1,14 +1,14 @@
 //! Values to tables, pictures and pages. Pure: what comes out is text, and the same values give the same bytes.
 
-pub mod accuracy;
-pub mod bar;
-pub mod brief;
-pub mod compare;
-pub mod doctor;
-pub mod guides;
+pub(crate) mod accuracy;
+pub(crate) mod bar;
+pub(crate) mod brief;
+pub(crate) mod compare;
+pub(crate) mod doctor;
+pub(crate) mod guides;
 pub mod layout;
-pub mod page;
-pub mod plot;
-pub mod sweep;
-pub mod sweep_page;
-pub mod table;
+pub(crate) mod page;
+pub(crate) mod plot;
+pub(crate) mod sweep;
+pub(crate) mod sweep_page;
+pub(crate) mod table;

@@ -82,7 +82,7 @@ struct Fact {
 }
 
 /// The page of these runs.
-pub fn render(title: &str, runs: &[RunReport]) -> Result<String> {
+pub(crate) fn render(title: &str, runs: &[RunReport]) -> Result<String> {
     let view = View {
         title: title.into(),
         summary: summary(runs),

@@ -24,7 +24,7 @@ const FAINT: RGBColor = RGBColor(6, 6, 6);
 const SURFACE: RGBColor = RGBColor(7, 7, 7);
 
 /// Colours of things in memory; the last is for all that is too small to name.
-pub const SERIES: usize = 7;
+pub(crate) const SERIES: usize = 7;
 
 fn series(i: usize) -> RGBColor {
     let n = 16 + i.min(SERIES) as u8;
@@ -94,7 +94,7 @@ const LONGEST_AXIS: f64 = 1e18;
 const MARKS: usize = 5;
 
 /// Loss over the optimizer steps: each step faint, a running mean over a twentieth of the run on top.
-pub fn loss_curve(losses: &[(usize, f64)]) -> Result<String> {
+pub(crate) fn loss_curve(losses: &[(usize, f64)]) -> Result<String> {
     let every = losses.len().div_ceil(POINTS).max(1);
     let seen = losses.iter().step_by(every).filter(|(_, loss)| loss.is_finite());
     let losses: Vec<_> = seen.map(|&(step, loss)| (step, loss.clamp(-HIGHEST_LOSS, HIGHEST_LOSS))).collect();
@@ -141,7 +141,7 @@ fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
 
 /// A row of an interval picture.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Interval {
+pub(crate) struct Interval {
     /// Which run.
     pub label: String,
     /// What was expected.
@@ -152,14 +152,14 @@ pub struct Interval {
 
 impl Interval {
     /// Of a comparison.
-    pub fn of(label: &str, comparison: &Comparison) -> Self {
+    pub(crate) fn of(label: &str, comparison: &Comparison) -> Self {
         Self { label: label.into(), predicted: comparison.predicted, measured: comparison.measured }
     }
 }
 
 /// Predicted intervals as bars with a mark at the point, and the measured value as a dot: filled where it
 /// lies inside, in the colour of a miss where it does not.
-pub fn intervals(quantity: Quantity, rows: &[Interval]) -> Result<String> {
+pub(crate) fn intervals(quantity: Quantity, rows: &[Interval]) -> Result<String> {
     const ROW: i32 = 34;
     const LEFT: i32 = 190;
     const RIGHT: i32 = WIDTH as i32 - 90;
@@ -226,7 +226,7 @@ fn shorten(text: &str, longest: usize) -> String {
 }
 
 /// The things that get a colour of their own: the largest of any phase, with their largest size.
-pub fn named(resident: &[Item], phases: &[Phase]) -> Vec<Item> {
+pub(crate) fn named(resident: &[Item], phases: &[Phase]) -> Vec<Item> {
     let mut largest: Vec<Item> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
     for item in resident.iter().chain(phases.iter().flat_map(|p| &p.items)).filter(|i| i.bytes > Bytes(0)) {
@@ -242,12 +242,12 @@ pub fn named(resident: &[Item], phases: &[Phase]) -> Vec<Item> {
 }
 
 /// A limit that can be drawn: one far away would press all that matters into a corner.
-pub fn is_near(limit: Bytes, tallest: Bytes) -> bool {
+pub(crate) fn is_near(limit: Bytes, tallest: Bytes) -> bool {
     limit.as_f64() < 3.0 * tallest.as_f64()
 }
 
 /// The phases of a step as stacked bars on a common base of what is always there, and the limit.
-pub fn ledger(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> Result<String> {
+pub(crate) fn ledger(resident: &[Item], phases: &[Phase], limit: Option<Bytes>) -> Result<String> {
     const ROW: i32 = 34;
     const LEFT: i32 = 110;
     const RIGHT: i32 = WIDTH as i32 - 90;
@@ -314,7 +314,7 @@ fn pieces<'a>(resident: &'a [Item], phase: &'a Phase) -> Vec<(&'a str, Bytes)> {
 }
 
 /// Points of one kind.
-pub struct Cloud {
+pub(crate) struct Cloud {
     /// What they are.
     pub label: &'static str,
     /// Their role on the page.
@@ -326,7 +326,7 @@ pub struct Cloud {
 /// What a colour means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the page's variables of the same names
-pub enum Role {
+pub(crate) enum Role {
     Faint,
     Predicted,
     Measured,
@@ -344,7 +344,7 @@ impl Role {
     }
 
     /// The page's variable.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Faint => "faint",
             Self::Predicted => "predicted",
@@ -356,7 +356,7 @@ impl Role {
 
 /// Clouds of positive points, the first at the bottom, over axes with these titles that start at nothing; with
 /// `diagonal` both axes are the same, and a line stands where they are equal.
-pub fn scatter(title: &str, [x, y]: [&str; 2], all: &[Cloud], diagonal: bool) -> Result<String> {
+pub(crate) fn scatter(title: &str, [x, y]: [&str; 2], all: &[Cloud], diagonal: bool) -> Result<String> {
     let points = || all.iter().flat_map(|c| &c.points);
     let end = |most: f64| if most > 0.0 { 1.06 * most.min(LONGEST_AXIS) } else { 1.0 };
     let mut ends = [end(points().map(|p| p.0).fold(0.0, f64::max)), end(points().map(|p| p.1).fold(0.0, f64::max))];

@@ -13,7 +13,7 @@ use crate::units::{Bytes, Estimate, Seconds};
 
 /// One configuration on one machine.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     /// The machine.
     pub machine: String,
     /// Its values of the fields that the grid varies.
@@ -54,7 +54,7 @@ pub struct Row {
 
 /// Tokens per second and footprint of a run whose rows are all filled up to the longest: expected and measured.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Checked {
+pub(crate) struct Checked {
     /// By the formulas alone.
     pub before: (f64, Bytes),
     /// With everything that was measured.
@@ -65,7 +65,7 @@ pub struct Checked {
 
 /// Everything that a sweep found.
 #[derive(Clone, Debug, Serialize)]
-pub struct Sweep {
+pub(crate) struct Sweep {
     /// The fields that vary.
     pub varied: Vec<String>,
     /// Ranked, machine by machine: what fits first; of that the largest model, the longest examples, the highest rank,
@@ -90,7 +90,7 @@ const TIME: usize = 12;
 
 impl Sweep {
     /// Sorts the rows and marks the front of every machine; the machines stay in their order.
-    pub fn rank(mut self) -> Self {
+    pub(crate) fn rank(mut self) -> Self {
         let mut machines: Vec<String> = Vec::new();
         for row in &self.rows {
             if !machines.contains(&row.machine) {
@@ -117,7 +117,7 @@ impl Sweep {
     }
 
     /// The first screen: for every machine how many fit, and the best of them.
-    pub fn text(&self, [csv, page]: [&str; 2], width: usize) -> String {
+    pub(crate) fn text(&self, [csv, page]: [&str; 2], width: usize) -> String {
         let mut out = String::new();
         let mut seen = HashSet::new();
         for row in &self.rows {
@@ -201,7 +201,7 @@ impl Sweep {
     }
 
     /// Columns and rows of the CSV.
-    pub fn csv(&self) -> (Vec<String>, Vec<Vec<String>>) {
+    pub(crate) fn csv(&self) -> (Vec<String>, Vec<Vec<String>>) {
         let fixed = [
             "verdict",
             "binds",

@@ -35,7 +35,7 @@ struct MachineView {
 const TEMPLATE: &str = include_str!("sweep.html");
 
 /// The page.
-pub fn render(sweep: &Sweep, name: &str) -> Result<String> {
+pub(crate) fn render(sweep: &Sweep, name: &str) -> Result<String> {
     let mut machines: Vec<&str> = Vec::new();
     for row in &sweep.rows {
         if !machines.contains(&&*row.machine) {

@@ -31,7 +31,7 @@ const SHOWN: usize = 4;
 
 /// What the answer rests on beside the numbers.
 #[derive(Clone, Debug, Default)]
-pub struct Context {
+pub(crate) struct Context {
     /// Columns of the terminal.
     pub width: usize,
     /// What was taken for granted: `2,000 examples of 2048 tokens`.
@@ -41,7 +41,7 @@ pub struct Context {
 }
 
 /// The answer of `plan`: the first screen.
-pub fn plan(plan: &Plan, machine: &Machine, context: &Context) -> String {
+pub(crate) fn plan(plan: &Plan, machine: &Machine, context: &Context) -> String {
     let (best, mut out) = (&plan.best, String::new());
     out += &head(best, machine);
     out += &answer(&best.assessment, context);
@@ -57,7 +57,7 @@ pub fn plan(plan: &Plan, machine: &Machine, context: &Context) -> String {
 }
 
 /// The answer of `predict`.
-pub fn prediction(run: &Candidate, machine: &Machine, found: &[Lever], context: &Context) -> String {
+pub(crate) fn prediction(run: &Candidate, machine: &Machine, found: &[Lever], context: &Context) -> String {
     let assessment = &run.assessment;
     let mut out = head(run, machine);
     out += &answer(assessment, context);
@@ -68,7 +68,7 @@ pub fn prediction(run: &Candidate, machine: &Machine, found: &[Lever], context: 
 }
 
 /// The phases of a step, each as tall as it is.
-pub fn timeline(assessment: &Assessment, width: usize) -> String {
+pub(crate) fn timeline(assessment: &Assessment, width: usize) -> String {
     let ledger = &assessment.prediction.ledger;
     let mut out =
         format!("\n{}  from the formulas, before rounding and process overhead\n", paint("timeline of a step", BOLD));
@@ -204,7 +204,7 @@ fn limits(all: &[Limit]) -> String {
 }
 
 /// What is not in the ledger and may end a run all the same.
-pub fn risks(all: &[Risk], paging: Option<Slowdown>) -> String {
+pub(crate) fn risks(all: &[Risk], paging: Option<Slowdown>) -> String {
     let mut out = String::new();
     if let Some(slower) = paging {
         let (least, most) = (slower.least, slower.most);

@@ -82,7 +82,7 @@ pub struct Validation {
 
 /// A line of `metrics.jsonl`: an optimizer step, and what validation said after it if it was asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     /// The step.
     #[serde(flatten)]
     pub step: Step,
@@ -96,7 +96,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// The line of a step.
-    pub fn new(step: Step, validation: Option<&Validation>) -> Self {
+    pub(crate) fn new(step: Step, validation: Option<&Validation>) -> Self {
         Self {
             step,
             validation_loss: validation.map(|v| v.validation_loss),
@@ -106,7 +106,7 @@ impl Metrics {
     }
 
     /// What validation said, where it was asked.
-    pub fn validation(&self) -> Option<Validation> {
+    pub(crate) fn validation(&self) -> Option<Validation> {
         Some(Validation {
             step: self.step.step,
             validation_loss: self.validation_loss?,

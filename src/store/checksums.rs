@@ -11,18 +11,18 @@ use crate::store::files;
 use crate::store::paths::reading;
 
 /// The file of checksums in a folder.
-pub const SUMS: &str = "SHA256SUMS";
+pub(crate) const SUMS: &str = "SHA256SUMS";
 
 /// Bytes read at a time.
 const PIECE: usize = 1 << 20;
 
 /// SHA-256 of some bytes, in hexadecimal.
-pub fn of_bytes(bytes: &[u8]) -> String {
+pub(crate) fn of_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
 /// SHA-256 of a regular file, in hexadecimal: for a file of a published model the hash that the hub shows.
-pub fn of_file(path: &Path) -> Result<String> {
+pub(crate) fn of_file(path: &Path) -> Result<String> {
     let mut file = files::open_regular(path)?;
     let mut hasher = Sha256::new();
     let mut piece = vec![0; PIECE];
@@ -39,7 +39,7 @@ fn hex(digest: &[u8]) -> String {
 }
 
 /// Writes the checksums of the files `names` of `folder` into its [`SUMS`].
-pub fn write(folder: &Path, names: &[&str]) -> Result<()> {
+pub(crate) fn write(folder: &Path, names: &[&str]) -> Result<()> {
     let line = |name: &&str| Ok(format!("{}  {name}\n", of_file(&folder.join(name))?));
     let lines: String = names.iter().map(line).collect::<Result<_>>()?;
     files::write(&folder.join(SUMS), lines.as_bytes())
@@ -47,7 +47,7 @@ pub fn write(folder: &Path, names: &[&str]) -> Result<()> {
 
 /// How a folder stands to its checksums.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Checked {
+pub(crate) enum Checked {
     /// Every file is as it was written.
     Whole,
     /// There are none to check by.
@@ -57,7 +57,7 @@ pub enum Checked {
 }
 
 /// Holds the files of `folder` to its [`SUMS`], which must list at least those of `required`.
-pub fn check(folder: &Path, required: &[&str]) -> Checked {
+pub(crate) fn check(folder: &Path, required: &[&str]) -> Checked {
     let sums = folder.join(SUMS);
     if File::open(&sums).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
         return Checked::Unknown;

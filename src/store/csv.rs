@@ -17,7 +17,7 @@ pub fn append_csv(path: &Path, header: &[String], row: &[String]) -> Result<()> 
 
 /// Finds out whether rows with these columns can be added to a table, before there are any; a table that is not there is
 /// begun.
-pub fn check_csv(path: &Path, header: &[String]) -> Result<()> {
+pub(crate) fn check_csv(path: &Path, header: &[String]) -> Result<()> {
     under_header(path, header, "")
 }
 

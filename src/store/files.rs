@@ -43,13 +43,13 @@ pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// A text file; pipes, devices and what is no UTF-8 are refused.
-pub fn read_text(path: &Path) -> Result<String> {
+pub(crate) fn read_text(path: &Path) -> Result<String> {
     let invalid = |_| reading(path)(io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"));
     String::from_utf8(read_bytes(path)?).map_err(invalid)
 }
 
 /// Makes a folder and those above it.
-pub fn make_folder(path: &Path) -> Result<()> {
+pub(crate) fn make_folder(path: &Path) -> Result<()> {
     make_folders(path).map(drop)
 }
 
@@ -67,7 +67,7 @@ pub(super) fn make_folders(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Removes the files `names` of `folder`, and temporary files of ours that were left there.
-pub fn remove_files(folder: &Path, names: &[&str]) -> Result<()> {
+pub(crate) fn remove_files(folder: &Path, names: &[&str]) -> Result<()> {
     for name in names {
         let path = folder.join(name);
         fs::remove_file(&path).or_else(absent).map_err(writing(&path))?;
@@ -77,14 +77,14 @@ pub fn remove_files(folder: &Path, names: &[&str]) -> Result<()> {
 }
 
 /// Removes the files `names` of `folder`, and then the folder, if nothing else is in it.
-pub fn remove_own(folder: &Path, names: &[&str]) -> Result<()> {
+pub(crate) fn remove_own(folder: &Path, names: &[&str]) -> Result<()> {
     remove_files(folder, names)?;
     let occupied = |e: io::Error| if e.kind() == io::ErrorKind::DirectoryNotEmpty { Ok(()) } else { absent(e) };
     fs::remove_dir(folder).or_else(occupied).map_err(writing(folder))
 }
 
 /// Removes temporary files and folders that killed processes left in the folder of `path`.
-pub fn clear_beside(path: &Path) {
+pub(crate) fn clear_beside(path: &Path) {
     crate::store::temporary::remove_abandoned(parent(path));
 }
 
@@ -94,13 +94,13 @@ pub(super) fn absent(error: io::Error) -> io::Result<()> {
 }
 
 /// The folders directly inside `path`, by name; none if it is not there.
-pub fn folders_in(path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn folders_in(path: &Path) -> Result<Vec<PathBuf>> {
     inside(path, Path::is_dir)
 }
 
 /// The files directly inside `path`, by name; none if it is not there. Links to files count: Hugging Face's cache is
 /// made of them.
-pub fn files_in(path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn files_in(path: &Path) -> Result<Vec<PathBuf>> {
     inside(path, Path::is_file)
 }
 
@@ -120,7 +120,7 @@ pub(crate) fn begins_with(path: &Path, bytes: &[u8]) -> Result<bool> {
 }
 
 /// Puts a whole file in place, so that a reader sees the old bytes or the new ones and never a part.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     make_folder(parent(path))?;
     let whole = || {
         let mut temporary = Temporary::file(path)?;
@@ -131,12 +131,12 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// A value from a JSON file.
-pub fn load_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+pub(crate) fn load_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     from_json(&read_text(path)?, path, None)
 }
 
 /// A value to a JSON file, readable by people.
-pub fn save_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+pub(crate) fn save_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::Serialise { what: "JSON", reason: format!("{e}, for `{}`", path.display()) })?;
     write(path, format!("{text}\n").as_bytes())

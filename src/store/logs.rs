@@ -12,7 +12,7 @@ use crate::store::files::*;
 use crate::store::paths::*;
 
 /// The complete lines of a file; none if it is not there. A last line without its newline is torn and left out.
-pub fn read_lines(path: &Path) -> Result<Vec<String>> {
+pub(crate) fn read_lines(path: &Path) -> Result<Vec<String>> {
     let bytes = match read_bytes(path) {
         Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         read => read?,
@@ -29,7 +29,7 @@ pub fn read_lines(path: &Path) -> Result<Vec<String>> {
 }
 
 /// Adds one line at the end and makes sure that it stays, cutting off a torn line before it.
-pub fn append_line(path: &Path, line: &str) -> Result<()> {
+pub(crate) fn append_line(path: &Path, line: &str) -> Result<()> {
     with_log(path, |file| add(file, line)).map_err(writing(path))
 }
 
@@ -71,7 +71,7 @@ pub(super) fn whole_length(file: &mut File) -> io::Result<u64> {
 }
 
 /// One value as a line of JSON.
-pub fn append_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+pub(crate) fn append_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let text = serde_json::to_string(value)
         .map_err(|e| Error::Serialise { what: "JSON", reason: format!("{e}, for `{}`", path.display()) })?;
     append_line(path, &text)

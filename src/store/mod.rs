@@ -5,22 +5,22 @@
 //! moved there, and a line of a log counts only once its newline is there: a torn last line is left
 //! out when reading and cut off before the next append.
 
-pub mod checksums;
+pub(crate) mod checksums;
 mod csv;
 mod files;
 mod logs;
 mod paths;
-pub mod quote;
-pub mod run_folder;
-pub mod stream;
+pub(crate) mod quote;
+pub(crate) mod run_folder;
+pub(crate) mod stream;
 mod temporary;
 
 pub use self::csv::*;
 pub use self::files::*;
 pub use self::logs::*;
-pub use self::paths::*;
-pub use self::quote::*;
-pub use self::run_folder::*;
+pub(crate) use self::paths::*;
+pub(crate) use self::quote::*;
+pub(crate) use self::run_folder::*;
 
 #[cfg(test)]
 #[path = "tests.rs"]

@@ -22,7 +22,7 @@ pub(super) fn parent(path: &Path) -> &Path {
 }
 
 /// A name that is one harmless path component: letters, digits, `.`, `_` and `-`, never hidden, never empty.
-pub fn file_name(name: &str) -> String {
+pub(crate) fn file_name(name: &str) -> String {
     let mut out = String::new();
     for c in name.trim().chars() {
         let kept = if c.is_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };
@@ -54,7 +54,7 @@ pub(crate) fn writing(path: &Path) -> impl FnOnce(io::Error) -> Error {
 ///
 /// # Errors
 /// Where the system does not say which folder is the user's.
-pub fn results_folder() -> Result<PathBuf> {
+pub(crate) fn results_folder() -> Result<PathBuf> {
     let here = PathBuf::from("results");
     if here.is_dir() {
         return Ok(here);

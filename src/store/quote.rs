@@ -3,13 +3,13 @@
 use std::path::Path;
 
 /// A word in POSIX single quotes where it needs them.
-pub fn shell_quote(word: &str) -> String {
+pub(crate) fn shell_quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// A path, as it is typed; one that begins with a dash would be read as a flag.
-pub fn quoted(path: &Path) -> String {
+pub(crate) fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
     shell_quote(&if text.starts_with('-') { format!("./{text}") } else { text.into_owned() })
 }

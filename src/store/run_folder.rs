@@ -27,13 +27,13 @@ const FIRST_FILES: [&str; 3] = ["run.toml", "prediction.json", LOCK];
 /// A run folder: `run.toml`, `prediction.json`, `metrics.jsonl`, `outcome.json`, `checkpoints/`, `adapter/`, and
 /// `run.lock`, which is locked while a process works there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunFolder {
+pub(crate) struct RunFolder {
     path: PathBuf,
 }
 
 /// A folder that was made, or found empty, for a new run.
 #[derive(Debug)]
-pub struct NewRun {
+pub(crate) struct NewRun {
     /// The folder.
     pub folder: RunFolder,
     /// Nobody else works in it.
@@ -44,7 +44,7 @@ pub struct NewRun {
 
 impl NewRun {
     /// Takes back what [`RunFolder::create`] and the start of a run made; whatever else has come into the folder stays.
-    pub fn discard(self) -> Result<()> {
+    pub(crate) fn discard(self) -> Result<()> {
         // A folder that was there before, though empty, stays.
         if self.made.is_empty() {
             files::remove_files(&self.folder.path, &FIRST_FILES)?;
@@ -59,7 +59,7 @@ impl NewRun {
 
 impl RunFolder {
     /// A new one, locked: a folder that is not there yet, or an empty one. A run shares its folder with nothing.
-    pub fn create(path: &Path) -> Result<NewRun> {
+    pub(crate) fn create(path: &Path) -> Result<NewRun> {
         let folder = Self { path: path.into() };
         let made = make_folders(path)?;
         // Before there is a lock to take, so that no lock file comes into a folder that is somebody else's.
@@ -71,7 +71,7 @@ impl RunFolder {
     }
 
     /// A new one at the first of `NAME-1`, `NAME-2` and so on in `parent` that is free, however many look at once.
-    pub fn create_numbered(parent: &Path, name: &str) -> Result<NewRun> {
+    pub(crate) fn create_numbered(parent: &Path, name: &str) -> Result<NewRun> {
         let mut number = 1;
         loop {
             match Self::create(&parent.join(paths::file_name(&format!("{name}-{number}")))) {
@@ -82,7 +82,7 @@ impl RunFolder {
     }
 
     /// Whether a new run may be begun at `path`: nothing is there, or an empty folder.
-    pub fn check(path: &Path) -> Result<()> {
+    pub(crate) fn check(path: &Path) -> Result<()> {
         if path.exists() { Self { path: path.into() }.check_free() } else { Ok(()) }
     }
 
@@ -102,7 +102,7 @@ impl RunFolder {
     }
 
     /// One that is there.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let folder = Self { path: path.into() };
         if folder.config().exists() {
             Ok(folder)
@@ -112,7 +112,7 @@ impl RunFolder {
     }
 
     /// All of them directly inside a folder, by name.
-    pub fn all_in(path: &Path) -> Result<Vec<Self>> {
+    pub(crate) fn all_in(path: &Path) -> Result<Vec<Self>> {
         Ok(files::folders_in(path)?.iter().filter_map(|p| Self::open(p).ok()).collect())
     }
 
@@ -120,7 +120,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// Where another process works there, and where something that a run writes is a link: it would lead out of the folder.
-    pub fn lock(&self) -> Result<RunLock> {
+    pub(crate) fn lock(&self) -> Result<RunLock> {
         if let Some(link) = OWN.iter().find(|name| self.path.join(name).is_symlink()) {
             let reason = format!("`{link}` is a link, and a run only writes into its own folder");
             return Err(Error::Mismatch { path: self.path.clone(), reason });
@@ -129,7 +129,7 @@ impl RunFolder {
     }
 
     /// Whether a process works in it now, or did so when it was ended without a chance to say so.
-    pub fn activity(&self) -> Activity {
+    pub(crate) fn activity(&self) -> Activity {
         let Ok(mut file) = files::open_regular(&self.path.join(LOCK)) else { return Activity::Idle };
         let holder = Holder::read(&mut file);
         match (file.try_lock_shared(), holder) {
@@ -140,50 +140,50 @@ impl RunFolder {
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Its last path component.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let full = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
         full.file_name().map_or_else(|| "run".into(), |n| n.to_string_lossy().into_owned())
     }
 
     /// What is run, with nothing left to default.
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.path.join("run.toml")
     }
 
     /// What was expected before it began.
-    pub fn prediction(&self) -> PathBuf {
+    pub(crate) fn prediction(&self) -> PathBuf {
         self.path.join("prediction.json")
     }
 
     /// One line an optimizer step.
-    pub fn metrics(&self) -> PathBuf {
+    pub(crate) fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
     }
 
     /// How it ended.
-    pub fn outcome(&self) -> PathBuf {
+    pub(crate) fn outcome(&self) -> PathBuf {
         self.path.join("outcome.json")
     }
 
     /// The trainer's state, to go on from.
-    pub fn checkpoints(&self) -> PathBuf {
+    pub(crate) fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
 
     /// What was learned, in PEFT's layout.
-    pub fn adapter(&self) -> PathBuf {
+    pub(crate) fn adapter(&self) -> PathBuf {
         self.path.join("adapter")
     }
 }
 
 /// Who works in a run folder, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
+pub(crate) struct Holder {
     /// Number of the process.
     pub pid: u32,
     /// Start of its work, seconds since 1970.
@@ -210,7 +210,7 @@ impl Holder {
 
 /// What goes on in a run folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activity {
+pub(crate) enum Activity {
     /// Nobody works there.
     Idle,
     /// A process works there now; who, where it has said so.
@@ -222,7 +222,7 @@ pub enum Activity {
 /// A run folder that belongs to this process. The kernel drops the lock with the process, however that ends; the name of
 /// the holder stays in the file then, which is how the next process knows that this one was killed.
 #[derive(Debug)]
-pub struct RunLock {
+pub(crate) struct RunLock {
     path: PathBuf,
     file: File,
     previous: Option<Holder>,
@@ -261,18 +261,18 @@ impl RunLock {
     }
 
     /// The process that worked here last, if it was ended without a chance to say so.
-    pub fn killed(&self) -> Option<Holder> {
+    pub(crate) fn killed(&self) -> Option<Holder> {
         self.previous
     }
 
     /// Writes down who works here from now on.
-    pub fn hold(&mut self, holder: Holder) -> Result<()> {
+    pub(crate) fn hold(&mut self, holder: Holder) -> Result<()> {
         self.held = true;
         fill(&self.file, &holder.text()?).map_err(writing(&self.path))
     }
 
     /// Something that says of `holder` that it gave up, for a moment in which there is no memory left to make it.
-    pub fn last_words(&self, holder: Holder) -> Result<impl FnOnce() + Send + 'static> {
+    pub(crate) fn last_words(&self, holder: Holder) -> Result<impl FnOnce() + Send + 'static> {
         let text = Holder { gave_up: true, ..holder }.text()?;
         let file = self.file.try_clone().map_err(writing(&self.path))?;
         Ok(move || drop(fill(&file, &text)))

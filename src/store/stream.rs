@@ -15,7 +15,7 @@ use crate::store::temporary::Temporary;
 const BUFFER: usize = 1 << 20;
 
 /// A file that grows out of sight. Dropped unfinished, it leaves nothing.
-pub struct Streamed {
+pub(crate) struct Streamed {
     file: BufWriter<Temporary>,
     path: PathBuf,
 }
@@ -32,46 +32,46 @@ impl Write for Temporary {
 
 impl Streamed {
     /// Begins a file that will be at `path`.
-    pub fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
         make_folder(parent(path))?;
         let temporary = Temporary::file(path).map_err(writing(path))?;
         Ok(Self { file: BufWriter::with_capacity(BUFFER, temporary), path: path.into() })
     }
 
     /// Adds bytes at the end.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(writing(&self.path))
     }
 
     /// Puts it in its place.
-    pub fn finish(self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
         let temporary = self.file.into_inner().map_err(|e| writing(&self.path)(e.into_error()))?;
         temporary.place(&self.path).map_err(writing(&self.path))
     }
 }
 
 /// A folder that is filled out of sight and takes its place as a whole. Dropped unfinished, it leaves nothing.
-pub struct Staged {
+pub(crate) struct Staged {
     temporary: Temporary,
     path: PathBuf,
 }
 
 impl Staged {
     /// Begins a folder that will be at `path`.
-    pub fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
         make_folder(parent(path))?;
         let temporary = Temporary::folder(path).map_err(writing(path))?;
         Ok(Self { temporary, path: path.into() })
     }
 
     /// Where its files go meanwhile.
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.temporary.path()
     }
 
     /// Puts it in its place. What was there is exchanged for it in one step of the file system, and then removed: the
     /// caller has made sure that nothing is lost with it.
-    pub fn finish(self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
         if !self.path.exists() {
             return self.temporary.place(&self.path).map_err(writing(&self.path));
         }
@@ -95,6 +95,6 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
 }
 
 /// Copies a file.
-pub fn copy(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).map_err(writing(to))
 }

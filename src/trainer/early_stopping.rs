@@ -6,7 +6,7 @@ use crate::spec::record::Validation;
 
 /// What validation has found so far; part of a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct EarlyStopping {
+pub(crate) struct EarlyStopping {
     best: Option<Validation>,
     /// Validations since the best.
     stale: usize,
@@ -14,7 +14,7 @@ pub struct EarlyStopping {
 
 impl EarlyStopping {
     /// Takes a loss after `step` optimizer steps; whether it is the best is in what comes back: then it is its own best.
-    pub fn heard(&mut self, step: usize, validation_loss: f64) -> Validation {
+    pub(crate) fn heard(&mut self, step: usize, validation_loss: f64) -> Validation {
         let mut now = Validation { step, validation_loss, best_step: step, best_validation_loss: validation_loss };
         match self.best.filter(|best| best.validation_loss <= validation_loss) {
             Some(best) => {
@@ -27,7 +27,7 @@ impl EarlyStopping {
     }
 
     /// So many validations in a row were no better than the best.
-    pub fn is_over(&self, patience: Option<usize>) -> bool {
+    pub(crate) fn is_over(&self, patience: Option<usize>) -> bool {
         patience.is_some_and(|patience| self.stale >= patience)
     }
 }

@@ -11,13 +11,13 @@ use crate::spec::run::{BUILTIN, Data};
 use crate::store::checksums;
 
 /// SHA-256 of each file, by its part in the run: `model/config.json`, `data/train`.
-pub type Inputs = BTreeMap<String, String>;
+pub(crate) type Inputs = BTreeMap<String, String>;
 
 /// Reads every file once: a model of 16 GB takes about ten seconds, and is in the page cache afterwards.
 ///
 /// # Errors
 /// Where a file cannot be read.
-pub fn inputs(source: &ModelSource, data: &Data) -> Result<Inputs> {
+pub(crate) fn inputs(source: &ModelSource, data: &Data) -> Result<Inputs> {
     let mut files: Vec<(String, PathBuf)> = source
         .files()?
         .into_iter()
@@ -40,7 +40,7 @@ pub fn inputs(source: &ModelSource, data: &Data) -> Result<Inputs> {
 }
 
 /// The parts that differ, with what happened to each.
-pub fn changes(then: &Inputs, now: &Inputs) -> Vec<String> {
+pub(crate) fn changes(then: &Inputs, now: &Inputs) -> Vec<String> {
     let lost = then.keys().filter(|part| !now.contains_key(*part)).map(|part| format!("`{part}` (missing)"));
     let other = now.iter().filter_map(|(part, sum)| match then.get(part) {
         None => Some(format!("`{part}` (new)")),

@@ -4,8 +4,8 @@
 //! callback, and the caller decides by returning [`Flow::Stop`].
 
 pub mod candle;
-pub mod early_stopping;
-pub mod inputs;
+pub(crate) mod early_stopping;
+pub(crate) mod inputs;
 pub mod scripted;
 
 use std::path::PathBuf;

@@ -132,12 +132,12 @@ impl ScriptedTrainer {
     }
 
     /// Highest footprint of a job: its padded micro-batch, beside what is fixed.
-    pub fn true_footprint(&self, micro_batch_tokens: u64) -> Bytes {
+    pub(crate) fn true_footprint(&self, micro_batch_tokens: u64) -> Bytes {
         self.true_peak(micro_batch_tokens) + self.script.process_memory
     }
 
     /// Highest allocation of tensors of a job.
-    pub fn true_peak(&self, micro_batch_tokens: u64) -> Bytes {
+    pub(crate) fn true_peak(&self, micro_batch_tokens: u64) -> Bytes {
         self.script.fixed_memory + Bytes::from_f64(self.script.memory_per_token * micro_batch_tokens as f64)
     }
 

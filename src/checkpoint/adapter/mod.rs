@@ -28,7 +28,7 @@ use crate::store;
 use crate::store::checksums::{self, Checked, SUMS};
 
 /// What describes an adapter, in either layout.
-pub const CONFIG_FILE: &str = "adapter_config.json";
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 
 /// How an adapter lies in its folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Layout {
     }
 
     /// Names of A and B, and of DoRA's magnitude where the layout has one, of the linear layer at `path`.
-    pub fn names(self, path: &str) -> Vec<String> {
+    pub(crate) fn names(self, path: &str) -> Vec<String> {
         let path = match self {
             Self::Peft => path.to_owned(),
             Self::MlxLm => path.replacen("transformer.", "model.", 1),
@@ -68,7 +68,7 @@ impl Layout {
     }
 
     /// Shapes of A and B in the file, and of the magnitude.
-    pub fn shapes(self, rank: usize, [in_features, out_features]: [usize; 2]) -> [Vec<usize>; 3] {
+    pub(crate) fn shapes(self, rank: usize, [in_features, out_features]: [usize; 2]) -> [Vec<usize>; 3] {
         match self {
             Self::Peft => [vec![rank, in_features], vec![out_features, rank], vec![out_features]],
             Self::MlxLm => [vec![in_features, rank], vec![rank, out_features], vec![out_features]],
@@ -193,7 +193,7 @@ pub struct About {
 
 impl About {
     /// Factor of the update.
-    pub fn scale(&self) -> f64 {
+    pub(crate) fn scale(&self) -> f64 {
         Lora { rank: self.rank, alpha: self.alpha, use_rslora: self.use_rslora, ..Lora::default() }.scale()
     }
 }
@@ -253,7 +253,7 @@ impl AdapterFile {
     }
 
     /// Factor of the update.
-    pub fn scale(&self) -> f64 {
+    pub(crate) fn scale(&self) -> f64 {
         self.about.scale()
     }
 
@@ -274,7 +274,7 @@ impl AdapterFile {
     }
 
     /// Every difference from a run with these settings, whose adapters sit on `sites` (path, `[in, out]`).
-    pub fn mismatches<'a>(&self, lora: &Lora, sites: impl Iterator<Item = (&'a str, [usize; 2])>) -> Vec<String> {
+    pub(crate) fn mismatches<'a>(&self, lora: &Lora, sites: impl Iterator<Item = (&'a str, [usize; 2])>) -> Vec<String> {
         let mut wrong = self.refused.clone();
         let about = &self.about;
         if about.rank != lora.rank {
@@ -421,7 +421,7 @@ fn mlx_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
 
 /// Writes adapters (path of the linear layer, A `[rank, in]`, B `[out, rank]`) of a model with `layers` blocks.
 /// `conv1d`: the base keeps its matrices `[in, out]`.
-pub fn write(
+pub(crate) fn write(
     folder: &Path,
     layout: Layout,
     about: &About,

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 /// Longest text of one example, bytes: a million tokens or more, the longest that any model takes. All after a run's
 /// `max_seq_length` is cut off anyway.
-pub const LONGEST_TEXT: usize = 4 << 20;
+pub(crate) const LONGEST_TEXT: usize = 4 << 20;
 
 /// One turn of a chat. Keys beyond role and content (tool calls, names) are handed to the template as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

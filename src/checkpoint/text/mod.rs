@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-pub use self::message::*;
+pub(crate) use self::message::*;
 use self::template::{SpecialTokens, Template};
 use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
@@ -116,7 +116,7 @@ impl Text {
     }
 
     /// A prompt and its completion, one after the other, closed with the end token.
-    pub fn completion(&self, prompt: &str, completion: &str) -> Result<Encoded> {
+    pub(crate) fn completion(&self, prompt: &str, completion: &str) -> Result<Encoded> {
         Ok(self.ended(self.encode(format!("{prompt}{completion}"), prompt.len(), true)?))
     }
 
@@ -134,17 +134,17 @@ impl Text {
     }
 
     /// The tokens that ask for an answer to a chat.
-    pub fn question(&self, messages: &[Message]) -> Result<Vec<u32>> {
+    pub(crate) fn question(&self, messages: &[Message]) -> Result<Vec<u32>> {
         Ok(self.encode(self.render(messages, true)?, 0, false)?.tokens)
     }
 
     /// Whether the model has a chat template.
-    pub fn has_template(&self) -> bool {
+    pub(crate) fn has_template(&self) -> bool {
         self.inside.template.is_some()
     }
 
     /// The chat as text.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    pub(crate) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let owned = messages.to_vec();
         let bytes = messages.iter().map(|m| m.role.len() + m.content.len() + m.rest.values().map(size).sum::<usize>());
         self.bounded(TEMPLATE, bytes.sum(), move |inside| match &inside.template {
@@ -155,7 +155,7 @@ impl Text {
     }
 
     /// Text of tokens, special ones left out.
-    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+    pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String> {
         let tokens = tokens.to_vec();
         self.bounded(TOKENIZER, BYTES_OF_TOKEN * tokens.len(), move |inside| {
             tokenizer::decode(&inside.tokenizer, &tokens)
@@ -201,7 +201,7 @@ fn size(value: &Value) -> usize {
 }
 
 /// The chat template: a file of its own, or a key of tokenizer_config.json (`config`).
-pub fn chat_template(source: &ModelSource, config: &Value) -> Result<Option<String>> {
+pub(crate) fn chat_template(source: &ModelSource, config: &Value) -> Result<Option<String>> {
     Ok(source.chat_template_file()?.or_else(|| template_of(config)))
 }
 
@@ -218,7 +218,7 @@ fn template_of(config: &Value) -> Option<String> {
 }
 
 /// A special token, such as `bos_token`, as tokenizer_config.json (`config`) names it.
-pub fn special(config: &Value, key: &str) -> Option<String> {
+pub(crate) fn special(config: &Value, key: &str) -> Option<String> {
     match &config[key] {
         Value::String(token) => Some(token.clone()),
         Value::Object(token) => token.get("content").and_then(Value::as_str).map(Into::into),

@@ -26,7 +26,7 @@ fn final_files(folder: &Path) -> Vec<&'static str> {
 }
 
 /// A run that is gone on with: its folder, locked and looked through. Nothing in it was changed.
-pub struct Earlier {
+pub(crate) struct Earlier {
     /// The folder.
     pub folder: RunFolder,
     /// Nobody else works in it.
@@ -41,7 +41,7 @@ impl Earlier {
     ///
     /// # Errors
     /// Where it holds another run or none, where a process works in it, and where a file in it is damaged.
-    pub fn open(path: &Path, run: &RunConfig) -> Result<Self> {
+    pub(crate) fn open(path: &Path, run: &RunConfig) -> Result<Self> {
         let folder = RunFolder::open(path)?;
         let lock = folder.lock()?;
         let (there, here) = (run_file::read_run(&folder.config())?.to_toml()?, run.to_toml()?);
@@ -70,7 +70,7 @@ impl Earlier {
 
 impl Earlier {
     /// What is known of a process that worked here and could not say how it ended.
-    pub fn measurement_of(&self, killed: &Holder, place: &Place) -> Measurement {
+    pub(crate) fn measurement_of(&self, killed: &Holder, place: &Place) -> Measurement {
         let steps: Vec<Step> = self.metrics.iter().map(|line| line.step.clone()).collect();
         let at_step = steps.len();
         let outcome = match ended_by(killed) {
@@ -89,7 +89,7 @@ impl Earlier {
     }
 
     /// Refuses to go on where memory ran out before and there is no more of it now.
-    pub fn check_room(&self, bench: &Session) -> Result<()> {
+    pub(crate) fn check_room(&self, bench: &Session) -> Result<()> {
         let Some(killed) = self.lock.killed().filter(|killed| ended_by(killed) == EndedBy::Memory) else {
             return Ok(());
         };
@@ -102,7 +102,7 @@ impl Earlier {
     }
 
     /// There is nothing left to do: it ended by itself, and what it learned is there.
-    pub fn is_finished(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         let outcome = store::load_json::<Measurement>(&self.folder.outcome()).map(|m| m.outcome);
         matches!(outcome, Ok(Outcome::Finished | Outcome::EarlyStopped { .. }))
             && checksums::check(self.folder.path(), &final_files(self.folder.path())) == Checked::Whole
@@ -138,7 +138,7 @@ fn damaged(path: &Path, reason: String) -> Error {
 
 /// Makes the folder ready for steps after `done`: the lines of later steps go, because these are taken again, and so does
 /// what is said of the end.
-pub fn reopen(folder: &RunFolder, metrics: &[Metrics], done: usize) -> Result<()> {
+pub(crate) fn reopen(folder: &RunFolder, metrics: &[Metrics], done: usize) -> Result<()> {
     if metrics.len() < done {
         let reason = format!("it ends after step {}, before the checkpoint of step {done}", metrics.len());
         return Err(damaged(&folder.metrics(), reason));
@@ -150,7 +150,7 @@ pub fn reopen(folder: &RunFolder, metrics: &[Metrics], done: usize) -> Result<()
 }
 
 /// Adds what an evaluation found to the line of its step, which was written when the evaluation was interrupted.
-pub fn amend(folder: &RunFolder, validation: &Validation) -> Result<()> {
+pub(crate) fn amend(folder: &RunFolder, validation: &Validation) -> Result<()> {
     let mut metrics: Vec<Metrics> = store::read_json_lines(&folder.metrics())?;
     if let Some(line) = metrics.iter_mut().find(|line| line.step.step == validation.step) {
         *line = Metrics::new(line.step.clone(), Some(validation));
@@ -169,6 +169,6 @@ fn rewrite(folder: &RunFolder, metrics: &[Metrics]) -> Result<()> {
 }
 
 /// Writes down the checksums of what is final now.
-pub fn seal(folder: &RunFolder) -> Result<()> {
+pub(crate) fn seal(folder: &RunFolder) -> Result<()> {
     checksums::write(folder.path(), &final_files(folder.path()))
 }

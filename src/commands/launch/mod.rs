@@ -26,7 +26,7 @@ use crate::trainer::Trainer;
 use crate::units::Seconds;
 
 /// Where a run goes.
-pub enum Place {
+pub(crate) enum Place {
     /// Into this folder, which is empty or not there yet.
     New(PathBuf),
     /// Into the first free one of `NAME-1`, `NAME-2` and so on in this folder.
@@ -36,7 +36,7 @@ pub enum Place {
 }
 
 /// How a run is done.
-pub struct Settings<'a> {
+pub(crate) struct Settings<'a> {
     /// Run even if it is not sure to fit.
     pub force: bool,
     /// Go on although model or data are not what they were.
@@ -77,7 +77,7 @@ fn default_folder(run: &Path) -> PathBuf {
 }
 
 /// Does `run`, from preflight to adapter; returns its folder.
-pub fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, output: &Output) -> Result<RunFolder> {
+pub(crate) fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, output: &Output) -> Result<RunFolder> {
     let earlier = match place {
         Place::Resume(path) => Some(Earlier::open(path, &run)?),
         Place::New(path) => RunFolder::check(path).map(|()| None)?,

@@ -14,7 +14,7 @@ use crate::trainer::{Flow, TrainEvent};
 use crate::units::Seconds;
 
 /// A run while it goes on.
-pub struct Watch<'a, 'b> {
+pub(crate) struct Watch<'a, 'b> {
     launch: &'a mut Launch<'b>,
     guard: &'a Guard,
     /// Progress.
@@ -33,14 +33,14 @@ pub struct Watch<'a, 'b> {
 
 impl<'a, 'b> Watch<'a, 'b> {
     /// Of a run that begins now.
-    pub fn new(launch: &'a mut Launch<'b>, guard: &'a Guard) -> Self {
+    pub(crate) fn new(launch: &'a mut Launch<'b>, guard: &'a Guard) -> Self {
         let bar = launch.output.bar(launch.plan.prediction.steps as u64);
         interrupted();
         Self { launch, guard, bar, ready: None, steps: Vec::new(), validations: Vec::new(), over: false, failure: None }
     }
 
     /// Optimizer steps done, those of earlier processes included.
-    pub fn last_step(&self) -> usize {
+    pub(crate) fn last_step(&self) -> usize {
         let before = match self.ready {
             Some(TrainEvent::Ready { done_steps, .. }) => done_steps,
             _ => 0,
@@ -49,7 +49,7 @@ impl<'a, 'b> Watch<'a, 'b> {
     }
 
     /// Takes an event and says whether to go on.
-    pub fn on(&mut self, event: &TrainEvent) -> Flow {
+    pub(crate) fn on(&mut self, event: &TrainEvent) -> Flow {
         let result = match event {
             TrainEvent::Resumed { from, damaged, changed } => {
                 self.resumed(from.is_some(), damaged, changed);

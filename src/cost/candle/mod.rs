@@ -36,7 +36,7 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, micro: &Micro, validation: Opti
 }
 
 /// What candle's Metal allocator would hold for the same step, beside what is resident. Unproven on a Mac.
-pub fn pool(spec: &ModelSpec, run: &RunConfig, micro: &Micro) -> Result<Bytes> {
+pub(crate) fn pool(spec: &ModelSpec, run: &RunConfig, micro: &Micro) -> Result<Bytes> {
     let mut engine = StepLedger::new(spec, run, micro, Timeline::pooled())?;
     engine.step();
     Ok(engine.t.pool())

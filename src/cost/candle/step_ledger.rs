@@ -54,7 +54,7 @@ pub struct Micro {
 
 impl Micro {
     /// `batch_size` examples of like length, of whose tokens this share is learned from.
-    pub fn full(batch_size: usize, tokens_per_row: usize, learned: f64, machine: &Machine) -> Self {
+    pub(crate) fn full(batch_size: usize, tokens_per_row: usize, learned: f64, machine: &Machine) -> Self {
         let rows = tokens_per_row.saturating_sub(1).max(1);
         let Machine { accelerator, cores: threads, processor, .. } = *machine;
         let targets = (learned * (rows * batch_size) as f64).ceil() as usize;

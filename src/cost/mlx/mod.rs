@@ -3,9 +3,9 @@
 //! `graph` says what a block keeps for its backward pass, which follows from mlx-lm's graph; [`metal`] and [`cpu`] say
 //! what else is alive at the tall moments of a step.
 
-pub mod cpu;
+pub(crate) mod cpu;
 mod graph;
-pub mod metal;
+pub(crate) mod metal;
 
 use crate::cost::ledger::{F32, Item, Phase};
 use crate::cost::params::{Parameters, bits, trainable};
@@ -20,7 +20,7 @@ use crate::spec::run::RunConfig;
 /// The logits are exact (`mlx_lm.tuner.trainer.evaluate` on a CPU, by differences). The block is rough, because mlx runs
 /// ahead here too: counts fitted to 120 shapes on a CPU, where all of it is in f32, miss half of them by less than 15 % and
 /// the worst by half. It decides where the rows are much longer than those of training and the vocabulary is small.
-pub fn validation(spec: &ModelSpec, run: &RunConfig, accelerator: Accelerator, tokens_per_row: usize) -> Phase {
+pub(crate) fn validation(spec: &ModelSpec, run: &RunConfig, accelerator: Accelerator, tokens_per_row: usize) -> Phase {
     let sizes = graph::Sizes::new(spec, run, tokens_per_row);
     let logits = 2 * sizes.format * sizes.logits;
     let at_work = 8 * sizes.hidden + 5 * sizes.mlp + sizes.q + 9 * sizes.kv + sizes.scores;
@@ -61,3 +61,6 @@ fn resident(spec: &ModelSpec, run: &RunConfig) -> Result<Vec<Item>> {
         Item::new("gradient sum", sum),
     ])
 }
+
+#[cfg(test)]
+mod steps_tests;

@@ -6,7 +6,7 @@ use crate::spec::model::{Activation, ModelSpec, ModelType, Positions, Rope, Rope
 
 /// The metadata of the architecture, and notes on where llama.cpp will compute something else; or why it cannot
 /// compute this model at all.
-pub fn describe(spec: &ModelSpec) -> Result<(Metadata, Vec<String>), String> {
+pub(crate) fn describe(spec: &ModelSpec) -> Result<(Metadata, Vec<String>), String> {
     refuse(spec)?;
     let (a, arch) = (&spec.attention, architecture(spec.model_type));
     let mut out: Metadata = vec![("general.architecture".into(), arch.into())];
@@ -170,7 +170,7 @@ fn betas(rope: &Rope) -> Option<String> {
 }
 
 /// Rope frequencies that llama.cpp reads as tensors: each frequency is divided by its number.
-pub fn rope_factors(spec: &ModelSpec) -> Vec<(&'static str, Vec<f32>)> {
+pub(crate) fn rope_factors(spec: &ModelSpec) -> Vec<(&'static str, Vec<f32>)> {
     let Positions::Rope { global, .. } = &spec.positions else { return vec![] };
     let narrow = |factors: &[f64]| factors.iter().map(|f| *f as f32).collect();
     match &global.scaling {

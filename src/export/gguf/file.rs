@@ -9,7 +9,7 @@ const ALIGNMENT: u64 = 32;
 /// A value of the metadata.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // the names are the documentation
-pub enum Value {
+pub(crate) enum Value {
     U32(u32),
     F32(f32),
     Bool(bool),
@@ -40,11 +40,11 @@ impl From<&str> for Value {
 }
 
 /// Keys with their values, in the order they are written.
-pub type Metadata = Vec<(String, Value)>;
+pub(crate) type Metadata = Vec<(String, Value)>;
 
 /// A tensor of the table.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// llama.cpp's name.
     pub name: String,
     /// Outermost dimension first (the file has them the other way round).
@@ -55,18 +55,18 @@ pub struct Entry {
 
 impl Entry {
     /// Bytes of its numbers.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         (self.shape.iter().product::<usize>() / self.format.block_size() * self.format.type_size()) as u64
     }
 
     /// Bytes with what fills them up to the next tensor's place.
-    pub fn padded(&self) -> u64 {
+    pub(crate) fn padded(&self) -> u64 {
         self.bytes().next_multiple_of(ALIGNMENT)
     }
 }
 
 /// Everything before the first tensor's bytes. Those follow in the table's order, each filled up with zeros.
-pub fn head(metadata: &Metadata, table: &[Entry]) -> Vec<u8> {
+pub(crate) fn head(metadata: &Metadata, table: &[Entry]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
     out.extend(3u32.to_le_bytes());
     out.extend((table.len() as u64).to_le_bytes());

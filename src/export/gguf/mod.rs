@@ -23,7 +23,7 @@ use crate::spec::run::export_format::ExportFormat;
 use crate::store::stream::Streamed;
 
 /// Writes the base, with the adapter worked in where there is one.
-pub fn write_model(
+pub(crate) fn write_model(
     subject: &Subject,
     weights: Option<Weights>,
     out: &Path,
@@ -58,7 +58,7 @@ pub fn write_model(
 }
 
 /// Writes the adapter alone: A and B of each layer under the name of the tensor they are for.
-pub fn write_adapter(subject: &Subject, out: &Path) -> Result<Vec<String>> {
+pub(crate) fn write_adapter(subject: &Subject, out: &Path) -> Result<Vec<String>> {
     let (file, spec) = (subject.adapter(ExportFormat::GgufAdapter)?, &subject.spec);
     let refused = |reason| Error::NoSuchExport { model: subject.name.clone(), format: "GGUF", reason };
     let (_, notes) = architecture::describe(spec).map_err(refused)?;

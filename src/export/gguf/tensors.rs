@@ -10,7 +10,7 @@ use crate::spec::model::{ModelSpec, ModelType};
 
 /// How the file's rows come from the checkpoint's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub(crate) enum Turn {
     /// As they are.
     None,
     /// `[in, out]` becomes `[out, in]`.
@@ -23,7 +23,7 @@ pub enum Turn {
 
 impl Turn {
     /// Does it to a whole number of heads, or to a whole matrix.
-    pub fn apply(self, rows: &Tensor) -> Result<Tensor> {
+    pub(crate) fn apply(self, rows: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::None => rows.clone(),
             Self::Transpose => rows.t()?.contiguous()?,
@@ -39,7 +39,7 @@ impl Turn {
 
 /// A tensor that is to be written.
 #[derive(Clone, Debug)]
-pub struct Planned {
+pub(crate) struct Planned {
     /// Its place in the file.
     pub entry: Entry,
     /// Its name in the checkpoint, as transformers writes it.
@@ -52,13 +52,13 @@ pub struct Planned {
 
 impl Planned {
     /// The linear layer whose weight it is.
-    pub fn path(&self) -> Option<&str> {
+    pub(crate) fn path(&self) -> Option<&str> {
         self.source.strip_suffix(".weight")
     }
 }
 
 /// All tensors, matrices in `format`.
-pub fn plan(spec: &ModelSpec, format: GgmlDType) -> Vec<Planned> {
+pub(crate) fn plan(spec: &ModelSpec, format: GgmlDType) -> Vec<Planned> {
     let mut list: Vec<Planned> = rope_factors(spec)
         .into_iter()
         .map(|(name, values)| Planned {

@@ -30,7 +30,7 @@ const CASED_REST: &str = "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!
 const SPACE: char = '\u{2581}';
 
 /// The tokenizer's metadata, and a note where there is none; or why llama.cpp cannot have it.
-pub fn describe(source: &ModelSource, spec: &ModelSpec) -> Result<(Metadata, Option<String>), String> {
+pub(crate) fn describe(source: &ModelSource, spec: &ModelSpec) -> Result<(Metadata, Option<String>), String> {
     let text = match source.tokenizer() {
         Ok(text) => text,
         Err(Error::Read { .. }) if !source.has("tokenizer.model") => {

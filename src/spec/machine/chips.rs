@@ -12,7 +12,7 @@ use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
 
 /// One bin of one chip.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Chip {
+pub(crate) struct Chip {
     /// `M2 Pro`.
     pub chip: String,
     /// GPU cores of this bin.
@@ -79,7 +79,7 @@ const LARGER_SINCE: u32 = 26;
 impl Machine {
     /// The same Mac under this version of macOS: up to 15, Metal recommends two thirds of up to 32 GB and three
     /// quarters of more (a dozen logs in `results/field/working-set.csv`).
-    pub fn under_macos(mut self, version: u32) -> Self {
+    pub(crate) fn under_macos(mut self, version: u32) -> Self {
         if self.accelerator == Accelerator::Metal {
             let share = if self.memory.gib() <= 32.0 { 2.0 / 3.0 } else { 0.75 };
             self.working_set =
@@ -92,7 +92,7 @@ impl Machine {
 
 impl Chip {
     /// Memory it is sold with, ascending.
-    pub fn ram_options(&self) -> impl Iterator<Item = Bytes> {
+    pub(crate) fn ram_options(&self) -> impl Iterator<Item = Bytes> {
         self.ram_options_gb.split('|').filter_map(|gib| gib.trim().parse().ok()).map(Bytes::from_gib)
     }
 
@@ -132,12 +132,12 @@ impl Chip {
 }
 
 /// All bins of all chips, oldest first.
-pub fn all() -> &'static [Chip] {
+pub(crate) fn all() -> &'static [Chip] {
     &CHIPS
 }
 
 /// Every Mac that was sold, the slowest first, and of one speed the one with the least memory.
-pub fn by_speed() -> Vec<Machine> {
+pub(crate) fn by_speed() -> Vec<Machine> {
     let mut macs: Vec<Machine> = all().iter().flat_map(|c| c.ram_options().map(|r| c.with_memory(r))).collect();
     macs.sort_by(|a, b| a.peak_flops.0.total_cmp(&b.peak_flops.0).then(a.memory.cmp(&b.memory)));
     macs
@@ -166,7 +166,7 @@ fn memories<'a>(chips: impl IntoIterator<Item = &'a Chip>) -> String {
 
 impl Machine {
     /// The Mac with this chip. Without `ram` the smallest it is sold with; without `gpu_cores` the smallest bin.
-    pub fn named(chip: &str, ram: Option<Bytes>, gpu_cores: Option<usize>) -> Result<Self> {
+    pub(crate) fn named(chip: &str, ram: Option<Bytes>, gpu_cores: Option<usize>) -> Result<Self> {
         let bins: Vec<&Chip> = all().iter().filter(|c| key(&c.chip) == key(chip)).collect();
         if bins.is_empty() {
             return Err(Error::UnknownMachine { name: chip.into(), known: listed(all().iter().map(|c| &c.chip)) });
@@ -188,7 +188,7 @@ impl Machine {
     }
 
     /// Every bin of this chip that was sold with this memory, and with these GPU cores where they are given.
-    pub fn bins(chip: &str, ram: Bytes, gpu_cores: Option<usize>) -> Vec<Self> {
+    pub(crate) fn bins(chip: &str, ram: Bytes, gpu_cores: Option<usize>) -> Vec<Self> {
         let sold = |c: &&Chip| key(&c.chip) == key(chip) && c.ram_options().any(|r| r == ram);
         let bins = all().iter().filter(sold).filter(|c| gpu_cores.is_none_or(|n| n == c.gpu_cores));
         bins.map(|c| c.with_memory(ram)).collect()
@@ -196,7 +196,7 @@ impl Machine {
 
     /// The plainest Mac sold with this much memory: the oldest base chip with the fewest GPU cores, and where no
     /// base chip is sold with it, the chip with the least bandwidth.
-    pub fn plainest(ram: Bytes) -> Result<Self> {
+    pub(crate) fn plainest(ram: Bytes) -> Result<Self> {
         let sold = || all().iter().filter(|c| c.ram_options().any(|r| r == ram));
         let base = sold().filter(|c| c.base()).min_by_key(|c| (c.year, c.gpu_cores));
         let any = || sold().min_by(|a, b| a.bandwidth_gb_s.total_cmp(&b.bandwidth_gb_s));
@@ -206,7 +206,7 @@ impl Machine {
     }
 
     /// The same chip (and the next larger ones where it has none) with the next more memory that is sold.
-    pub fn next_larger(&self) -> Option<Self> {
+    pub(crate) fn next_larger(&self) -> Option<Self> {
         let chips = || all().iter().filter(|c| c.chip == self.chip && c.gpu_cores >= self.cores);
         let next = chips().flat_map(Chip::ram_options).filter(|r| *r > self.memory).min();
         if let Some(ram) = next {

@@ -1,6 +1,6 @@
 //! A machine: what a run has to fit into, and how fast it could be.
 
-pub mod chips;
+pub(crate) mod chips;
 pub mod processor;
 
 use serde::{Deserialize, Serialize};

@@ -38,7 +38,7 @@ pub enum Instructions {
 
 impl Instructions {
     /// f32 numbers of a register.
-    pub fn lanes(self) -> usize {
+    pub(crate) fn lanes(self) -> usize {
         match self {
             Self::Avx512 => 16,
             Self::Fma => 8,

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::spec::model::storage::{Dtype, Storage};
 
 /// The families, by the `model_type` they carry in config.json.
-pub const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, starcoder2, gpt2, gemma2, gemma3_text, phi3; to plan for mlx-lm also qwen3_moe, gpt_oss";
+pub(crate) const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, starcoder2, gpt2, gemma2, gemma3_text, phi3; to plan for mlx-lm also qwen3_moe, gpt_oss";
 
 /// A family of decoders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,7 +194,7 @@ pub struct ModelSpec {
 
 impl ModelSpec {
     /// Refuses what our own trainer does not train.
-    pub fn trained_here(&self) -> Result<()> {
+    pub(crate) fn trained_here(&self) -> Result<()> {
         match self.experts {
             None => Ok(()),
             Some(_) => Err(Error::UnknownArchitecture {
@@ -206,19 +206,19 @@ impl ModelSpec {
     }
 
     /// Width of all query heads together.
-    pub fn q_size(&self) -> usize {
+    pub(crate) fn q_size(&self) -> usize {
         self.attention.num_attention_heads * self.attention.head_dim
     }
 
     /// Width of all key heads together (and of all value heads).
-    pub fn kv_size(&self) -> usize {
+    pub(crate) fn kv_size(&self) -> usize {
         self.attention.num_key_value_heads * self.attention.head_dim
     }
 }
 
 /// An architecture by the name, or the folder, that it is known by.
 #[derive(Clone, Debug)]
-pub struct Model {
+pub(crate) struct Model {
     /// Name or folder.
     pub name: String,
     /// What it is.

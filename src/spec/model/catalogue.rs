@@ -13,7 +13,7 @@ use crate::spec::run::LONGEST_NAME;
 
 /// One published model.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Its name on the Hugging Face hub.
     pub id: String,
     /// Parameters, a tied head counted once.
@@ -63,7 +63,7 @@ const SAME_SIZE: f64 = 1.25;
 
 impl Entry {
     /// The name without its owner.
-    pub fn short_name(&self) -> &str {
+    pub(crate) fn short_name(&self) -> &str {
         self.id.rsplit('/').next().unwrap_or(&self.id)
     }
 
@@ -89,12 +89,12 @@ impl Entry {
 }
 
 /// All of them, in the catalogue's order.
-pub fn all() -> &'static [Entry] {
+pub(crate) fn all() -> &'static [Entry] {
     &ENTRIES
 }
 
 /// One general model a size, largest first: the newest of each size.
-pub fn representatives() -> Vec<&'static Entry> {
+pub(crate) fn representatives() -> Vec<&'static Entry> {
     let mut general: Vec<&Entry> = all()
         .iter()
         .filter(|e| e.spec.experts.is_none() && !e.specialised() && e.released.as_str() >= OLDEST_OFFERED)
@@ -111,7 +111,7 @@ pub fn representatives() -> Vec<&'static Entry> {
 }
 
 /// The model of this name: the whole id, or its part after the owner where only one model has it; case is ignored.
-pub fn find(name: &str) -> Result<&'static Entry> {
+pub(crate) fn find(name: &str) -> Result<&'static Entry> {
     let wanted = name.trim();
     let whole = all().iter().find(|e| e.id.eq_ignore_ascii_case(wanted));
     let mut by_suffix = all().iter().filter(|e| e.short_name().eq_ignore_ascii_case(wanted));
@@ -164,14 +164,14 @@ const HYBRIDS: [(&str, &str); 8] = [
 ];
 
 /// Why a model of this name is refused although its family is known: `None` of any other name.
-pub fn refused(name: &str) -> Option<&'static str> {
+pub(crate) fn refused(name: &str) -> Option<&'static str> {
     let short = name.rsplit('/').next().unwrap_or(name).trim().to_lowercase();
     HYBRIDS.iter().find(|(begin, _)| short.starts_with(begin)).map(|(_, reason)| *reason)
 }
 
 /// The model that a converted or quantised copy was made of, such as `mlx-community/Qwen3-8B-4bit`; a base model and
 /// its instruction-tuned sister have one shape.
-pub fn find_copy(name: &str) -> Option<&'static Entry> {
+pub(crate) fn find_copy(name: &str) -> Option<&'static Entry> {
     // What follows in brackets is a remark.
     let name = name.split([' ', '(']).next().unwrap_or(name);
     let mut short = name.rsplit('/').next().unwrap_or(name).to_lowercase();

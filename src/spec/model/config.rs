@@ -30,7 +30,7 @@ pub(super) const LARGEST_LENGTH: usize = 1 << 24;
 const LARGEST_OTHER: usize = 1 << 32;
 
 /// A parsed config.json.
-pub struct Config<'a> {
+pub(crate) struct Config<'a> {
     pub(super) model_type: &'a str,
     pub(super) map: &'a Map<String, Value>,
     /// The whole file, where `map` is its `text_config`: some keys are written only there.
@@ -51,7 +51,7 @@ pub(super) fn parse(text: &str) -> Result<Map<String, Value>> {
 
 impl<'a> Config<'a> {
     /// Steps into `text_config` where a multimodal wrapper has one.
-    pub fn new(outer: &'a Map<String, Value>) -> Result<Self> {
+    pub(crate) fn new(outer: &'a Map<String, Value>) -> Result<Self> {
         let model_type = |m: &'a Map<String, Value>| match m.get("model_type") {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(name)) => Ok(Some(name.as_str())),

@@ -23,7 +23,7 @@ impl ModelSpec {
     }
 
     /// Reads a parsed config.json.
-    pub fn from_map(outer: &Map<String, Value>) -> Result<Self> {
+    pub(crate) fn from_map(outer: &Map<String, Value>) -> Result<Self> {
         let config = Config::new(outer)?;
         let mut spec = config.spec()?;
         spec.check()?;

@@ -6,7 +6,7 @@ use crate::spec::model::architecture::{Rope, RopeScaling};
 
 /// Inverse frequencies, `dims / 2` of them, and the factor on cosine and sine.
 /// `length` is the longest sequence of the run: longrope has other frequencies beyond the trained length.
-pub fn inverse_frequencies(rope: &Rope, length: usize) -> (Vec<f64>, f64) {
+pub(crate) fn inverse_frequencies(rope: &Rope, length: usize) -> (Vec<f64>, f64) {
     let half = rope.dims / 2;
     let base: Vec<f64> = (0..half).map(|i| rope.theta.powf(-2.0 * i as f64 / rope.dims as f64)).collect();
     match &rope.scaling {

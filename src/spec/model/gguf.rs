@@ -9,7 +9,7 @@ use crate::spec::model::architecture::{ModelSpec, ModelType, Positions, RopeScal
 use crate::spec::model::tensors::Role;
 
 /// `general.architecture` of a family, which is also the prefix of its keys.
-pub fn architecture(model_type: ModelType) -> &'static str {
+pub(crate) fn architecture(model_type: ModelType) -> &'static str {
     match model_type {
         // llama.cpp has one code for both.
         ModelType::Llama | ModelType::Mistral => "llama",
@@ -25,7 +25,7 @@ pub fn architecture(model_type: ModelType) -> &'static str {
 }
 
 /// What a GGUF file says of its model.
-pub struct Described<'a> {
+pub(crate) struct Described<'a> {
     /// Its metadata, but for the long arrays.
     pub metadata: &'a Map<String, Value>,
     /// Shape of a tensor by llama.cpp's name, rows first.
@@ -37,7 +37,7 @@ pub struct Described<'a> {
 }
 
 /// The architecture of a GGUF file: the config.json that it was made from, as far as the file tells, read as such.
-pub fn from_metadata(file: &Described<'_>) -> Result<ModelSpec> {
+pub(crate) fn from_metadata(file: &Described<'_>) -> Result<ModelSpec> {
     let missing = |key: &str| Error::invalid(key, "absent", "in the metadata of a GGUF file");
     let name = file.metadata.get("general.architecture").and_then(Value::as_str);
     let name = name.ok_or_else(|| missing("general.architecture"))?;
@@ -214,7 +214,7 @@ impl ModelSpec {
     /// The heads of a tensor whose rows llama.cpp stores in another order: it rotates neighbouring rows of a head
     /// where transformers rotates row `j` with row `j + head_dim / 2`. So in the file row `2 j + p` of a head is
     /// transformers' row `p * head_dim / 2 + j`. `None` for all others, and for every family but Llama's.
-    pub fn gguf_interleaved_heads(&self, name: &str) -> Option<usize> {
+    pub(crate) fn gguf_interleaved_heads(&self, name: &str) -> Option<usize> {
         // Mistral is a llama to llama.cpp.
         let llama = matches!(self.model_type, ModelType::Llama | ModelType::Mistral);
         match name.rsplit('.').nth(1) {

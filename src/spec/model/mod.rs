@@ -4,11 +4,11 @@
 //! forward pass is a field of [`ModelSpec`]. Names are Hugging Face's.
 
 mod architecture;
-pub mod catalogue;
+pub(crate) mod catalogue;
 mod config;
 mod families;
-pub mod frequencies;
-pub mod gguf;
+pub(crate) mod frequencies;
+pub(crate) mod gguf;
 mod quantization;
 mod rope;
 pub mod storage;
@@ -16,4 +16,4 @@ pub mod tensors;
 mod windows;
 
 pub use self::architecture::*;
-pub use self::storage::Dtype;
+pub(crate) use self::storage::Dtype;

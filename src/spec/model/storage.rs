@@ -3,12 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 /// Numbers that share a scale in [`Format::Int8`].
-pub const INT8_GROUP: usize = 64;
+pub(crate) const INT8_GROUP: usize = 64;
 
 /// Bits of a code that MLX quantises to in [`Format::Affine`].
-pub const AFFINE_BITS: [usize; 5] = [2, 3, 4, 6, 8];
+pub(crate) const AFFINE_BITS: [usize; 5] = [2, 3, 4, 6, 8];
 /// Numbers that share a scale and a bias there.
-pub const AFFINE_GROUPS: [usize; 3] = [32, 64, 128];
+pub(crate) const AFFINE_GROUPS: [usize; 3] = [32, 64, 128];
 
 /// Number formats that weights are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub enum Dtype {
 
 impl Dtype {
     /// Bytes of one number.
-    pub fn bytes(self) -> u64 {
+    pub(crate) fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
@@ -122,14 +122,14 @@ impl Format {
     }
 
     /// Bits of one parameter of a wide matrix, scales included.
-    pub fn bits(self) -> f64 {
+    pub(crate) fn bits(self) -> f64 {
         let ((numbers, bytes), (scale, group)) = (self.block(), self.scales());
         8.0 * (bytes as f64 / numbers as f64 + scale as f64 / group as f64)
     }
 
     /// The format that a matrix with rows of this width really gets: blocks must divide a row. MLX leaves a matrix
     /// whose rows its groups do not divide as it was.
-    pub fn for_columns(self, columns: usize) -> Self {
+    pub(crate) fn for_columns(self, columns: usize) -> Self {
         let fits = |f: Self| columns.is_multiple_of(f.block().0);
         let small = Self::Gguf(Block::Q8_0);
         match self {
@@ -141,7 +141,7 @@ impl Format {
     }
 
     /// Bytes of a `[rows, columns]` matrix.
-    pub fn matrix_bytes(self, rows: usize, columns: usize) -> u64 {
+    pub(crate) fn matrix_bytes(self, rows: usize, columns: usize) -> u64 {
         let format = self.for_columns(columns);
         let ((numbers, bytes), (scale, group)) = (format.block(), format.scales());
         rows as u64 * ((columns / numbers) as u64 * bytes + scale * columns.div_ceil(group) as u64)
@@ -149,7 +149,7 @@ impl Format {
 
     /// The word of a run file for it, where there is one; a run that holds the base in another format keeps it as it
     /// is stored.
-    pub fn weights(self) -> Weights {
+    pub(crate) fn weights(self) -> Weights {
         match self {
             Self::F32 => Weights::F32,
             Self::F16 => Weights::F16,
@@ -191,7 +191,7 @@ pub enum Weights {
 
 impl Weights {
     /// All of them, in the order in which they are listed.
-    pub const ALL: [Self; 9] =
+    pub(crate) const ALL: [Self; 9] =
         [Self::Stored, Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Q8_0, Self::Q6K, Self::Q4K, Self::Q4_0];
 
     /// As written in files.
@@ -249,12 +249,12 @@ pub struct Other {
 
 impl Storage {
     /// Every matrix in one format.
-    pub fn uniform(format: Format) -> Self {
+    pub(crate) fn uniform(format: Format) -> Self {
         Self { format, others: Vec::new(), out_in: false }
     }
 
     /// From each matrix's own format: the commonest, by numbers held, is the rule and the rest are named.
-    pub fn of(matrices: Vec<Other>, out_in: bool) -> Self {
+    pub(crate) fn of(matrices: Vec<Other>, out_in: bool) -> Self {
         let numbers = |f: Format| matrices.iter().filter(|m| m.format == f).map(|m| m.shape[0] * m.shape[1]).sum();
         let commonest = matrices.iter().map(|m| m.format).max_by_key(|f| -> usize { numbers(*f) });
         let format = commonest.unwrap_or(Format::F32);

@@ -61,18 +61,18 @@ impl Projection {
     }
 
     /// Parameters of its weight and bias.
-    pub fn params(&self) -> u64 {
+    pub(crate) fn params(&self) -> u64 {
         (self.copies * (self.in_features * self.out_features + if self.bias { self.out_features } else { 0 })) as u64
     }
 
     /// Parameters of an adapter on it: A (rank x in), B (out x rank) and DoRA's magnitude (out), on each expert its own.
-    pub fn lora_params(&self, lora: &Lora) -> u64 {
+    pub(crate) fn lora_params(&self, lora: &Lora) -> u64 {
         let magnitude = if lora.use_dora { self.out_features } else { 0 };
         (self.copies * (lora.rank * (self.in_features + self.out_features) + magnitude)) as u64
     }
 
     /// Bytes of what the optimizer remembers of that adapter.
-    pub fn optimizer_bytes(&self, lora: &Lora, optimizer: Optimizer) -> u64 {
+    pub(crate) fn optimizer_bytes(&self, lora: &Lora, optimizer: Optimizer) -> u64 {
         let pair = optimizer.state_bytes(&[lora.rank, self.in_features])
             + optimizer.state_bytes(&[self.out_features, lora.rank]);
         let magnitude = if lora.use_dora { optimizer.state_bytes(&[self.out_features]) } else { 0 };
@@ -82,7 +82,7 @@ impl Projection {
 
 /// Names of a block's norms; each is a `weight`, and a `bias` where the norm has one.
 #[derive(Clone, Copy, Debug)]
-pub struct NormNames {
+pub(crate) struct NormNames {
     /// Before attention.
     pub input: &'static str,
     /// After attention, inside the residual (Gemma).
@@ -95,22 +95,22 @@ pub struct NormNames {
 
 impl ModelSpec {
     /// Path of block `i`.
-    pub fn block_path(&self, i: usize) -> String {
+    pub(crate) fn block_path(&self, i: usize) -> String {
         if self.model_type == ModelType::Gpt2 { format!("transformer.h.{i}") } else { format!("model.layers.{i}") }
     }
 
     /// Name of the token embedding.
-    pub fn embedding_name(&self) -> &'static str {
+    pub(crate) fn embedding_name(&self) -> &'static str {
         if self.model_type == ModelType::Gpt2 { "transformer.wte.weight" } else { "model.embed_tokens.weight" }
     }
 
     /// Name of the last norm, without `.weight`.
-    pub fn final_norm_name(&self) -> &'static str {
+    pub(crate) fn final_norm_name(&self) -> &'static str {
         if self.model_type == ModelType::Gpt2 { "transformer.ln_f" } else { "model.norm" }
     }
 
     /// Names of the norms of a block.
-    pub fn norm_names(&self) -> NormNames {
+    pub(crate) fn norm_names(&self) -> NormNames {
         match self.model_type {
             ModelType::Gpt2 => NormNames { input: "ln_1", post_attention: None, pre_mlp: "ln_2", post_mlp: None },
             _ if self.post_norms => NormNames {
@@ -129,7 +129,7 @@ impl ModelSpec {
     }
 
     /// Weights are stored `[in, out]` (GPT-2's Conv1D) and not `[out, in]`.
-    pub fn conv1d(&self) -> bool {
+    pub(crate) fn conv1d(&self) -> bool {
         self.model_type == ModelType::Gpt2 && !self.storage.out_in
     }
 
@@ -187,7 +187,7 @@ impl ModelSpec {
     }
 
     /// The projections that `target_modules` names, in running order; every name must hit something.
-    pub fn targets(&self, target_modules: &[String]) -> Result<Vec<Projection>> {
+    pub(crate) fn targets(&self, target_modules: &[String]) -> Result<Vec<Projection>> {
         let all = self.projections();
         if target_modules.iter().any(|t| t == "all-linear") {
             return Ok(all);
@@ -227,7 +227,7 @@ impl ModelSpec {
     }
 
     /// The tensors of one block, by their path in it.
-    pub fn block_tensors(&self) -> Vec<(String, Vec<usize>)> {
+    pub(crate) fn block_tensors(&self) -> Vec<(String, Vec<usize>)> {
         let mut list = Vec::new();
         let names = self.norm_names();
         for norm in [Some(names.input), names.post_attention, Some(names.pre_mlp), names.post_mlp].into_iter().flatten()
@@ -277,7 +277,7 @@ impl ModelSpec {
     }
 
     /// The format of most matrices.
-    pub fn usual_format(&self, weights: Weights) -> Format {
+    pub(crate) fn usual_format(&self, weights: Weights) -> Format {
         weights.format().unwrap_or(self.storage.format)
     }
 

@@ -18,7 +18,7 @@ pub struct TokenLengths {
 
 impl TokenLengths {
     /// From lengths in any order.
-    pub fn new(lengths: Vec<u32>) -> Self {
+    pub(crate) fn new(lengths: Vec<u32>) -> Self {
         Self { lengths: Vec::new(), completion: 1.0, validation: Vec::new() }.with_lengths(lengths)
     }
 
@@ -28,62 +28,62 @@ impl TokenLengths {
     }
 
     /// The same, with only this share of the tokens outside of prompts.
-    pub fn with_completion(self, completion: f64) -> Self {
+    pub(crate) fn with_completion(self, completion: f64) -> Self {
         Self { completion, ..self }
     }
 
     /// The same, with validation examples of these lengths, in the order in which they are asked.
-    pub fn with_validation(self, validation: Vec<u32>) -> Self {
+    pub(crate) fn with_validation(self, validation: Vec<u32>) -> Self {
         Self { validation, ..self }
     }
 
     /// Lengths of the validation examples, in their order; none where there is no validation.
-    pub fn validation(&self) -> &[u32] {
+    pub(crate) fn validation(&self) -> &[u32] {
         &self.validation
     }
 
     /// Share of the tokens that are not prompt.
-    pub fn completion(&self) -> f64 {
+    pub(crate) fn completion(&self) -> f64 {
         self.completion
     }
 
     /// What is taken for granted of unknown data: exponentially distributed lengths, 99 % of which are at most
     /// `longest`, so that the mean is a little over a fifth of it. Instruction sets are like that: many short
     /// examples and a long tail.
-    pub fn assumed(examples: usize, longest: usize) -> Self {
+    pub(crate) fn assumed(examples: usize, longest: usize) -> Self {
         let mean = longest as f64 / 100f64.ln();
         let at = |i| -mean * (1.0 - (i as f64 + 0.5) / examples as f64).ln();
         Self::new((0..examples).map(|i| at(i).ceil() as u32).collect())
     }
 
     /// Number of examples.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.lengths.len()
     }
 
     /// No examples.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lengths.is_empty()
     }
 
     /// Ascending lengths.
-    pub fn sorted(&self) -> &[u32] {
+    pub(crate) fn sorted(&self) -> &[u32] {
         &self.lengths
     }
 
     /// The longest example, 0 if there is none.
-    pub fn max(&self) -> usize {
+    pub(crate) fn max(&self) -> usize {
         self.lengths.last().map_or(0, |&n| n as usize)
     }
 
     /// Mean length once examples are cut to `cap` tokens.
-    pub fn mean_cut(&self, cap: usize) -> f64 {
+    pub(crate) fn mean_cut(&self, cap: usize) -> f64 {
         let sum: u64 = self.lengths.iter().map(|&n| u64::from(n).min(cap as u64)).sum();
         sum as f64 / self.len().max(1) as f64
     }
 
     /// Tokens of each row once the examples, cut to `cap`, are packed into rows of at most `cap`.
-    pub fn packed(&self, cap: usize) -> Self {
+    pub(crate) fn packed(&self, cap: usize) -> Self {
         let lengths: Vec<usize> = self.lengths.iter().map(|&n| n as usize).collect();
         let fill = |row: Vec<usize>| row.into_iter().map(|i| lengths[i].min(cap) as u32).sum();
         self.clone().with_lengths(pack(&lengths, cap).into_iter().map(fill).collect())
@@ -95,14 +95,14 @@ impl TokenLengths {
     }
 
     /// The shortest length that leaves at least `fraction` of the examples uncut.
-    pub fn uncut(&self, fraction: f64) -> usize {
+    pub(crate) fn uncut(&self, fraction: f64) -> usize {
         let rank = (fraction * self.len() as f64).ceil() as usize;
         self.lengths.get(rank.clamp(1, self.len().max(1)) - 1).map_or(0, |&n| n as usize)
     }
 
     /// Mean length of a padded batch of `batch_size` when examples are drawn at random and cut to `cap`:
     /// the expected maximum of `batch_size` draws without replacement.
-    pub fn mean_padded(&self, batch_size: usize, cap: usize) -> f64 {
+    pub(crate) fn mean_padded(&self, batch_size: usize, cap: usize) -> f64 {
         let n = self.len();
         let b = batch_size.min(n);
         if b == 0 {

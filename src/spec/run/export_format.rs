@@ -20,10 +20,10 @@ pub enum ExportFormat {
 
 impl ExportFormat {
     /// All of them, in the order in which they are listed.
-    pub const ALL: [Self; 5] = [Self::Peft, Self::MlxLm, Self::Fused, Self::Gguf, Self::GgufAdapter];
+    pub(crate) const ALL: [Self; 5] = [Self::Peft, Self::MlxLm, Self::Fused, Self::Gguf, Self::GgufAdapter];
 
     /// What it is, in a few words.
-    pub fn about(self) -> &'static str {
+    pub(crate) fn about(self) -> &'static str {
         match self {
             Self::Peft => "Adapter for PEFT (folder)",
             Self::MlxLm => "Adapter for mlx-lm (folder)",
@@ -34,7 +34,7 @@ impl ExportFormat {
     }
 
     /// As typed.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Peft => "peft",
             Self::MlxLm => "mlx-lm",
@@ -45,7 +45,7 @@ impl ExportFormat {
     }
 
     /// One file, and not a folder.
-    pub fn is_file(self) -> bool {
+    pub(crate) fn is_file(self) -> bool {
         matches!(self, Self::Gguf | Self::GgufAdapter)
     }
 }

@@ -20,7 +20,7 @@ const LIST: &str = "target_modules";
 /// A machine by its chip and its memory, or by either.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct GridMachine {
+pub(crate) struct GridMachine {
     /// Such as "M2 Pro".
     pub chip: Option<String>,
     /// Memory, such as "8G".
@@ -34,7 +34,7 @@ impl GridMachine {
     ///
     /// # Errors
     /// Where it was never sold, or nothing is said of it.
-    pub fn find(&self) -> Result<Machine> {
+    pub(crate) fn find(&self) -> Result<Machine> {
         let read = |ram: &String| ram.parse::<Bytes>().map_err(|must| Error::invalid("machine.ram", ram, must));
         let ram = self.ram.as_ref().map(read).transpose()?;
         match (&self.chip, ram) {
@@ -47,7 +47,7 @@ impl GridMachine {
 
 /// What is to be considered.
 #[derive(Clone, Debug)]
-pub struct Grid {
+pub(crate) struct Grid {
     /// Where; empty for the machine that was asked about on the command line.
     pub machines: Vec<GridMachine>,
     /// Fields that take several values, what is learned before how it is run, such as `recipe.lora.rank`.
@@ -73,7 +73,7 @@ impl Grid {
     ///
     /// # Errors
     /// For TOML that is none, a range that never ends, more than 100,000 combinations, or none that is a run.
-    pub fn from_toml(text: &str, path: &Path) -> Result<Self> {
+    pub(crate) fn from_toml(text: &str, path: &Path) -> Result<Self> {
         let mut table: Table = toml::from_str(text).map_err(|e| toml_error(&e, text, path))?;
         let fail = |message: String| Error::Parse { path: path.into(), line: None, message, hint: None };
         let machines: Vec<GridMachine> = match table.remove("machine") {

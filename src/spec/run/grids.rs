@@ -13,11 +13,11 @@ const BUNDLED: [(&str, &str); 8] = [
 ];
 
 /// The text of a bundled grid.
-pub fn bundled(name: &str) -> Option<&'static str> {
+pub(crate) fn bundled(name: &str) -> Option<&'static str> {
     BUNDLED.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
 }
 
 /// Their names.
-pub fn names() -> impl Iterator<Item = &'static str> {
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     BUNDLED.iter().map(|(name, _)| *name)
 }

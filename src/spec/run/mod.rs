@@ -4,9 +4,9 @@
 
 pub mod data;
 pub mod export_format;
-pub mod grid;
-pub mod grids;
-pub mod packing;
+pub(crate) mod grid;
+pub(crate) mod grids;
+pub(crate) mod packing;
 pub mod recipe;
 
 use std::path::{Component, Path, PathBuf};
@@ -35,10 +35,10 @@ pub enum Engine {
 
 impl Engine {
     /// All of them, in the order in which they are listed.
-    pub const ALL: [Self; 2] = [Self::Candle, Self::MlxLm];
+    pub(crate) const ALL: [Self; 2] = [Self::Candle, Self::MlxLm];
 
     /// As written in files.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Candle => "candle",
             Self::MlxLm => "mlx-lm",
@@ -69,12 +69,12 @@ pub struct DataSplit {
 
 impl Data {
     /// The rows that ship.
-    pub fn builtin() -> Self {
+    pub(crate) fn builtin() -> Self {
         Self::Train(BUILTIN.into())
     }
 
     /// Training rows.
-    pub fn train(&self) -> &Path {
+    pub(crate) fn train(&self) -> &Path {
         match self {
             Self::Train(path) => path,
             Self::Split(split) => &split.train,
@@ -82,7 +82,7 @@ impl Data {
     }
 
     /// Validation rows, if any.
-    pub fn valid(&self) -> Option<&Path> {
+    pub(crate) fn valid(&self) -> Option<&Path> {
         match self {
             Self::Train(_) => None,
             Self::Split(split) => split.valid.as_deref(),
@@ -197,7 +197,7 @@ impl RunConfig {
     }
 
     /// The text of a run file.
-    pub fn to_toml(&self) -> Result<String> {
+    pub(crate) fn to_toml(&self) -> Result<String> {
         toml::to_string(self).map_err(|e| Error::Serialise { what: "run.toml", reason: e.to_string() })
     }
 
@@ -218,7 +218,7 @@ impl RunConfig {
     }
 
     /// Every rule that one value alone, or two together, must keep.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let (r, e) = (&self.recipe, &self.execution);
         r.check()?;
         within("batch_size", e.batch_size, 1, 1 << 20)?;
@@ -283,7 +283,7 @@ impl RunConfig {
     }
 
     /// Optimizer steps for a data set of this many rows: its examples, or the rows that they are packed into.
-    pub fn steps(&self, rows: usize) -> usize {
+    pub(crate) fn steps(&self, rows: usize) -> usize {
         let r = &self.recipe;
         r.steps.unwrap_or_else(|| {
             let epochs = r.epochs.unwrap_or(DEFAULT_EPOCHS);
@@ -316,7 +316,7 @@ pub(crate) fn public_name(name: &str) -> String {
 }
 
 /// A TOML error with its file, its line and the key that was probably meant.
-pub fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Error {
+pub(crate) fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Error {
     let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
     let message = error.message().trim().to_owned();
     let hint = message.strip_prefix("unknown field `").and_then(|rest| {
@@ -331,7 +331,7 @@ pub fn toml_error(error: &toml::de::Error, text: &str, path: &Path) -> Error {
 pub(super) const LONGEST_NAME: usize = 200;
 
 /// The known word nearest to `wrong`, if one is near.
-pub fn closest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn closest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .filter(|_| wrong.len() <= LONGEST_NAME)
         .map(|k| (k, strsim::jaro_winkler(wrong, k)))
@@ -342,7 +342,7 @@ pub fn closest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<
 
 impl RunConfig {
     /// The model and the data that ship inside, as `auto` runs them.
-    pub fn builtin() -> Self {
+    pub(crate) fn builtin() -> Self {
         RunConfig {
             model: BUILTIN.into(),
             data: Data::builtin(),

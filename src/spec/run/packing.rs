@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 /// Best fit decreasing, as TRL's `bfd` strategy: from the longest to the shortest, each into the fullest row that has
 /// room for it. Which lengths meet depends on the lengths alone, so that the cost of a run is known from them. Rows and
 /// the examples in a row come in the order of the data.
-pub fn pack(lengths: &[usize], cap: usize) -> Vec<Vec<usize>> {
+pub(crate) fn pack(lengths: &[usize], cap: usize) -> Vec<Vec<usize>> {
     let cut = |i: usize| lengths[i].min(cap);
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(cut(i)), i));

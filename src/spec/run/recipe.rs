@@ -40,7 +40,7 @@ const SMALLEST_QUANTISED: usize = 4096;
 
 impl Optimizer {
     /// As written in files.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Adamw => "adamw",
             Self::Adamw8bit => "adamw_8bit",
@@ -49,12 +49,12 @@ impl Optimizer {
     }
 
     /// Whether the moments of a tensor of this shape are held in eight bits.
-    pub fn quantises(self, shape: &[usize]) -> bool {
+    pub(crate) fn quantises(self, shape: &[usize]) -> bool {
         self == Self::Adamw8bit && shape.iter().product::<usize>() >= SMALLEST_QUANTISED
     }
 
     /// Bytes of what is remembered of a tensor of this shape.
-    pub fn state_bytes(self, shape: &[usize]) -> u64 {
+    pub(crate) fn state_bytes(self, shape: &[usize]) -> u64 {
         let n: usize = shape.iter().product();
         let bytes = match (self, shape) {
             (Self::Adamw8bit, shape) if self.quantises(shape) => 2 * (n + 4 * n.div_ceil(OPTIMIZER_BLOCK)),
@@ -191,7 +191,7 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<
 
 impl Lora {
     /// Factor of the update.
-    pub fn scale(&self) -> f64 {
+    pub(crate) fn scale(&self) -> f64 {
         self.alpha / self.divisor()
     }
 
@@ -200,7 +200,7 @@ impl Lora {
     }
 
     /// The same with another rank, and alpha moved so that the factor stays.
-    pub fn with_rank(&self, rank: usize) -> Self {
+    pub(crate) fn with_rank(&self, rank: usize) -> Self {
         let mut other = Self { rank, ..self.clone() };
         other.alpha = self.scale() * other.divisor();
         other
@@ -220,7 +220,7 @@ impl Lora {
     }
 
     /// First block that has adapters, of `layers`.
-    pub fn first_layer(&self, layers: usize) -> usize {
+    pub(crate) fn first_layer(&self, layers: usize) -> usize {
         if self.num_layers < 0 { 0 } else { layers.saturating_sub(self.num_layers as usize) }
     }
 }
@@ -238,7 +238,7 @@ fn real(field: &str, value: f64, ok: bool, must: &str) -> Result<()> {
 
 impl Recipe {
     /// Every rule that one value alone, or two together, must keep.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         within("max_seq_length", self.max_seq_length, 2, 1 << 20)?;
         within("effective_batch_size", self.effective_batch_size, 1, 1 << 20)?;
         if self.steps.is_some() && self.epochs.is_some() {

@@ -17,7 +17,7 @@ use crate::trainer::candle::nn::decoder::Decoder;
 
 /// How to choose the next token.
 #[derive(Clone, Copy, Debug)]
-pub struct Choice {
+pub(crate) struct Choice {
     /// 0 takes the likeliest token.
     pub temperature: f64,
     /// Keep only the likeliest tokens up to this share.
@@ -30,7 +30,7 @@ pub struct Choice {
 
 impl Choice {
     /// Refuses numbers that cannot be meant.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if !(0.0..=10.0).contains(&self.temperature) {
             return Err(Error::invalid("--temperature", self.temperature, "between 0 and 10"));
         }
@@ -46,7 +46,7 @@ impl Choice {
 
 /// The answer of a model, with an adapter if one is given, in PEFT's layout or mlx-lm's. With a chat template the prompt
 /// is a user's message, without one it is continued.
-pub fn answer(model: &str, adapter: Option<&Path>, prompt: &str, choice: Choice) -> Result<String> {
+pub(crate) fn answer(model: &str, adapter: Option<&Path>, prompt: &str, choice: Choice) -> Result<String> {
     choice.check()?;
     let source = ModelSource::find(model)?;
     let spec = source.spec()?;

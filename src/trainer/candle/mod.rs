@@ -1,9 +1,9 @@
 //! Our own trainer: LoRA on a frozen base, layer by layer, with a backward pass written by hand.
 
-pub mod generate;
+pub(crate) mod generate;
 pub mod nn;
 pub mod optim;
-pub mod resume;
+pub(crate) mod resume;
 mod session;
 
 use std::time::Instant;

@@ -25,7 +25,7 @@ const PARTS: [&str; 3] = ["a", "b", "magnitude"];
 
 /// What a checkpoint holds beside tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct State {
+pub(crate) struct State {
     /// Optimizer steps done.
     pub step: usize,
     /// What the evaluations found so far.
@@ -40,7 +40,7 @@ pub struct State {
 }
 
 /// A checkpoint that was found whole.
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     folder: PathBuf,
     /// What it holds beside tensors.
     pub state: State,
@@ -48,7 +48,7 @@ pub struct Checkpoint {
 
 /// The newest checkpoint of a run folder that is whole, and what is wrong with those that are newer.
 #[derive(Default)]
-pub struct Found {
+pub(crate) struct Found {
     /// `None` where there is none.
     pub checkpoint: Option<Checkpoint>,
     /// A sentence for each damaged one.
@@ -104,7 +104,7 @@ fn all(out: &Path) -> Result<Vec<(usize, PathBuf)>> {
 ///
 /// # Errors
 /// Where there are checkpoints, and all of them are damaged.
-pub fn newest(out: &Path) -> Result<Found> {
+pub(crate) fn newest(out: &Path) -> Result<Found> {
     let mut found = Found::default();
     for (step, folder) in all(out)?.into_iter().rev() {
         match open(&folder, step) {
@@ -149,12 +149,12 @@ fn open(folder: &Path, step: usize) -> std::result::Result<Option<State>, String
 
 impl Checkpoint {
     /// Where it is.
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// Puts its tensors and its step into `decoder` and `optimizer`.
-    pub fn restore(&self, decoder: &mut Decoder, optimizer: &mut Optimizer, run: &RunConfig) -> Result<()> {
+    pub(crate) fn restore(&self, decoder: &mut Decoder, optimizer: &mut Optimizer, run: &RunConfig) -> Result<()> {
         let then = &self.state.run;
         if then.recipe != run.recipe || then.seed != run.seed || then.model != run.model || then.data != run.data {
             let reason = "its model, data, seed or recipe differ from the run's; only the execution may change".into();

@@ -47,7 +47,7 @@ pub fn save(decoder: &Decoder, spec: &ModelSpec, run: &RunConfig, folder: &Path)
 }
 
 /// Reads an adapter of either layout, whichever blocks and projections it is for, and holds it to the model.
-pub fn read_for(spec: &ModelSpec, folder: &Path) -> Result<AdapterFile> {
+pub(crate) fn read_for(spec: &ModelSpec, folder: &Path) -> Result<AdapterFile> {
     let file = AdapterFile::read(folder)?;
     let lora = Lora { num_layers: -1, target_modules: vec!["all-linear".into()], ..file.lora() };
     let all = sites(spec, &lora)?;

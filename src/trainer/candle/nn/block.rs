@@ -17,7 +17,7 @@ use crate::trainer::candle::nn::linear::{DropoutKey, Linear, Use};
 
 /// A block with its weights.
 #[derive(Clone, Debug)]
-pub struct Block {
+pub(crate) struct Block {
     /// Before attention.
     pub input_norm: NormWeights,
     /// After attention, inside the residual.
@@ -44,7 +44,7 @@ pub struct Block {
 
 /// A micro-batch as the blocks see it.
 #[derive(Clone, Debug)]
-pub struct Rows {
+pub(crate) struct Rows {
     /// Each example's rows.
     pub examples: Vec<Range<usize>>,
     /// Each row's place in its example.
@@ -55,7 +55,7 @@ pub struct Rows {
 
 /// What forward leaves for backward when nothing is to be made again.
 #[derive(Debug)]
-pub struct Tape {
+pub(crate) struct Tape {
     x: Tensor,
     attention: AttentionTape,
     mid: Tensor,
@@ -98,13 +98,13 @@ impl Block {
     }
 
     /// The block's output.
-    pub fn forward(&self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
         let mid = self.attend(x, rows)?.1;
         self.mlp_forward(mid, rows)
     }
 
     /// The block's output, and everything backward needs.
-    pub fn forward_keep(&self, x: &Tensor, rows: &Rows) -> Result<(Tensor, Tape)> {
+    pub(crate) fn forward_keep(&self, x: &Tensor, rows: &Rows) -> Result<(Tensor, Tape)> {
         let (attention, mid) = self.attend(x, rows)?;
         let (gate_up, hidden) = self.mlp_hidden(&self.mlp_norm.forward(&mid)?, rows, 0)?;
         let y = ops::add(self.mlp_out(&hidden, rows, 0)?, &mid)?;
@@ -112,14 +112,14 @@ impl Block {
     }
 
     /// Makes the tape again from the block's input, without the MLP's part, which backward makes chunk by chunk.
-    pub fn recompute(&self, x: &Tensor, rows: &Rows) -> Result<Tape> {
+    pub(crate) fn recompute(&self, x: &Tensor, rows: &Rows) -> Result<Tape> {
         let (attention, mid) = self.attend(x, rows)?;
         Ok(Tape { x: x.clone(), attention, mid, mlp: None })
     }
 
     /// Gradient with respect to the block's input (`None` unless `need_dx`); those of its adapters are added to
     /// `grads`, the places of this block's projections.
-    pub fn backward(
+    pub(crate) fn backward(
         &self,
         tape: Tape,
         g: Tensor,

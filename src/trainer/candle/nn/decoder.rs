@@ -34,7 +34,7 @@ pub struct Site {
 }
 
 /// The sites that a run adapts, in a fixed order: by block, then in running order.
-pub fn sites(spec: &ModelSpec, lora: &Lora) -> Result<Vec<Site>> {
+pub(crate) fn sites(spec: &ModelSpec, lora: &Lora) -> Result<Vec<Site>> {
     let all = spec.projections();
     let targets = spec.targets(&lora.target_modules)?;
     let first = lora.first_layer(spec.num_hidden_layers);
@@ -107,7 +107,7 @@ impl Decoder {
     }
 
     /// The device it lives on.
-    pub fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         &self.device
     }
 

@@ -16,7 +16,7 @@ use crate::trainer::candle::nn::norms::Norms;
 
 /// What DoRA adds to an adapter: the norms, and the magnitude that is learned.
 #[derive(Clone, Copy, Debug)]
-pub struct Dora<'a> {
+pub(crate) struct Dora<'a> {
     adapter: &'a Adapter,
     norms: &'a Norms,
     magnitude: &'a Tensor,

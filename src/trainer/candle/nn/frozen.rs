@@ -8,7 +8,7 @@ use crate::trainer::candle::nn::panels::{Panels, product_by_panels, sum_over_pan
 
 /// A frozen weight in its storage format.
 #[derive(Clone, Debug)]
-pub struct Frozen {
+pub(crate) struct Frozen {
     weight: Stored,
     bias: Option<Tensor>,
     /// Stored `[in, out]` (GPT-2) and not `[out, in]`.
@@ -17,18 +17,18 @@ pub struct Frozen {
 
 impl Frozen {
     /// `weight [out, in]`, or `[in, out]` if `transposed`; `bias [out]`.
-    pub fn new(weight: Stored, bias: Option<Tensor>, transposed: bool) -> Result<Self> {
+    pub(crate) fn new(weight: Stored, bias: Option<Tensor>, transposed: bool) -> Result<Self> {
         let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
         Ok(Self { weight, bias, transposed })
     }
 
     /// `x W' + b`, `[rows, out]`
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.add_bias(self.product(x)?)
     }
 
     /// `x W'`, `[rows, out]`
-    pub fn product(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn product(&self, x: &Tensor) -> Result<Tensor> {
         match (self.weight.f32(), self.transposed) {
             (Some(w), false) => ops::product(x, &w.t()?, 1.0),
             (Some(w), true) => ops::product(x, w, 1.0),
@@ -38,7 +38,7 @@ impl Frozen {
     }
 
     /// `y + b`
-    pub fn add_bias(&self, y: Tensor) -> Result<Tensor> {
+    pub(crate) fn add_bias(&self, y: Tensor) -> Result<Tensor> {
         match &self.bias {
             Some(bias) => ops::add(y, bias),
             None => Ok(y),
@@ -46,7 +46,7 @@ impl Frozen {
     }
 
     /// `g W`, the gradient with respect to `x`.
-    pub fn backward(&self, g: &Tensor) -> Result<Tensor> {
+    pub(crate) fn backward(&self, g: &Tensor) -> Result<Tensor> {
         match (self.weight.f32(), self.transposed) {
             (Some(w), false) => ops::product(g, w, 1.0),
             (Some(w), true) => ops::product(g, &w.t()?, 1.0),
@@ -56,7 +56,7 @@ impl Frozen {
     }
 
     /// Squared norm of the weights of each output, `[out]`.
-    pub fn squares(&self) -> Result<Tensor> {
+    pub(crate) fn squares(&self) -> Result<Tensor> {
         let along = usize::from(!self.transposed);
         let parts = Panels::new(&self.weight)?.map(|panel| panel?.1.sqr()?.sum(along));
         match self.transposed {
@@ -66,7 +66,7 @@ impl Frozen {
     }
 
     /// Selected rows of `[out, in]`, in f32: the embedding's lookup.
-    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+    pub(crate) fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         self.weight.rows(ids)
     }
 }

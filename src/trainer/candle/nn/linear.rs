@@ -13,7 +13,7 @@ use crate::trainer::candle::nn::norms::Norms;
 
 /// What stays the same for all adapters of a run.
 #[derive(Clone, Copy, Debug)]
-pub struct LoraSettings {
+pub(crate) struct LoraSettings {
     /// Factor of the update.
     pub scale: f64,
     /// Probability that an input is dropped.
@@ -24,7 +24,7 @@ pub struct LoraSettings {
 
 /// Which numbers a dropout draws: the same in the forward pass and when it is made again in backward.
 #[derive(Clone, Copy, Debug)]
-pub struct DropoutKey {
+pub(crate) struct DropoutKey {
     /// Of the run.
     pub seed: u64,
     /// Micro-batch, counted over the whole run.
@@ -50,7 +50,7 @@ impl DropoutKey {
 
 /// A projection of a block, ready to run.
 #[derive(Clone, Debug)]
-pub struct Linear {
+pub(crate) struct Linear {
     /// The base.
     pub frozen: Frozen,
     /// The adapter, where this projection has one.
@@ -63,7 +63,7 @@ pub struct Linear {
 
 /// Where in the run a projection is being used.
 #[derive(Clone, Copy, Debug)]
-pub struct Use {
+pub(crate) struct Use {
     /// Draws the dropout; `None` outside of training.
     pub dropout: Option<DropoutKey>,
     /// Row of the micro-batch that the input starts at.
@@ -72,13 +72,13 @@ pub struct Use {
 
 impl Linear {
     /// A projection without an adapter.
-    pub fn new(frozen: Frozen, lora: LoraSettings) -> Self {
+    pub(crate) fn new(frozen: Frozen, lora: LoraSettings) -> Self {
         Self { frozen, adapter: None, norms: None, lora }
     }
 
     /// Puts an adapter in the place of the one before. With DoRA the lengths are taken; a magnitude that is missing
     /// begins as they are, so that nothing changes.
-    pub fn set_adapter(&mut self, mut adapter: Adapter) -> Result<()> {
+    pub(crate) fn set_adapter(&mut self, mut adapter: Adapter) -> Result<()> {
         if self.lora.use_dora {
             let norms = Norms::new(self.norms.as_ref(), &self.frozen, &adapter, self.lora.scale)?;
             adapter.magnitude.get_or_insert_with(|| norms.current.clone());
@@ -106,7 +106,7 @@ impl Linear {
     }
 
     /// `x W' + b + scale (drop(x) A') B'`, and with DoRA what [`crate::trainer::candle::nn::dora`] says.
-    pub fn forward(&self, x: &Tensor, at: Use) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor, at: Use) -> Result<Tensor> {
         if let Some(dora) = self.dora() {
             return self.forward_dora(x, at, dora);
         }
@@ -117,7 +117,7 @@ impl Linear {
     }
 
     /// Gradient with respect to `x`, unless `need_dx` is false; that of the adapter is added to `grad`.
-    pub fn backward(
+    pub(crate) fn backward(
         &self,
         x: &Tensor,
         g: &Tensor,

@@ -19,7 +19,7 @@ use crate::trainer::candle::nn::frozen::Frozen;
 use crate::trainer::candle::nn::linear::{Linear, LoraSettings};
 
 /// Builds the model's parts out of a [`BaseWeights`].
-pub struct Loader<'a> {
+pub(crate) struct Loader<'a> {
     /// Where from.
     pub base: &'a BaseWeights,
     /// What.
@@ -36,7 +36,7 @@ impl Loader<'_> {
     }
 
     /// A matrix in the run's weight format.
-    pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<Stored> {
+    pub(crate) fn matrix(&self, name: &str, shape: &[usize]) -> Result<Stored> {
         let wanted = self.spec.format(self.run.execution.weights, name, shape[1]);
         let stored = self.base.format(name, shape).map_err(|e| self.base.wrong(e))?;
         if stored == wanted {
@@ -48,14 +48,14 @@ impl Loader<'_> {
     }
 
     /// A norm by its path.
-    pub fn norm(&self, path: &str, width: usize, layer_norm: bool) -> Result<NormWeights> {
+    pub(crate) fn norm(&self, path: &str, width: usize, layer_norm: bool) -> Result<NormWeights> {
         let weight = self.tensor(&format!("{path}.weight"), &[width])?;
         let bias = if layer_norm { Some(self.tensor(&format!("{path}.bias"), &[width])?) } else { None };
         Ok(NormWeights::new(&self.spec.norm, &weight, bias.as_ref())?)
     }
 
     /// Rope tables of the layers that see everything and of those with a window.
-    pub fn ropes(&self) -> Result<[Option<Arc<RopeTables>>; 2]> {
+    pub(crate) fn ropes(&self) -> Result<[Option<Arc<RopeTables>>; 2]> {
         let Positions::Rope { global, local } = &self.spec.positions else { return Ok([None, None]) };
         let length = self.run.recipe.max_seq_length;
         let make = |rope| {
@@ -68,7 +68,7 @@ impl Loader<'_> {
     }
 
     /// Block `i`, without adapters.
-    pub fn block(&self, i: usize, ropes: &[Option<Arc<RopeTables>>; 2]) -> Result<Block> {
+    pub(crate) fn block(&self, i: usize, ropes: &[Option<Arc<RopeTables>>; 2]) -> Result<Block> {
         let (spec, path) = (self.spec, self.spec.block_path(i));
         let names = spec.norm_names();
         let norm = |name: &str| self.norm(&format!("{path}.{name}"), spec.hidden_size, spec.norm.layer_norm);

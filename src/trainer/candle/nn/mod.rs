@@ -3,9 +3,9 @@
 pub mod adapter;
 pub mod block;
 pub mod decoder;
-pub mod dora;
-pub mod frozen;
-pub mod linear;
+pub(crate) mod dora;
+pub(crate) mod frozen;
+pub(crate) mod linear;
 pub mod load;
-pub mod norms;
-pub mod panels;
+pub(crate) mod norms;
+pub(crate) mod panels;

@@ -11,7 +11,7 @@ const SMALLEST_SQUARE: f64 = 1e-30;
 
 /// The lengths that DoRA needs of a projection, `[out]` each.
 #[derive(Clone, Debug)]
-pub struct Norms {
+pub(crate) struct Norms {
     /// `||w||^2` of the frozen weight.
     pub(super) squares: Tensor,
     /// `||w + scale b A||` of the adapter as it is now.
@@ -20,7 +20,7 @@ pub struct Norms {
 
 impl Norms {
     /// Of an adapter on a frozen weight; `earlier` are those of another adapter on it.
-    pub fn new(earlier: Option<&Self>, frozen: &Frozen, adapter: &Adapter, scale: f64) -> Result<Self> {
+    pub(crate) fn new(earlier: Option<&Self>, frozen: &Frozen, adapter: &Adapter, scale: f64) -> Result<Self> {
         let squares = match earlier {
             Some(norms) => norms.squares.clone(),
             None => frozen.squares()?,

@@ -6,7 +6,7 @@ use crate::checkpoint::stored::{Stored, panel_rows};
 use crate::ops::{add_product, fused, product_into_columns};
 
 /// Columns `first..` of a zero matrix of `columns`, filled with `a b` panel by panel; see [`Panels`].
-pub fn product_by_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
+pub(crate) fn product_by_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
     if !fused(a) {
         let parts = panels.map(|panel| a.matmul(&panel?.1.t()?)).collect::<Result<Vec<_>>>()?;
         return Tensor::cat(&parts, 1);
@@ -20,7 +20,7 @@ pub fn product_by_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
 }
 
 /// `a b` with the columns of `a` taken panel by panel; see [`Panels`].
-pub fn sum_over_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
+pub(crate) fn sum_over_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
     let mut out = Tensor::zeros((a.dim(0)?, panels.width), DType::F32, a.device())?;
     for panel in panels {
         let (first, b) = panel?;
@@ -30,7 +30,7 @@ pub fn sum_over_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
 }
 
 /// The rows of a frozen `[columns, width]` matrix in f32, a few at a time: the first row's index, and the rows.
-pub struct Panels<'a> {
+pub(crate) struct Panels<'a> {
     /// As stored.
     pub weight: &'a Stored,
     /// Rows of the weight, which are columns of the product.
@@ -44,7 +44,7 @@ pub struct Panels<'a> {
 
 impl<'a> Panels<'a> {
     /// Over a matrix.
-    pub fn new(weight: &'a Stored) -> Result<Self> {
+    pub(crate) fn new(weight: &'a Stored) -> Result<Self> {
         let (columns, width) = weight.dims()?;
         Ok(Self { weight, columns, width, rows: panel_rows(width), next: 0 })
     }

@@ -14,7 +14,7 @@ const DECAY_EXPONENT: f64 = -0.8;
 const CLIP: f64 = 1.0;
 
 /// The update of a matrix before the learning rate, and the new means over columns and rows.
-pub fn factored(g: &Tensor, (row, column): (&Tensor, &Tensor), step: usize) -> Result<(Tensor, Tensor, Tensor)> {
+pub(crate) fn factored(g: &Tensor, (row, column): (&Tensor, &Tensor), step: usize) -> Result<(Tensor, Tensor, Tensor)> {
     let squares = (g.sqr()? + EPS)?;
     let row = mixed(row, squares.mean(1)?, step)?;
     let column = mixed(column, squares.mean(0)?, step)?;
@@ -25,7 +25,7 @@ pub fn factored(g: &Tensor, (row, column): (&Tensor, &Tensor), step: usize) -> R
 }
 
 /// The update of a vector before the learning rate, and the new mean.
-pub fn whole(g: &Tensor, v: &Tensor, step: usize) -> Result<(Tensor, Tensor)> {
+pub(crate) fn whole(g: &Tensor, v: &Tensor, step: usize) -> Result<(Tensor, Tensor)> {
     let v = mixed(v, (g.sqr()? + EPS)?, step)?;
     Ok((clipped((g * v.sqrt()?.recip()?)?)?, v))
 }

@@ -77,7 +77,7 @@ impl Book {
 
 impl Blockwise {
     /// `n` zeros, of numbers that may be negative or not.
-    pub fn zeros(n: usize, signed: bool) -> Result<Self> {
+    pub(crate) fn zeros(n: usize, signed: bool) -> Result<Self> {
         let zero = if signed { SIGNED.nearest(0.0) } else { 0 };
         Ok(Self {
             codes: Tensor::from_vec(vec![zero; n], n, &Device::Cpu)?,
@@ -87,7 +87,7 @@ impl Blockwise {
 }
 
 /// The updated tensor and its new moments. `step` is the step's length and the root of the second bias correction.
-pub fn update(
+pub(crate) fn update(
     p: &Tensor,
     g: &Tensor,
     (m, v): (&Blockwise, &Blockwise),

@@ -1,8 +1,8 @@
 //! Update rules: what each remembers of a tensor, and one step of all adapters.
 
-pub mod adafactor;
+pub(crate) mod adafactor;
 pub(crate) mod adam;
-pub mod adamw_8bit;
+pub(crate) mod adamw_8bit;
 pub mod schedule;
 
 use candle_core::{Result, Tensor, bail};
@@ -66,7 +66,7 @@ impl State {
     }
 
     /// Its tensors with their names.
-    pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+    pub(crate) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
             Self::Adamw { m, v } => vec![("m", m), ("v", v)],
             Self::Adamw8bit { m, v } => {
@@ -78,7 +78,7 @@ impl State {
     }
 
     /// The same with other numbers: what `get` has in the place of each tensor of this name.
-    pub fn restored<E>(
+    pub(crate) fn restored<E>(
         &self,
         get: impl Fn(&str, &Tensor) -> std::result::Result<Tensor, E>,
     ) -> std::result::Result<Self, E> {

@@ -5,22 +5,22 @@
 //! one likes:
 //! `cargo install cargo-bolero`, then `cargo bolero test config_json --test fuzz --sanitizer NONE`.
 
-#![allow(clippy::unwrap_used)] // the helpers of tests are tests too
-
-mod common;
-
 use std::path::Path;
 
 use bolero::check;
-use common::fixture;
-use headroom::checkpoint::adapter::AdapterFile;
-use headroom::checkpoint::gguf::GgufFile;
-use headroom::checkpoint::safetensors::CheckpointFile;
-use headroom::guides;
-use headroom::measure::{Measurement, row};
-use headroom::spec::model::ModelSpec;
-use headroom::spec::run::RunConfig;
-use headroom::spec::run::grid::Grid;
+use crate::checkpoint::adapter::AdapterFile;
+use crate::checkpoint::gguf::GgufFile;
+use crate::checkpoint::safetensors::CheckpointFile;
+use crate::guides;
+use crate::measure::{Measurement, row};
+use crate::spec::model::ModelSpec;
+use crate::spec::run::RunConfig;
+use crate::spec::run::grid::Grid;
+
+/// A file or folder of the fixtures.
+fn fixture(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
 
 /// What is put in the place of a word.
 const WORDS: [&str; 24] = [

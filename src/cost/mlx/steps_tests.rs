@@ -4,14 +4,12 @@
 //! `develop`. Nobody looked at the others one by one; of those marked `blind` nothing was known before the counts were
 //! final (the README beside the rows says more).
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
 use std::collections::HashMap;
 
-use headroom::cost::{self, Heaviest};
-use headroom::spec::machine::{Accelerator, Machine};
-use headroom::spec::model::ModelSpec;
-use headroom::spec::run::RunConfig;
+use crate::cost::{self, Heaviest};
+use crate::spec::machine::{Accelerator, Machine};
+use crate::spec::model::ModelSpec;
+use crate::spec::run::RunConfig;
 
 type Row = HashMap<String, String>;
 

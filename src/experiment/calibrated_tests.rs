@@ -7,24 +7,22 @@
 //! of them drift together, which is taken out. Times are geometric means over turns, and the best of a recipe is picked
 //! by some turns and timed by others: picked and timed by the same ones, it would be as good as its luck.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
-
 use std::path::{Path, PathBuf};
 
-use headroom::checkpoint::source::ModelSource;
-use headroom::experiment::trials::{Candidate, Decision, Standing, next};
-use headroom::measure::Measurement;
-use headroom::measure::table::read_measurements;
-use headroom::plan::{DEFAULT_CONFIDENCE, fits_within};
-use headroom::predict::calibration::{Calibration, Observation};
-use headroom::predict::{Measured, Prediction, Request, predict};
-use headroom::spec::machine::Machine;
-use headroom::spec::model::ModelSpec;
-use headroom::spec::run::RunConfig;
-use headroom::spec::run::data::TokenLengths;
-use headroom::stats::{median, quantile};
-use headroom::store;
-use headroom::units::{Bytes, Seconds};
+use crate::checkpoint::source::ModelSource;
+use crate::experiment::trials::{Candidate, Decision, Standing, next};
+use crate::measure::Measurement;
+use crate::measure::table::read_measurements;
+use crate::plan::{DEFAULT_CONFIDENCE, fits_within};
+use crate::predict::calibration::{Calibration, Observation};
+use crate::predict::{Measured, Prediction, Request, predict};
+use crate::spec::machine::Machine;
+use crate::spec::model::ModelSpec;
+use crate::spec::run::RunConfig;
+use crate::spec::run::data::TokenLengths;
+use crate::stats::{median, quantile};
+use crate::store;
+use crate::units::{Bytes, Seconds};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

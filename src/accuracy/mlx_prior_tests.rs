@@ -1,14 +1,12 @@
 //! What is believed of mlx-lm before anything is measured, against the published rows that it is taken from.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-use headroom::accuracy::score::{Figure, Quantity, Summary};
-use headroom::accuracy::spread::Spread;
-use headroom::accuracy::table::residuals;
-use headroom::accuracy::{Accuracy, field};
-use headroom::predict::coefficients::{Coefficients, Noise};
-use headroom::spec::machine::Machine;
-use headroom::spec::run::Engine;
+use crate::accuracy::score::{Figure, Quantity, Summary};
+use crate::accuracy::spread::Spread;
+use crate::accuracy::table::residuals;
+use crate::accuracy::{Accuracy, field};
+use crate::predict::coefficients::{Coefficients, Noise};
+use crate::spec::machine::Machine;
+use crate::spec::run::Engine;
 
 #[test]
 fn the_prior_is_as_wide_as_the_published_rows_say() {
