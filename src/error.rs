@@ -323,7 +323,7 @@ impl Error {
 
     /// The exit code: 1 where the answer is "no", 2 where there is no answer, 130 where it was interrupted (by another signal
     /// than SIGINT, whose number is not known here, `main` takes 128 and that).
-    pub fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::DoesNotFit { .. } | Self::NothingFits { .. } | Self::TooSlow { .. } => 1,
             Self::Interrupted { .. } => 130,

@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use bolero::check;
+
 use crate::checkpoint::adapter::AdapterFile;
 use crate::checkpoint::gguf::GgufFile;
 use crate::checkpoint::safetensors::CheckpointFile;

@@ -55,7 +55,7 @@ pub mod commands;
 pub mod cost;
 pub mod data;
 pub mod error;
-pub mod experiment;
+pub(crate) mod experiment;
 pub mod export;
 pub(crate) mod guides;
 pub mod measure;
@@ -63,10 +63,10 @@ pub mod memory;
 pub mod ops;
 pub mod plan;
 pub mod predict;
-pub mod report;
+pub(crate) mod report;
 pub mod spec;
-pub mod stats;
-pub mod store;
+pub(crate) mod stats;
+pub(crate) mod store;
 pub mod trainer;
 pub mod units;
 
@@ -77,3 +77,7 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 
 #[cfg(test)]
 mod fuzz_tests;
+
+/// Helpers that integration tests use too name the library from outside.
+#[cfg(test)]
+extern crate self as headroom;

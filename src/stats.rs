@@ -7,7 +7,7 @@ use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 pub(crate) const MAD_TO_SD: f64 = 1.482_602_218_505_602;
 
 /// Quantile `p` of `values` by linear interpolation (R's type 7); NaN of nothing.
-pub fn quantile(values: &[f64], p: f64) -> f64 {
+pub(crate) fn quantile(values: &[f64], p: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
@@ -17,7 +17,7 @@ pub fn quantile(values: &[f64], p: f64) -> f64 {
 }
 
 /// The middle value.
-pub fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }
 

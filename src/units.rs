@@ -67,11 +67,6 @@ impl Bytes {
         self.as_f64() / GIB
     }
 
-    /// In MiB.
-    pub(crate) fn mib(self) -> f64 {
-        self.as_f64() / MIB
-    }
-
     /// `self - other`, or zero.
     pub fn saturating_sub(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))

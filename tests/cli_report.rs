@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // the helpers of tests are tests too
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -198,7 +200,7 @@ fn a_row_that_no_run_can_have_shown_is_named_by_file_and_line() {
     run(folder.path(), "one");
     let machine = fs::read_dir(folder.path().join("results")).unwrap().next().unwrap().unwrap().path();
     let table = machine.join("measurements.csv");
-    let (columns, rows) = headroom::store::read_csv(&table).unwrap();
+    let (columns, rows) = common::read_csv(&table);
     for (column, cell, said) in [
         ("schema", "999", "`schema` is 999"),
         ("measured.step_time_s", "1e300", "`measured.step_time_s` is 1e300"),
@@ -209,7 +211,7 @@ fn a_row_that_no_run_can_have_shown_is_named_by_file_and_line() {
     ] {
         let mut damaged = vec![rows[0].clone(), rows[0].clone()];
         damaged[1][columns.iter().position(|c| c == column).unwrap()] = cell.into();
-        headroom::store::write_csv(&table, &columns, &damaged).unwrap();
+        common::write_csv(&table, &columns, &damaged);
         for args in [&["predict", "run.toml"][..], &["launch", "run.toml"], &["sweep", "run.toml"]] {
             let (code, _, stderr) = headroom(folder.path(), args);
             assert_eq!(code, 2, "{args:?} {column}: {stderr}");

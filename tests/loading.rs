@@ -9,11 +9,13 @@ use std::path::Path;
 
 use candle_core::Device;
 use headroom::checkpoint::source::ModelSource;
-use headroom::checkpoint::stored::PANEL_BYTES;
 use headroom::memory;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{RunConfig, Weights};
 use headroom::trainer::candle::nn::decoder::Decoder;
+
+/// Bytes of the f32 panel that a frozen weight is converted by.
+const PANEL_BYTES: usize = 32 << 20;
 
 #[global_allocator]
 static ALLOCATOR: headroom::memory::Counting = headroom::memory::Counting;

@@ -3,11 +3,14 @@
 
 #![allow(clippy::unwrap_used)] // the helpers of tests are tests too
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use headroom::checkpoint::source::ModelSource;
+use headroom::cost;
 use headroom::cost::time::{StepCost, step_cost};
 use headroom::measure::Measurement;
 use headroom::measure::probe::this_machine;
@@ -15,7 +18,6 @@ use headroom::spec::record::{Outcome, Step};
 use headroom::spec::run::{Engine, RunConfig};
 use headroom::trainer::scripted::{Mishap, Script, ScriptedTrainer};
 use headroom::units::Bytes;
-use headroom::{cost, store};
 
 fn full(tokens_per_row: usize) -> cost::Heaviest {
     cost::Heaviest { tokens_per_row, learned: 1.0, validation_tokens: None }
@@ -117,7 +119,11 @@ impl Place {
     }
 
     fn steps(&self, run: &str) -> Vec<Step> {
-        headroom::store::read_json_lines(&self.path(run).join("metrics.jsonl")).unwrap()
+        std::fs::read_to_string(self.path(run).join("metrics.jsonl"))
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 }
 
@@ -165,9 +171,9 @@ fn a_torn_table_is_mended_and_a_foreign_one_refused() {
     assert_eq!(rows, whole.lines().count() - 2);
     assert!(place.ask(&["calibrate", "my.toml"]).contains(&format!("{rows} known from before")));
     let mended = fs::read_to_string(&table).unwrap();
-    let (columns, mut cells) = store::read_csv(&table).unwrap();
+    let (columns, mut cells) = common::read_csv(&table);
     cells[0][columns.iter().position(|c| c == "measured.step_time_s").unwrap()] = "-0.5".into();
-    store::write_csv(&table, &columns, &cells).unwrap();
+    common::write_csv(&table, &columns, &cells);
     let nonsense = fs::read_to_string(&table).unwrap();
     let (code, says) = place.refused(&["calibrate", "my.toml"]);
     assert!(code == 2 && says.contains("line 2") && says.contains("step_time_s` is -0.5"), "{says}");

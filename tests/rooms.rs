@@ -298,3 +298,19 @@ fn rooms_and_files_stay_small() {
     let large: Vec<_> = rooms.into_iter().filter(|(_, lines)| 100 * lines > LARGEST_ROOM * all).collect();
     assert!(large.is_empty(), "more than {LARGEST_ROOM} % of {all} lines: {large:?}");
 }
+
+/// Items that are public, whether they can be reached or not.
+const MOST_PUBLIC: usize = 300;
+
+#[test]
+fn the_surface_stays_small() {
+    let kinds = ["fn", "const", "unsafe", "struct", "enum", "trait", "mod", "static", "type", "use"];
+    let public = |line: &str| {
+        line.trim_start().strip_prefix("pub ").is_some_and(|rest| kinds.contains(&rest.split(' ').next().unwrap()))
+    };
+    let count: usize = files().iter().map(|f| f.code.lines().filter(|line| public(line)).count()).sum();
+    assert!(
+        (100..MOST_PUBLIC).contains(&count),
+        "{count} public items, {MOST_PUBLIC} at most: what only rooms need is pub(crate)"
+    );
+}

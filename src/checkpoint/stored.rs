@@ -16,7 +16,7 @@ use crate::spec::model::storage::{Block, Format, INT8_GROUP};
 
 /// An f32 panel of a frozen weight is at most about this large: large enough for the product to run at full speed,
 /// small beside anything else.
-pub const PANEL_BYTES: usize = 32 << 20;
+pub(crate) const PANEL_BYTES: usize = 32 << 20;
 
 /// Rows of a panel.
 pub(crate) fn panel_rows(width: usize) -> usize {
@@ -183,7 +183,12 @@ pub(crate) fn too_large(format: GgmlDType) -> String {
 }
 
 /// A matrix of blocks from the bytes of its rows, one after the other.
-pub(crate) fn from_bytes(bytes: Vec<u8>, dtype: GgmlDType, dims: (usize, usize), device: &Device) -> Result<Arc<QTensor>> {
+pub(crate) fn from_bytes(
+    bytes: Vec<u8>,
+    dtype: GgmlDType,
+    dims: (usize, usize),
+    device: &Device,
+) -> Result<Arc<QTensor>> {
     let storage = QStorage::from_data(bytes.into(), device, dtype)?;
     Ok(Arc::new(QTensor::new(storage, dims)?))
 }

@@ -22,7 +22,7 @@ struct Whole<'a> {
 }
 
 /// The verb.
-pub fn run(args: &AccuracyArgs, output: &Output) -> Result<Answer> {
+pub(crate) fn run(args: &AccuracyArgs, output: &Output) -> Result<Answer> {
     let path = args.field.clone().unwrap_or_else(|| "results/field/runs.csv".into());
     let published = match &args.field {
         Some(file) => field::read(&store::read_text(file)?, file)?,

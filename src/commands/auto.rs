@@ -29,7 +29,7 @@ const CALIBRATING_BUILTIN: Seconds = Seconds(20.0);
 const SAVE_EVERY: usize = 50;
 
 /// The verb.
-pub fn run(args: &AutoArgs, output: &Output) -> Result<()> {
+pub(crate) fn run(args: &AutoArgs, output: &Output) -> Result<()> {
     let builtin = args.model.is_none();
     let mut start = RunConfig::builtin();
     if let (Some(model), Some(data)) = (&args.model, &args.data) {

@@ -45,7 +45,7 @@ pub(crate) struct Calibrated {
 }
 
 /// The verb.
-pub fn run(args: &CalibrateArgs, output: &Output) -> Result<()> {
+pub(crate) fn run(args: &CalibrateArgs, output: &Output) -> Result<()> {
     let run = match &args.run {
         Some(path) => run_file::read_run(path)?,
         None => RunConfig::builtin(),

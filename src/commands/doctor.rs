@@ -31,7 +31,7 @@ struct Report<'a> {
 }
 
 /// Says what there is.
-pub fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
+pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
     let machine = inputs::machine(&args.machine)?;
     let models = args.models.then(|| judge(&machine)).transpose()?;
     let report = Report { machine: &machine, models: models.as_deref() };

@@ -14,7 +14,7 @@ use crate::spec::run::BUILTIN;
 use crate::spec::run::export_format::ExportFormat;
 
 /// The verb.
-pub fn run(args: &ExportArgs, output: &Output) -> Result<Answer> {
+pub(crate) fn run(args: &ExportArgs, output: &Output) -> Result<Answer> {
     let request = request(args)?;
     let interrupted = interrupt::interrupted();
     let bar = output.bar(0);

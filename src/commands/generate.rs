@@ -19,7 +19,7 @@ struct Answers {
 }
 
 /// The verb.
-pub fn run(args: &GenerateArgs, output: &Output) -> Result<Answer> {
+pub(crate) fn run(args: &GenerateArgs, output: &Output) -> Result<Answer> {
     let (model, adapter) = subject(args)?;
     let choice =
         Choice { temperature: args.temperature, top_p: args.top_p, seed: args.seed, max_tokens: args.max_tokens };

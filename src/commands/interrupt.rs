@@ -38,7 +38,7 @@ fn is_ignored(signal: i32) -> bool {
 }
 
 /// The exit code of a process that obeyed a signal: 128 and its number, as shells have it (130 for Ctrl-C).
-pub fn exit_code() -> u8 {
+pub(crate) fn exit_code() -> u8 {
     match SIGNAL.load(Ordering::Relaxed) {
         0 => 128 + SIGINT as u8,
         signal => 128 + signal as u8,

@@ -4,10 +4,11 @@ pub(crate) mod accuracy;
 pub(crate) mod auto;
 pub(crate) mod calibrate;
 pub(crate) mod doctor;
+mod entry;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod inputs;
-pub mod interrupt;
+pub(crate) mod interrupt;
 pub(crate) mod launch;
 pub(crate) mod output;
 pub(crate) mod pages;
@@ -17,14 +18,15 @@ pub(crate) mod report;
 pub(crate) mod sweep;
 pub(crate) mod trial;
 
-pub use self::output::Answer;
+pub use self::entry::main;
+pub(crate) use self::output::Answer;
 use self::output::Output;
 use crate::cli::report::ReportOf;
 use crate::cli::{Cli, Command};
 use crate::error::Result;
 
 /// Does what was typed.
-pub fn run(cli: &Cli) -> Result<Answer> {
+pub(crate) fn run(cli: &Cli) -> Result<Answer> {
     let output = Output::new(cli.output);
     match &cli.command {
         Command::Plan(args) => plan::run(args, &output),

@@ -12,7 +12,7 @@ use crate::report::layout::{printable, printable_json};
 
 /// Whether the answer was yes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// Exit code 0.
     Yes,
     /// Exit code 1.

@@ -28,7 +28,7 @@ const DATA: &str = "train.jsonl";
 const HEADER: &str = "# Written by `headroom plan`.\n";
 
 /// Plans.
-pub fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
+pub(crate) fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
     if let Some(path) = &args.out {
         check_out(path, args.force)?;
     }

@@ -26,7 +26,7 @@ struct Whole<'a> {
 }
 
 /// Predicts.
-pub fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
+pub(crate) fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     let run = RunConfig::from_toml(&crate::store::read_text(&args.run)?, &args.run)?;
     let machine = inputs::machine(&args.machine)?;
     let confidence = inputs::confidence(args.limits.confidence);

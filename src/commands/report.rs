@@ -21,7 +21,7 @@ use crate::store::{self, RunFolder, run_folder};
 const LEVEL: f64 = 0.9;
 
 /// The verb; returns the page.
-pub fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
+pub(crate) fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
     let folders: Vec<Result<RunFolder>> = if args.runs.is_empty() {
         RunFolder::all_in(Path::new("runs"))?.into_iter().map(Ok).collect()
     } else {

@@ -44,7 +44,7 @@ const LEVEL: f64 = 0.9;
 type Subjects = HashMap<(String, String), Workload>;
 
 /// Sweeps.
-pub fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
+pub(crate) fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
     let grid = grid(&args.grid)?;
     let results = inputs::results(args.machine.results.as_ref())?;
     let confidence = inputs::confidence(args.limits.confidence);
@@ -81,6 +81,10 @@ pub fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
 fn grid(path: &Path) -> Result<Grid> {
     match path.to_str().and_then(grids::bundled).filter(|_| !path.exists()) {
         Some(text) => Grid::from_toml(text, path),
+        None if !path.exists() && path.extension().is_none() => {
+            let names: Vec<&str> = grids::names().collect();
+            Err(Error::invalid("grid", path.display(), format!("a file, or one of {}", names.join(", "))))
+        }
         None => Grid::from_toml(&store::read_text(path)?, path),
     }
 }

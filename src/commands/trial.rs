@@ -17,7 +17,7 @@ use crate::trainer::{Flow, TrainEvent};
 const LEFT_ALONE: i32 = 1;
 
 /// Runs it.
-pub fn run(args: &TrialArgs) -> Result<()> {
+pub(crate) fn run(args: &TrialArgs) -> Result<()> {
     let failed = |reason: String| Error::Engine { engine: "trial".into(), reason };
     let mut text = String::new();
     let mut stdin = std::io::stdin().lock();

@@ -9,6 +9,9 @@
 
 use std::path::{Path, PathBuf};
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
 use crate::checkpoint::source::ModelSource;
 use crate::experiment::trials::{Candidate, Decision, Standing, next};
 use crate::measure::Measurement;
@@ -23,8 +26,6 @@ use crate::spec::run::data::TokenLengths;
 use crate::stats::{median, quantile};
 use crate::store;
 use crate::units::{Bytes, Seconds};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 /// Time that a calibration may take.
 const BUDGET_S: f64 = 60.0;

@@ -5,7 +5,7 @@
 pub(crate) mod calibration;
 pub(crate) mod engine;
 pub(crate) mod run_file;
-pub mod session;
+pub(crate) mod session;
 pub(crate) mod trial;
 pub(crate) mod trials;
 pub(crate) mod workload;

@@ -3,9 +3,9 @@
 #[test]
 fn packing_is_predicted_as_it_is_done() {
     use crate::cost::work::{Work, rows};
-    use crate::spec::run::RunConfig;
     use crate::data::batches::{self, Batches};
     use crate::data::example::Example;
+    use crate::spec::run::RunConfig;
     use crate::spec::run::data::TokenLengths;
     let mut run = RunConfig::builtin();
     (run.recipe.packing, run.recipe.steps, run.recipe.epochs) = (true, None, Some(1.0));

@@ -19,7 +19,7 @@ use crate::store;
 use crate::units::{Bytes, Seconds};
 
 /// What is known of an engine on a machine: the prior, and the measurements that were made there.
-pub fn known(engine: Engine, machine: &Machine, results: &Path) -> Result<Calibration> {
+pub(crate) fn known(engine: Engine, machine: &Machine, results: &Path) -> Result<Calibration> {
     Ok(Session::of_machine((engine, None), (machine, machine.available), results)?.calibration)
 }
 
@@ -176,11 +176,6 @@ impl Session {
     /// A kill that nobody explained counts until a later trial ends better, whatever the limit is now.
     pub(crate) fn tells_of_now(&self, died: &Measurement) -> bool {
         died.was_killed() || self.limit < died.ran_into().scale(LARGER)
-    }
-
-    /// Where they are written down.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// What one measurement says beside what it should have been.

@@ -4,4 +4,4 @@ mod check;
 mod claims;
 
 pub(crate) use self::check::{Checked, Verdict, check};
-pub(crate) use self::claims::{BUNDLED, Figure, Guide, Guides, read};
+pub(crate) use self::claims::{BUNDLED, Guide, read};

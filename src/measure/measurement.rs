@@ -140,7 +140,13 @@ pub(crate) struct Place {
 
 impl Measurement {
     /// One trial, as a row. `state` was asked before it began.
-    pub(crate) fn new(place: &Place, job: &Job, observed: &Observed, predicted: Predicted, state: MachineState) -> Self {
+    pub(crate) fn new(
+        place: &Place,
+        job: &Job,
+        observed: &Observed,
+        predicted: Predicted,
+        state: MachineState,
+    ) -> Self {
         Self {
             schema: SCHEMA,
             unix_time: probe::unix_time().saturating_sub(observed.wall_time.0 as u64),

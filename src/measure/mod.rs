@@ -9,7 +9,7 @@ pub(crate) mod child;
 pub(crate) mod footprint;
 pub mod guard;
 mod measurement;
-pub mod observe;
+pub(crate) mod observe;
 pub mod probe;
 mod probe_processor;
 pub(crate) mod room;

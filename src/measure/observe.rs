@@ -23,7 +23,7 @@ const NEAR_THE_LIMIT: f64 = 0.9;
 
 /// When to stop a trial.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// The child is ended above this footprint.
     pub memory: Bytes,
     /// Wall time after which a trial that has measured a step ends.
@@ -43,7 +43,7 @@ pub struct Limits {
 /// A line of a trial's stdout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Line {
+pub(crate) enum Line {
     /// Something happened.
     Event(TrainEvent),
     /// It is over.
@@ -52,7 +52,7 @@ pub enum Line {
 
 /// What was seen.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Observed {
+pub(crate) struct Observed {
     /// The [`TrainEvent::Ready`], if it came so far.
     pub ready: Option<TrainEvent>,
     /// All steps, the warm-up included.
@@ -71,7 +71,7 @@ pub struct Observed {
 ///
 /// One at a time: two trials at once would measure each other. `interrupted` ends the trial early;
 /// what was measured until then is returned.
-pub fn observe(
+pub(crate) fn observe(
     command: &mut Command,
     job: &Job,
     limits: &Limits,

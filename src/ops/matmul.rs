@@ -20,7 +20,11 @@ impl<'a> View<'a> {
     }
 
     /// A matrix with any strides, starting at the slice's beginning.
-    pub(crate) fn strided(data: &'a [f32], (rows, cols): (usize, usize), (row_stride, col_stride): (usize, usize)) -> Self {
+    pub(crate) fn strided(
+        data: &'a [f32],
+        (rows, cols): (usize, usize),
+        (row_stride, col_stride): (usize, usize),
+    ) -> Self {
         let view = Self { data, rows, cols, row_stride, col_stride };
         view.check();
         view

@@ -412,7 +412,12 @@ impl RopeTables {
 }
 
 /// Sum of the cross-entropies of `logits [rows, vocab]` and its gradient times `scale`; uses up the logits.
-pub(crate) fn cross_entropy(logits: Tensor, targets: &[u32], softcap: Option<f64>, scale: f64) -> Result<(f64, Tensor)> {
+pub(crate) fn cross_entropy(
+    logits: Tensor,
+    targets: &[u32],
+    softcap: Option<f64>,
+    scale: f64,
+) -> Result<(f64, Tensor)> {
     if !fused(&logits) {
         return cross_entropy_composed(&logits, targets, softcap, scale);
     }

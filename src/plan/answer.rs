@@ -8,7 +8,7 @@ use crate::spec::run::RunConfig;
 
 /// A run and what it takes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Candidate {
+pub struct Candidate {
     /// The run.
     pub run: RunConfig,
     /// What it takes.
@@ -18,7 +18,7 @@ pub(crate) struct Candidate {
 
 /// What another wish would bring.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Neighbour {
+pub struct Neighbour {
     /// The wish: `a size larger`, `a size smaller`, `a Mac with more memory`.
     pub wish: String,
     /// The machine, where it is another.
@@ -31,7 +31,7 @@ pub(crate) struct Neighbour {
 /// Why nothing larger was taken.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "limit", rename_all = "snake_case")]
-pub(crate) enum Binding {
+pub enum Binding {
     /// The next larger model takes too long.
     Time {
         /// Which.
@@ -50,7 +50,7 @@ pub(crate) enum Binding {
 
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Plan {
+pub struct Plan {
     /// The best run.
     #[serde(flatten)]
     pub best: Candidate,

@@ -34,7 +34,7 @@ const ATTENTION_CHUNKS: [usize; 2] = [128, 256];
 
 /// What is asked.
 #[derive(Clone, Debug)]
-pub(crate) struct Ask<'a> {
+pub struct Ask<'a> {
     /// Where it is to run.
     pub machine: &'a Machine,
     /// What is known of it.
@@ -58,7 +58,7 @@ pub(crate) struct Ask<'a> {
 /// Which settings were given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // the settings of the same names
-pub(crate) struct Held {
+pub struct Held {
     pub max_seq_length: bool,
     pub rank: bool,
     pub batch_size: bool,

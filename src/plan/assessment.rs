@@ -164,7 +164,7 @@ impl Assessment {
     }
 
     /// Fits with the confidence that was asked for.
-    pub fn fits(&self) -> bool {
+    pub(crate) fn fits(&self) -> bool {
         self.verdict == Verdict::Fits
     }
 }

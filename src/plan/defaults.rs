@@ -1,7 +1,7 @@
 //! What is assumed of a question where it does not say.
 
 /// Confidence where none is asked for.
-pub const DEFAULT_CONFIDENCE: f64 = 0.99;
+pub(crate) const DEFAULT_CONFIDENCE: f64 = 0.99;
 
 /// Longest run where none is asked for, hours: a night.
 pub(crate) const DEFAULT_HOURS: f64 = 8.0;

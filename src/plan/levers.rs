@@ -11,7 +11,7 @@ use crate::units::{Bytes, Seconds};
 
 /// One change to a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Lever {
+pub struct Lever {
     /// The setting and its new value: `grad_checkpoint = false`.
     pub what: String,
     /// It changes the recipe, and not only how it is run.

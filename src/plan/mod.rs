@@ -9,12 +9,15 @@ pub(crate) mod risks;
 pub(crate) mod search;
 
 pub(crate) use self::answer::*;
-pub(crate) use self::ask::{Ask, Held};
+pub use self::ask::{Ask, Held};
 pub use self::assessment::*;
-pub use self::defaults::*;
+pub(crate) use self::defaults::*;
 pub(crate) use self::levers::{Lever, levers};
-pub(crate) use self::search::plan;
+pub use self::search::plan;
 
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod safety_tests;

@@ -12,7 +12,7 @@ use crate::spec::run::{RunConfig, Weights};
 use crate::units::Seconds;
 
 /// The best run, or an honest no.
-pub(crate) fn plan(ask: &Ask<'_>) -> Result<Plan> {
+pub fn plan(ask: &Ask<'_>) -> Result<Plan> {
     let models = ask.models();
     let mut search = Search { ask, considered: 0 };
     let found = search.best(&models)?;

@@ -134,7 +134,7 @@ impl Equation {
 
 impl Calibration {
     /// Before any run: published figures of the machine.
-    pub(crate) fn prior(machine: &Machine, engine: Engine) -> Self {
+    pub fn prior(machine: &Machine, engine: Engine) -> Self {
         let matrix =
             machine.matrix_flops.filter(|_| engine == Engine::MlxLm && machine.accelerator == Accelerator::Metal);
         let coefficients = Coefficients::prior(machine, engine);

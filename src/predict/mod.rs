@@ -8,5 +8,5 @@ mod prediction;
 mod request;
 
 pub(crate) use self::observation::*;
-pub(crate) use self::prediction::*;
+pub use self::prediction::*;
 pub use self::request::*;

@@ -6,8 +6,7 @@ use crate::cost::ledger::MemoryLedger;
 use crate::cost::params::{Parameters, trainable};
 use crate::cost::time::StepCost;
 use crate::error::{Error, Result};
-use crate::predict::calibration::{LogNormal, Observation};
-use crate::predict::observation::Measured;
+use crate::predict::calibration::LogNormal;
 use crate::predict::request::Request;
 use crate::units::{Bytes, Estimate, Seconds, watt_hours};
 
@@ -66,7 +65,7 @@ fn estimate<T>(figure: LogNormal, level: f64, make: impl Fn(f64) -> T) -> Estima
 }
 
 /// What the run will take, in intervals that hold the truth with probability `level`.
-pub(crate) fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
+pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     let Request { spec, machine, run, calibration, .. } = *request;
     let formula = request.formula()?;
     let step_time = estimate(calibration.step_time(&formula), level, Seconds);
@@ -123,16 +122,11 @@ pub(crate) fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     })
 }
 
-impl Observation {
-    /// A measured run, beside what it should have cost.
-    pub(crate) fn new(request: &Request<'_>, measured: Measured) -> Result<Self> {
-        Ok(Self { formula: request.formula()?, measured })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::predict::calibration::Observation;
+    use crate::predict::observation::Measured;
     use crate::predict::calibration::Calibration;
     use crate::spec::machine::Machine;
     use crate::spec::model::catalogue;
@@ -153,7 +147,7 @@ mod tests {
             peak_memory: before.peak_memory.point,
             footprint: before.footprint.point,
         };
-        let seen = vec![Observation::new(&request, measured).unwrap(); 3];
+        let seen = vec![Observation { formula: request.formula().unwrap(), measured }; 3];
         let fitted = Calibration::fit(prior, &seen).unwrap();
         let after = predict(&Request { calibration: &fitted, ..request }, 0.9).unwrap();
         let width = |e: Estimate<Seconds>| (e.high.0 / e.low.0).ln();

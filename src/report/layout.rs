@@ -44,7 +44,7 @@ fn style(mark: char) -> Option<Style> {
 
 /// Text as a terminal may have it: our styles as escape sequences, and control characters of any other origin shown as
 /// `\u{1b}`.
-pub fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut styled = false;
     for c in text.chars() {

@@ -6,7 +6,7 @@ pub(crate) mod brief;
 pub(crate) mod compare;
 pub(crate) mod doctor;
 pub(crate) mod guides;
-pub mod layout;
+pub(crate) mod layout;
 pub(crate) mod page;
 pub(crate) mod plot;
 pub(crate) mod sweep;

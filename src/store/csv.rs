@@ -11,7 +11,7 @@ use crate::store::paths::*;
 ///
 /// A table with other columns is left as it is: [`Error::Schema`] says how they differ. Several processes may add to one
 /// table, or begin it, at the same time.
-pub fn append_csv(path: &Path, header: &[String], row: &[String]) -> Result<()> {
+pub(crate) fn append_csv(path: &Path, header: &[String], row: &[String]) -> Result<()> {
     under_header(path, header, &csv_line(row)?)
 }
 
@@ -43,7 +43,7 @@ pub(super) fn under_header(path: &Path, header: &[String], lines: &str) -> Resul
 
 /// Puts a whole table in place, for people and their spreadsheets: nothing in it is a formula. Tables that are read back
 /// grow by [`append_csv`] and hold what was written.
-pub fn write_csv(path: &Path, header: &[String], rows: &[Vec<String>]) -> Result<()> {
+pub(crate) fn write_csv(path: &Path, header: &[String], rows: &[Vec<String>]) -> Result<()> {
     let text = |row: &[String]| csv_line(&row.iter().map(|cell| no_formula(cell)).collect::<Vec<_>>());
     let lines: Vec<String> =
         std::iter::once(header).chain(rows.iter().map(Vec::as_slice)).map(text).collect::<Result<_>>()?;
@@ -57,7 +57,7 @@ pub(super) fn no_formula(cell: &str) -> String {
 }
 
 /// Columns and rows of a table; both empty if the file is not there.
-pub fn read_csv(path: &Path) -> Result<(Vec<String>, Vec<Vec<String>>)> {
+pub(crate) fn read_csv(path: &Path) -> Result<(Vec<String>, Vec<Vec<String>>)> {
     let text = read_lines(path)?.join("\n");
     let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(text.as_bytes());
     let mut rows = Vec::new();

@@ -78,7 +78,7 @@ pub(crate) fn append_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 }
 
 /// Values from lines of JSON; none if the file is not there.
-pub fn read_json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+pub(crate) fn read_json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let lines = read_lines(path)?;
     lines
         .iter()

@@ -15,9 +15,9 @@ pub(crate) mod run_folder;
 pub(crate) mod stream;
 mod temporary;
 
-pub use self::csv::*;
-pub use self::files::*;
-pub use self::logs::*;
+pub(crate) use self::csv::*;
+pub(crate) use self::files::*;
+pub(crate) use self::logs::*;
 pub(crate) use self::paths::*;
 pub(crate) use self::quote::*;
 pub(crate) use self::run_folder::*;

@@ -170,11 +170,6 @@ impl RunFolder {
         self.path.join("outcome.json")
     }
 
-    /// The trainer's state, to go on from.
-    pub(crate) fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
-    }
-
     /// What was learned, in PEFT's layout.
     pub(crate) fn adapter(&self) -> PathBuf {
         self.path.join("adapter")

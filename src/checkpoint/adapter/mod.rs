@@ -274,7 +274,11 @@ impl AdapterFile {
     }
 
     /// Every difference from a run with these settings, whose adapters sit on `sites` (path, `[in, out]`).
-    pub(crate) fn mismatches<'a>(&self, lora: &Lora, sites: impl Iterator<Item = (&'a str, [usize; 2])>) -> Vec<String> {
+    pub(crate) fn mismatches<'a>(
+        &self,
+        lora: &Lora,
+        sites: impl Iterator<Item = (&'a str, [usize; 2])>,
+    ) -> Vec<String> {
         let mut wrong = self.refused.clone();
         let about = &self.about;
         if about.rank != lora.rank {

@@ -14,8 +14,7 @@ use crate::cli::measure::{LaunchArgs, MeasureArgs};
 use crate::commands::inputs;
 use crate::commands::output::Output;
 use crate::error::{Error, Result};
-use crate::experiment::session;
-use crate::experiment::{engine, run_file};
+use crate::experiment::{engine, run_file, session};
 use crate::measure::observe::Observed;
 use crate::measure::{Measurement, probe};
 use crate::plan::{Assessment, DIED};
@@ -50,7 +49,7 @@ pub(crate) struct Settings<'a> {
 }
 
 /// The verb; returns the run's folder.
-pub fn run(args: &LaunchArgs, output: &Output) -> Result<RunFolder> {
+pub(crate) fn run(args: &LaunchArgs, output: &Output) -> Result<RunFolder> {
     // A folder in the place of a run file is that run.
     let inside = args.run.is_dir().then(|| RunFolder::open(&args.run)).transpose()?;
     let file = inside.as_ref().map_or_else(|| args.run.clone(), RunFolder::config);

@@ -166,7 +166,7 @@ fn memories<'a>(chips: impl IntoIterator<Item = &'a Chip>) -> String {
 
 impl Machine {
     /// The Mac with this chip. Without `ram` the smallest it is sold with; without `gpu_cores` the smallest bin.
-    pub(crate) fn named(chip: &str, ram: Option<Bytes>, gpu_cores: Option<usize>) -> Result<Self> {
+    pub fn named(chip: &str, ram: Option<Bytes>, gpu_cores: Option<usize>) -> Result<Self> {
         let bins: Vec<&Chip> = all().iter().filter(|c| key(&c.chip) == key(chip)).collect();
         if bins.is_empty() {
             return Err(Error::UnknownMachine { name: chip.into(), known: listed(all().iter().map(|c| &c.chip)) });
@@ -196,7 +196,7 @@ impl Machine {
 
     /// The plainest Mac sold with this much memory: the oldest base chip with the fewest GPU cores, and where no
     /// base chip is sold with it, the chip with the least bandwidth.
-    pub(crate) fn plainest(ram: Bytes) -> Result<Self> {
+    pub fn plainest(ram: Bytes) -> Result<Self> {
         let sold = || all().iter().filter(|c| c.ram_options().any(|r| r == ram));
         let base = sold().filter(|c| c.base()).min_by_key(|c| (c.year, c.gpu_cores));
         let any = || sold().min_by(|a, b| a.bandwidth_gb_s.total_cmp(&b.bandwidth_gb_s));

@@ -218,7 +218,7 @@ impl ModelSpec {
 
 /// An architecture by the name, or the folder, that it is known by.
 #[derive(Clone, Debug)]
-pub(crate) struct Model {
+pub struct Model {
     /// Name or folder.
     pub name: String,
     /// What it is.

@@ -13,7 +13,7 @@ use crate::spec::run::LONGEST_NAME;
 
 /// One published model.
 #[derive(Clone, Debug)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// Its name on the Hugging Face hub.
     pub id: String,
     /// Parameters, a tied head counted once.
@@ -111,7 +111,7 @@ pub(crate) fn representatives() -> Vec<&'static Entry> {
 }
 
 /// The model of this name: the whole id, or its part after the owner where only one model has it; case is ignored.
-pub(crate) fn find(name: &str) -> Result<&'static Entry> {
+pub fn find(name: &str) -> Result<&'static Entry> {
     let wanted = name.trim();
     let whole = all().iter().find(|e| e.id.eq_ignore_ascii_case(wanted));
     let mut by_suffix = all().iter().filter(|e| e.short_name().eq_ignore_ascii_case(wanted));

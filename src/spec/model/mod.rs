@@ -4,7 +4,7 @@
 //! forward pass is a field of [`ModelSpec`]. Names are Hugging Face's.
 
 mod architecture;
-pub(crate) mod catalogue;
+pub mod catalogue;
 mod config;
 mod families;
 pub(crate) mod frequencies;

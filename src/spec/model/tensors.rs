@@ -60,11 +60,6 @@ impl Projection {
         self.path.rsplit('.').next().unwrap_or(self.path)
     }
 
-    /// Parameters of its weight and bias.
-    pub(crate) fn params(&self) -> u64 {
-        (self.copies * (self.in_features * self.out_features + if self.bias { self.out_features } else { 0 })) as u64
-    }
-
     /// Parameters of an adapter on it: A (rank x in), B (out x rank) and DoRA's magnitude (out), on each expert its own.
     pub(crate) fn lora_params(&self, lora: &Lora) -> u64 {
         let magnitude = if lora.use_dora { self.out_features } else { 0 };

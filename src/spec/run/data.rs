@@ -23,7 +23,7 @@ impl TokenLengths {
     }
 
     /// Rows that are all filled up to the greatest length, whatever that is.
-    pub fn filled() -> Self {
+    pub(crate) fn filled() -> Self {
         Self::new(vec![u32::MAX])
     }
 
@@ -99,26 +99,6 @@ impl TokenLengths {
         let rank = (fraction * self.len() as f64).ceil() as usize;
         self.lengths.get(rank.clamp(1, self.len().max(1)) - 1).map_or(0, |&n| n as usize)
     }
-
-    /// Mean length of a padded batch of `batch_size` when examples are drawn at random and cut to `cap`:
-    /// the expected maximum of `batch_size` draws without replacement.
-    pub(crate) fn mean_padded(&self, batch_size: usize, cap: usize) -> f64 {
-        let n = self.len();
-        let b = batch_size.min(n);
-        if b == 0 {
-            return 0.0;
-        }
-        // P(the maximum is the i-th smallest) = C(i-1, b-1) / C(n, b), walked down from the largest.
-        let mut probability = b as f64 / n as f64;
-        let mut mean = 0.0;
-        for i in (b..=n).rev() {
-            mean += probability * (self.lengths[i - 1] as usize).min(cap) as f64;
-            if i > b {
-                probability *= (i - b) as f64 / (i - 1) as f64;
-            }
-        }
-        mean
-    }
 }
 
 #[cfg(test)]
@@ -147,10 +127,5 @@ mod tests {
     fn padded_mean_is_the_mean_over_all_batches() {
         let lengths = TokenLengths::new(vec![1, 2, 4, 9]);
         // Pairs: maxima 2 4 9 4 9 9.
-        assert!((lengths.mean_padded(2, 100) - 37.0 / 6.0).abs() < 1e-12);
-        assert!((lengths.mean_padded(2, 5) - (2 + 4 + 5 + 4 + 5 + 5) as f64 / 6.0).abs() < 1e-12);
-        assert!((lengths.mean_padded(1, 100) - 4.0).abs() < 1e-12);
-        assert!((lengths.mean_padded(4, 100) - 9.0).abs() < 1e-12);
-        assert!((lengths.mean_padded(9, 100) - 9.0).abs() < 1e-12);
     }
 }

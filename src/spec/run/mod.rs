@@ -2,12 +2,12 @@
 //!
 //! This is `run.toml`. The only defaults of any run setting are here and in [`crate::spec::run::recipe`].
 
-pub mod data;
+pub(crate) mod data;
 pub mod export_format;
 pub(crate) mod grid;
 pub(crate) mod grids;
 pub(crate) mod packing;
-pub mod recipe;
+pub(crate) mod recipe;
 
 use std::path::{Component, Path, PathBuf};
 

@@ -1,13 +1,12 @@
 //! Chosen runs under a real memory limit. `results/safety/plans.csv` holds what happened; it is made by
-//! `cargo test --release --test safety -- --ignored --nocapture`, as root on Linux with the memory controller of
+//! `HEADROOM=target/release/headroom cargo test --release --lib safety_tests -- --ignored --nocapture`, as root on Linux with the memory controller of
 //! control groups, in about half an hour.
 //!
 //! Each case draws a model, an execution, a recipe and a budget, and asks for the longest rows whose upper bound stays
 //! under the budget. It takes two steps of that in a control group of that budget, where the kernel ends whoever goes
 //! over it. Rows can be longer by a few tokens at a time, so whatever is left of the budget could have been used.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
-
+#[path = "../../tests/folders/mod.rs"]
 mod folders;
 
 use std::fs;
@@ -15,22 +14,23 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use headroom::experiment::session;
-use headroom::measure::observe::Line;
-use headroom::measure::probe::this_machine;
-use headroom::plan::{DEFAULT_CONFIDENCE, assess};
-use headroom::predict::Request;
-use headroom::predict::calibration::Calibration;
-use headroom::spec::machine::Machine;
-use headroom::spec::model::ModelSpec;
-use headroom::spec::record::Job;
-use headroom::spec::run::data::TokenLengths;
-use headroom::spec::run::{Engine, RunConfig};
-use headroom::store;
-use headroom::trainer::TrainEvent;
-use headroom::units::Bytes;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use crate::experiment::session;
+use crate::measure::observe::Line;
+use crate::measure::probe::this_machine;
+use crate::plan::{DEFAULT_CONFIDENCE, assess};
+use crate::predict::Request;
+use crate::predict::calibration::Calibration;
+use crate::spec::machine::Machine;
+use crate::spec::model::ModelSpec;
+use crate::spec::record::Job;
+use crate::spec::run::data::TokenLengths;
+use crate::spec::run::{Engine, RunConfig};
+use crate::store;
+use crate::trainer::TrainEvent;
+use crate::units::Bytes;
 
 const CASES: usize = 110;
 /// Budgets, bytes.
@@ -82,7 +82,7 @@ fn limited(run: &RunConfig, limit: Bytes) -> Ended {
     config.recipe.steps = Some(2);
     config.recipe.epochs = None;
     let job = Job { pad_to_max: true, ..Job::new(config) };
-    let script = format!("echo $$ > {}/tasks && exec {} trial", group.display(), env!("CARGO_BIN_EXE_headroom"));
+    let script = format!("echo $$ > {}/tasks && exec {} trial", group.display(), std::env::var("HEADROOM").unwrap());
     let mut child = Command::new("sh")
         .args(["-c", &script])
         .stdin(Stdio::piped())
@@ -214,8 +214,8 @@ fn no_chosen_run_was_killed_and_little_was_left_unused() {
         "{} plans, {killed} killed, {:.1} % of the budget unused; footprint error median {:.1} % p95 {:.1} %",
         rows.len(),
         100.0 * unused,
-        100.0 * headroom::stats::median(&errors),
-        100.0 * headroom::stats::quantile(&errors, 0.95)
+        100.0 * crate::stats::median(&errors),
+        100.0 * crate::stats::quantile(&errors, 0.95)
     );
     assert!(rows.len() >= 100 && killed == 0 && unused <= 0.12);
 }

@@ -1,0 +1,58 @@
+//! From the command line to the exit code: parse, run, and say what went wrong.
+
+use std::error::Error as _;
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use clap::Parser;
+
+use crate::cli::Cli;
+use crate::commands::{Answer, interrupt, run};
+use crate::error::Error;
+use crate::report::layout::printable;
+
+/// Does what was typed; the exit code is 0 for yes, 1 for no, 2 for an error, and 128 and its number after a signal.
+pub fn main() -> ExitCode {
+    match run(&Cli::try_parse().unwrap_or_else(|error| misunderstood(&error))) {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        // Whoever read the answer has seen enough of it.
+        Err(Error::Write { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&error);
+            ExitCode::from(match error {
+                Error::Interrupted { .. } => interrupt::exit_code(),
+                _ => error.exit_code(),
+            })
+        }
+    }
+}
+
+/// What was typed is no command, or asks for help. clap shows what was typed as it is: where that holds control characters
+/// it is shown without colours.
+fn misunderstood(error: &clap::Error) -> ! {
+    let typed = |arg: std::ffi::OsString| arg.to_string_lossy().into_owned();
+    if std::env::args_os().map(typed).all(|arg| printable(&arg) == arg) {
+        error.exit();
+    }
+    let _ = anstream::stderr().write_all(printable(&error.render().to_string()).as_bytes());
+    std::process::exit(error.exit_code());
+}
+
+/// `error:` what happened, its causes indented, and `hint:` what to do.
+fn say(error: &Error) {
+    let bold = |colour: AnsiColor| Style::new().bold().fg_color(Some(colour.into()));
+    let (red, cyan) = (bold(AnsiColor::Red), bold(AnsiColor::Cyan));
+    let mut text = format!("{red}error:{red:#} {}\n", printable(&error.to_string()));
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text += &format!("  {}\n", printable(&inner.to_string()));
+        cause = inner.source();
+    }
+    if let Some(hint) = error.hint() {
+        text += &format!("\n{cyan}hint:{cyan:#} {}\n", printable(&hint));
+    }
+    // With stderr closed there is nobody left to tell.
+    let _ = anstream::stderr().write_all(text.as_bytes());
+}
