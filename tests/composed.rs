@@ -3,8 +3,8 @@
 
 #![allow(clippy::duplicate_mod)] // each of the two has tests/common, as it must where it stands alone
 
-#[path = "reference.rs"]
+#[path = "reference/main.rs"]
 mod reference;
 
-#[path = "formats.rs"]
+#[path = "formats/main.rs"]
 mod formats;

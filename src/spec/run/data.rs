@@ -122,10 +122,4 @@ mod tests {
         assert!((2030..=2060).contains(&lengths.uncut(0.99)), "{}", lengths.uncut(0.99));
         assert!((lengths.mean_cut(2048) - 441.0).abs() < 5.0, "{}", lengths.mean_cut(2048));
     }
-
-    #[test]
-    fn padded_mean_is_the_mean_over_all_batches() {
-        let lengths = TokenLengths::new(vec![1, 2, 4, 9]);
-        // Pairs: maxima 2 4 9 4 9 9.
-    }
 }
