@@ -5,8 +5,7 @@ use serde::Serialize;
 use crate::accuracy::field::FieldRun;
 use crate::spec::machine::Machine;
 use crate::spec::model::{ModelSpec, catalogue};
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, Weights};
+use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, TokenLengths, Weights};
 use crate::units::Bytes;
 
 /// Why a row, or one figure of it, is not compared.

@@ -11,8 +11,7 @@ use crate::plan::{Verdict, assess};
 use crate::predict::calibration::Calibration;
 use crate::predict::{Request, predict};
 use crate::spec::machine::Machine;
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{Engine, RunConfig};
+use crate::spec::run::{Engine, RunConfig, TokenLengths};
 use crate::stats::{median, quantile};
 use crate::units::{Bytes, Estimate};
 

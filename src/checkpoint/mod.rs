@@ -7,6 +7,7 @@ pub(crate) mod finite;
 pub(crate) mod ggml;
 pub(crate) mod gguf;
 mod gguf_header;
+mod gguf_metadata;
 mod int8;
 pub(crate) mod safetensors;
 pub mod source;

@@ -14,8 +14,7 @@ use crate::report::doctor::{
 };
 use crate::spec::machine::Machine;
 use crate::spec::model::catalogue;
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{Data, Engine, Execution, Recipe, RunConfig, Weights};
+use crate::spec::run::{Data, Engine, Execution, Recipe, RunConfig, TokenLengths, Weights};
 
 /// Sequence length that the models are judged at.
 const SEQ: usize = 2048;

@@ -13,8 +13,7 @@ use crate::measure::probe;
 use crate::plan::DEFAULT_CONFIDENCE;
 use crate::predict::ASSUMED_EXAMPLES;
 use crate::spec::machine::Machine;
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{DEFAULT_EPOCHS, Data, Engine, RunConfig};
+use crate::spec::run::{DEFAULT_EPOCHS, Data, Engine, RunConfig, TokenLengths};
 use crate::store;
 use crate::units::grouped;
 

@@ -14,8 +14,7 @@ use crate::plan::{Ask, DEFAULT_HOURS, Held, plan};
 use crate::predict::ASSUMED_EXAMPLES;
 use crate::report::table::{self, Context};
 use crate::spec::model::Model;
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig};
+use crate::spec::run::{DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig, TokenLengths};
 use crate::units::Seconds;
 
 /// Longest example where no data says otherwise, in tokens.

@@ -13,8 +13,7 @@ use crate::plan::risks::{Risk, Slowdown, risks, slowdown};
 use crate::plan::{Assessment, Candidate, Verdict, assess, levers};
 use crate::predict::{ASSUMED_EXAMPLES, Request};
 use crate::report::table::{self, Context};
-use crate::spec::run::RunConfig;
-use crate::spec::run::data::TokenLengths;
+use crate::spec::run::{RunConfig, TokenLengths};
 
 /// The answer for machines.
 #[derive(Serialize)]

@@ -54,7 +54,7 @@ pub(crate) fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
         (None, _) => "runs".into(),
     };
     let folder = args.reports.join(store::file_name(&name));
-    let (header, rows) = compare::csv(&reports);
+    let (header, rows) = crate::report::compare_csv::csv(&reports);
     let table = pages::Table { name: "data.csv", header: &header, rows: &rows };
     let index = pages::put(&folder, &page::render(&name, &reports)?, Some(table))?;
     for report in &reports {

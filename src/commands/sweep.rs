@@ -28,9 +28,8 @@ use crate::predict::{ASSUMED_EXAMPLES, Request, predict};
 use crate::report::sweep::{Checked, Row, Sweep};
 use crate::report::sweep_page;
 use crate::spec::machine::Machine;
-use crate::spec::run::data::TokenLengths;
 use crate::spec::run::grid::Grid;
-use crate::spec::run::{Engine, RunConfig, grids};
+use crate::spec::run::{Engine, RunConfig, TokenLengths, grids};
 use crate::store;
 use crate::units::{Bytes, Estimate};
 

@@ -3,8 +3,7 @@
 use std::borrow::Cow;
 
 use crate::spec::model::ModelSpec;
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{Engine, RunConfig};
+use crate::spec::run::{Engine, RunConfig, TokenLengths};
 
 /// mlx-lm pads every batch to a multiple of this, plus one (`iterate_batches`, since March 2025).
 const MLX_PADDING: usize = 32;

@@ -12,8 +12,7 @@ use crate::checkpoint::source::builtin_rows;
 use crate::checkpoint::text::{Encoded, LONGEST_TEXT, Message, Text};
 use crate::data::example::{Example, targets};
 use crate::error::{Error, Result};
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{BUILTIN, Data, RunConfig};
+use crate::spec::run::{BUILTIN, Data, RunConfig, TokenLengths};
 use crate::store;
 use crate::units::Bytes;
 

@@ -7,8 +7,7 @@ use crate::checkpoint::text::Text;
 use crate::data::examples::{self, Rows};
 use crate::error::{Error, Result};
 use crate::spec::model::Model;
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{BUILTIN, Data, RunConfig};
+use crate::spec::run::{BUILTIN, Data, RunConfig, TokenLengths};
 
 /// Lengths, and what is to be said of how they were found.
 #[derive(Clone, Debug)]

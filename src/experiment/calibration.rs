@@ -13,8 +13,7 @@ use crate::experiment::trials::{self, Candidate, Decision, Standing};
 use crate::experiment::workload::Workload;
 use crate::measure::{Measurement, probe};
 use crate::plan::DEFAULT_CONFIDENCE;
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{RunConfig, Weights};
+use crate::spec::run::{RunConfig, TokenLengths, Weights};
 use crate::units::{Bytes, Seconds};
 
 /// A trial whose steps are not alike goes on for this many times the least it takes. Two trials of different runs say

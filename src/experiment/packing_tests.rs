@@ -5,8 +5,7 @@ fn packing_is_predicted_as_it_is_done() {
     use crate::cost::work::{Work, rows};
     use crate::data::batches::{self, Batches};
     use crate::data::example::Example;
-    use crate::spec::run::RunConfig;
-    use crate::spec::run::data::TokenLengths;
+    use crate::spec::run::{RunConfig, TokenLengths};
     let mut run = RunConfig::builtin();
     (run.recipe.packing, run.recipe.steps, run.recipe.epochs) = (true, None, Some(1.0));
     (run.recipe.effective_batch_size, run.execution.batch_size) = (2, 1);

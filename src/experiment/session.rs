@@ -13,8 +13,7 @@ use crate::predict::calibration::{Calibration, Died, Observation};
 use crate::predict::{Formula, Measured, Prediction, Request};
 use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{Engine, RunConfig};
+use crate::spec::run::{Engine, RunConfig, TokenLengths};
 use crate::store;
 use crate::units::{Bytes, Seconds};
 

@@ -17,8 +17,7 @@ use crate::predict::calibration::Calibration;
 use crate::predict::{Formula, Request};
 use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{Engine, RunConfig};
+use crate::spec::run::{Engine, RunConfig, TokenLengths};
 use crate::units::{Bytes, Seconds};
 
 /// Shortest rows that are tried; below, overheads are all there is.

@@ -4,8 +4,7 @@ use crate::checkpoint::source::ModelSource;
 use crate::data::lengths::{Counted, lengths, lengths_of_run};
 use crate::error::Result;
 use crate::spec::model::{Model, ModelSpec};
-use crate::spec::run::RunConfig;
-use crate::spec::run::data::TokenLengths;
+use crate::spec::run::{RunConfig, TokenLengths};
 
 /// What a run is about.
 pub(crate) struct Workload {

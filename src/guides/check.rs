@@ -11,8 +11,7 @@ use crate::predict::calibration::Calibration;
 use crate::predict::{Prediction, Request, predict};
 use crate::spec::machine::{Machine, chips};
 use crate::spec::model::{ModelSpec, catalogue};
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{Engine, RunConfig};
+use crate::spec::run::{Engine, RunConfig, TokenLengths};
 use crate::units::{Bytes, Seconds};
 
 /// Level of the intervals that a claim is held against.

@@ -1,9 +1,12 @@
 //! Every operation: the fused kernel against candle's composition, and the gradient against finite differences.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
+use super::activation::{composed_act, composed_slope};
+use super::cross_entropy::cross_entropy_composed;
 use super::*;
 use crate::ops::testing::{self, dot, moved, values, worst};
+use crate::spec::model::{Activation, Norm};
 
 fn random(rows: usize, width: usize, seed: u64) -> Tensor {
     testing::random((rows, width), 2.0, seed)

@@ -6,8 +6,7 @@ use crate::predict::Request;
 use crate::predict::calibration::Calibration;
 use crate::spec::machine::Machine;
 use crate::spec::model::{Model, ModelSpec, catalogue};
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{Engine, RunConfig, Weights};
+use crate::spec::run::{Engine, RunConfig, TokenLengths, Weights};
 use crate::units::Bytes;
 
 /// Share of the examples that are not to be cut.

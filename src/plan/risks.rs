@@ -149,8 +149,7 @@ mod tests {
     use crate::predict::calibration::Calibration;
     use crate::spec::machine::Machine;
     use crate::spec::model::catalogue;
-    use crate::spec::run::RunConfig;
-    use crate::spec::run::data::TokenLengths;
+    use crate::spec::run::{RunConfig, TokenLengths};
 
     fn with<T>(
         engine: &str,

@@ -3,8 +3,7 @@ use crate::predict::Request;
 use crate::predict::calibration::Calibration;
 use crate::spec::machine::Machine;
 use crate::spec::model::{Model, catalogue};
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{Engine, RunConfig};
+use crate::spec::run::{Engine, RunConfig, TokenLengths};
 use crate::units::Bytes;
 
 fn base() -> RunConfig {

@@ -125,8 +125,7 @@ pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::predict::calibration::Calibration;
-    use crate::predict::calibration::Observation;
+    use crate::predict::calibration::{Calibration, Observation};
     use crate::predict::observation::Measured;
     use crate::spec::machine::Machine;
     use crate::spec::model::catalogue;

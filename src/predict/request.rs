@@ -12,8 +12,7 @@ use crate::predict::coverage::Point;
 use crate::predict::observation::Formula;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::ModelSpec;
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{Engine, RunConfig, Weights};
+use crate::spec::run::{Engine, RunConfig, TokenLengths, Weights};
 use crate::units::{Bytes, Seconds};
 
 /// The heaviest micro-batch of a usual run: half of all runs have a heavier one.

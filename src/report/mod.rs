@@ -4,6 +4,7 @@ pub(crate) mod accuracy;
 pub(crate) mod bar;
 pub(crate) mod brief;
 pub(crate) mod compare;
+pub(crate) mod compare_csv;
 pub(crate) mod doctor;
 pub(crate) mod guides;
 pub(crate) mod layout;

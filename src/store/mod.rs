@@ -25,3 +25,6 @@ pub(crate) use self::run_folder::*;
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod run_folder_tests;

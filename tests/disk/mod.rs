@@ -5,9 +5,6 @@
 
 mod table;
 
-#[allow(unused_imports)] // some hold tests alone
-pub use self::table::*;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,6 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
+
+#[allow(unused_imports)] // some hold tests alone
+pub use self::table::*;
 
 /// Nothing here takes a tenth of it; whoever needs longer hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -5,9 +5,6 @@
 
 mod figures;
 
-#[allow(unused_imports)] // some hold tests alone
-use self::figures::*;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +17,9 @@ use headroom::measure::table::read_measurements;
 use headroom::spec::record::{Job, Outcome};
 use headroom::spec::run::RunConfig;
 use headroom::trainer::scripted::{Mishap, Script};
+
+#[allow(unused_imports)] // some hold tests alone
+use self::figures::*;
 
 /// Whatever is waited for comes far sooner.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,15 +3,15 @@
 mod binary;
 mod texts;
 
-#[allow(unused_imports)] // some hold tests alone
-pub use self::binary::*;
-#[allow(unused_imports)] // some hold tests alone
-pub use self::texts::*;
-
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
+
+#[allow(unused_imports)] // some hold tests alone
+pub use self::binary::*;
+#[allow(unused_imports)] // some hold tests alone
+pub use self::texts::*;
 
 /// Numbers at which something overflows, is no number, or takes all memory.
 const NUMBERS: [&str; 32] = [

@@ -11,15 +11,20 @@
 //!
 //! PATH is the linear layer in transformers' names; mlx-lm writes GPT-2's `transformer.h` as `model.h`.
 
+mod description;
+mod layout;
 mod pair;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::description::About;
+use self::description::*;
+pub use self::layout::Layout;
+use self::layout::*;
 pub use self::pair::{Adapter, AdapterGrad};
 use crate::checkpoint::tensor_file;
 use crate::error::{Error, Result};
@@ -29,174 +34,6 @@ use crate::store::checksums::{self, Checked, SUMS};
 
 /// What describes an adapter, in either layout.
 pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
-
-/// How an adapter lies in its folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// As PEFT writes it.
-    Peft,
-    /// As mlx-lm writes it.
-    MlxLm,
-}
-
-impl Layout {
-    /// The file of the weights.
-    pub fn weights_file(self) -> &'static str {
-        match self {
-            Self::Peft => "adapter_model.safetensors",
-            Self::MlxLm => "adapters.safetensors",
-        }
-    }
-
-    /// What comes before a layer's path in the names of its tensors, and what after it, in the order of
-    /// [`Adapter::tensors`].
-    fn affixes(self) -> (&'static str, &'static [&'static str]) {
-        match self {
-            Self::Peft => ("base_model.model.", &[".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"]),
-            Self::MlxLm => ("", &[".lora_a", ".lora_b"]),
-        }
-    }
-
-    /// Names of A and B, and of DoRA's magnitude where the layout has one, of the linear layer at `path`.
-    pub(crate) fn names(self, path: &str) -> Vec<String> {
-        let path = match self {
-            Self::Peft => path.to_owned(),
-            Self::MlxLm => path.replacen("transformer.", "model.", 1),
-        };
-        let (before, after) = self.affixes();
-        after.iter().map(|after| format!("{before}{path}{after}")).collect()
-    }
-
-    /// Shapes of A and B in the file, and of the magnitude.
-    pub(crate) fn shapes(self, rank: usize, [in_features, out_features]: [usize; 2]) -> [Vec<usize>; 3] {
-        match self {
-            Self::Peft => [vec![rank, in_features], vec![out_features, rank], vec![out_features]],
-            Self::MlxLm => [vec![in_features, rank], vec![rank, out_features], vec![out_features]],
-        }
-    }
-
-    /// The layer that a tensor belongs to, and which part of an adapter it is.
-    fn part(self, name: &str) -> Option<(String, usize)> {
-        let (before, after) = self.affixes();
-        let name = name.strip_prefix(before)?;
-        let (path, part) = after.iter().enumerate().find_map(|(i, after)| Some((name.strip_suffix(after)?, i)))?;
-        // A text model inside a multimodal one, as transformers 5 and mlx-lm wrap it.
-        let path = path.replacen("language_model.model.", "model.", 1).replacen("model.language_model.", "model.", 1);
-        Some((path.strip_prefix("model.h.").map(|rest| format!("transformer.h.{rest}")).unwrap_or(path), part))
-    }
-
-    /// From the file's orientation to ours and back: it is the same turn both ways.
-    fn turned(self, tensor: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Peft => tensor.clone(),
-            Self::MlxLm if tensor.rank() == 2 => tensor.t()?.contiguous()?,
-            Self::MlxLm => tensor.clone(),
-        })
-    }
-}
-
-/// The keys of PEFT's `adapter_config.json` that matter here.
-#[derive(Debug, Serialize, Deserialize)]
-struct PeftConfig {
-    peft_type: String,
-    task_type: Option<String>,
-    base_model_name_or_path: Option<String>,
-    r: usize,
-    lora_alpha: f64,
-    #[serde(default)]
-    lora_dropout: f64,
-    target_modules: Value,
-    // One number or a list; which layers it is for shows in the tensors.
-    #[serde(default)]
-    layers_to_transform: Value,
-    #[serde(default)]
-    fan_in_fan_out: bool,
-    #[serde(default)]
-    bias: Option<String>,
-    #[serde(default)]
-    inference_mode: bool,
-    #[serde(default)]
-    use_dora: bool,
-    #[serde(default)]
-    use_rslora: bool,
-}
-
-/// Keys of PEFT's description beside those of [`PeftConfig`] that change nothing in what a trained adapter computes.
-/// Every other key that is set is refused: newer versions bring new ones, and most of them change the computation.
-const PEFT_WITHOUT_EFFECT: [&str; 20] = [
-    "auto_mapping",
-    "corda_config",
-    "ensure_weight_tying",
-    "eva_config",
-    "exclude_modules",
-    "init_lora_weights",
-    "layers_pattern",
-    "lora_dtype",
-    "lora_ga_config",
-    "loraplus_lr_ratio",
-    "lorap_lr_ratio",
-    "lorap_emb_lr",
-    "loftq_config",
-    "megatron_config",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-    "tokenizer_name_or_path",
-];
-
-/// Starts that leave the base as it was. The others take out of the base what the adapter begins with, or replace it.
-const PEFT_STARTS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
-
-/// The keys of mlx-lm's `adapter_config.json` that matter here; the others are the settings of its training.
-#[derive(Debug, Serialize, Deserialize)]
-struct MlxConfig {
-    #[serde(default = "lora")]
-    fine_tune_type: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<String>,
-    num_layers: i64,
-    lora_parameters: MlxParameters,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct MlxParameters {
-    rank: usize,
-    scale: f64,
-    #[serde(default)]
-    dropout: f64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    keys: Option<Vec<String>>,
-}
-
-fn lora() -> String {
-    "lora".into()
-}
-
-/// What the weights alone do not say.
-#[derive(Clone, Debug, PartialEq)]
-pub struct About {
-    /// Rows of A.
-    pub rank: usize,
-    /// The update is scaled by alpha / rank.
-    pub alpha: f64,
-    /// By alpha over the root of the rank instead.
-    pub use_rslora: bool,
-    /// It holds magnitudes.
-    pub use_dora: bool,
-    /// Of training.
-    pub dropout: f64,
-    /// The base, where it is named.
-    pub base: Option<String>,
-}
-
-impl About {
-    /// Factor of the update.
-    pub(crate) fn scale(&self) -> f64 {
-        Lora { rank: self.rank, alpha: self.alpha, use_rslora: self.use_rslora, ..Lora::default() }.scale()
-    }
-}
 
 /// An adapter, out of its files.
 #[derive(Debug)]
@@ -357,72 +194,6 @@ fn places<'a>(paths: impl Iterator<Item = &'a String>) -> (BTreeSet<usize>, BTre
     (layers, modules)
 }
 
-fn peft_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
-    let peft = PeftConfig::deserialize(config)?;
-    let mut refused = Vec::new();
-    if peft.peft_type != "LORA" {
-        refused.push(format!("its peft_type is {}; only LORA is supported", peft.peft_type));
-    }
-    if peft.bias.as_ref().is_some_and(|b| b != "none") {
-        refused.push("it trains biases (`bias`), which are not supported".into());
-    }
-    refused.extend(config.get("init_lora_weights").and_then(another_base));
-    let set = |v: &Value| match v {
-        Value::Null | Value::Bool(false) => false,
-        Value::Array(list) => !list.is_empty(),
-        Value::Object(map) => !map.is_empty(),
-        _ => true,
-    };
-    let known = serde_json::to_value(&peft)?;
-    let harmless = |key: &str| known.get(key).is_some() || PEFT_WITHOUT_EFFECT.contains(&key);
-    let used = config.as_object().into_iter().flatten().filter(|(key, value)| set(value) && !harmless(key));
-    refused.extend(used.map(|(key, _)| format!("it uses `{key}`, which is not supported")));
-    let about = About {
-        rank: peft.r,
-        alpha: peft.lora_alpha,
-        use_rslora: peft.use_rslora,
-        use_dora: peft.use_dora,
-        dropout: peft.lora_dropout,
-        base: peft.base_model_name_or_path.filter(|b| !b.is_empty()),
-    };
-    Ok((about, refused))
-}
-
-/// Why an adapter that was started so does not belong on the base as it is published.
-fn another_base(start: &Value) -> Option<String> {
-    let name = match start {
-        Value::Null | Value::Bool(_) => return None,
-        Value::String(name) if PEFT_STARTS.contains(&name.as_str()) => return None,
-        Value::String(name) => name.clone(),
-        other => other.to_string(),
-    };
-    let convert = "save it with PEFT's `path_initial_model_for_weight_conversion`, which converts it to plain LoRA";
-    let merge = "merge it in PEFT into the base that it was trained on, and use the merged model";
-    let remedy = if name == "loftq" { merge } else { convert };
-    Some(format!(
-        "its `init_lora_weights` is {name}, which changes the base model before training, so it cannot be applied to \
-         the original base: {remedy}"
-    ))
-}
-
-fn mlx_about(config: &Value) -> serde_json::Result<(About, Vec<String>)> {
-    let mlx = MlxConfig::deserialize(config)?;
-    let refused = match mlx.fine_tune_type.as_str() {
-        "lora" => vec![],
-        other => vec![format!("its fine_tune_type is {other}; only lora is supported")],
-    };
-    let p = mlx.lora_parameters;
-    let about = About {
-        rank: p.rank,
-        alpha: p.scale * p.rank as f64,
-        use_rslora: false,
-        use_dora: false,
-        dropout: p.dropout,
-        base: mlx.model,
-    };
-    Ok((about, refused))
-}
-
 /// Writes adapters (path of the linear layer, A `[rank, in]`, B `[out, rank]`) of a model with `layers` blocks.
 /// `conv1d`: the base keeps its matrices `[in, out]`.
 pub(crate) fn write(
@@ -478,16 +249,4 @@ pub(crate) fn write(
             },
         ),
     }
-}
-
-/// The last parts of the paths, as PEFT's users write them; the whole paths where one last part means two layers
-/// (GPT-2's `attn.c_proj` and `mlp.c_proj`) and only one of them is adapted.
-fn short_names(modules: &BTreeSet<String>) -> Vec<String> {
-    let twins = ["attn.c_proj", "mlp.c_proj"];
-    let one_twin = twins.iter().filter(|t| modules.contains(**t)).count() == 1;
-    let short = |path: &String| match path.rsplit('.').next() {
-        Some(last) if !(one_twin && last == "c_proj") => last.to_owned(),
-        _ => path.clone(),
-    };
-    modules.iter().map(short).collect::<BTreeSet<_>>().into_iter().collect()
 }

@@ -237,3 +237,6 @@ fn ids(value: &Value) -> Vec<u32> {
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod bounds_tests;

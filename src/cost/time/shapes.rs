@@ -7,8 +7,7 @@ use crate::error::Result;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::ModelSpec;
 use crate::spec::model::tensors::{Projection, Role};
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{Engine, RunConfig};
+use crate::spec::run::{Engine, RunConfig, TokenLengths};
 
 /// Bytes of an f32.
 pub(super) const F32: f64 = 4.0;

@@ -10,8 +10,7 @@ use crate::cost::time::step::{StepCost, Term};
 use crate::error::Result;
 use crate::spec::machine::Machine;
 use crate::spec::model::ModelSpec;
-use crate::spec::run::data::TokenLengths;
-use crate::spec::run::{Engine, Optimizer, RunConfig};
+use crate::spec::run::{Engine, Optimizer, RunConfig, TokenLengths};
 
 /// Passes of a stable softmax over its numbers, forward (maximum, exponential, sum, division: read and write) and
 /// backward (product, row sum, difference, product).

@@ -8,7 +8,8 @@ use toml::{Table, Value};
 
 use crate::error::{Error, Result};
 use crate::spec::machine::Machine;
-use crate::spec::run::{RunConfig, public_name, toml_error};
+use crate::spec::run::config::RunConfig;
+use crate::spec::run::names::{public_name, toml_error};
 use crate::units::Bytes;
 
 /// More combinations than anybody wants to read about.

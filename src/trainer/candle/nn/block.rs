@@ -14,6 +14,7 @@ use crate::ops::{self, NormWeights, RopeTables, attention};
 use crate::spec::model::Mlp;
 use crate::spec::model::tensors::Role;
 use crate::trainer::candle::nn::linear::{DropoutKey, Linear, Use};
+use crate::trainer::candle::nn::tape::{AttentionTape, Rows, Tape};
 
 /// A block with its weights.
 #[derive(Clone, Debug)]
@@ -40,37 +41,6 @@ pub(crate) struct Block {
     pub mlp_chunk: usize,
     /// Index of the block's first projection, counted over the model.
     pub first_site: u64,
-}
-
-/// A micro-batch as the blocks see it.
-#[derive(Clone, Debug)]
-pub(crate) struct Rows {
-    /// Each example's rows.
-    pub examples: Vec<Range<usize>>,
-    /// Each row's place in its example.
-    pub positions: Vec<u32>,
-    /// Run seed and micro-batch, for dropout; `None` outside of training.
-    pub dropout: Option<(u64, u64)>,
-}
-
-/// What forward leaves for backward when nothing is to be made again.
-#[derive(Debug)]
-pub(crate) struct Tape {
-    x: Tensor,
-    attention: AttentionTape,
-    mid: Tensor,
-    mlp: Option<(Tensor, Option<Tensor>)>,
-}
-
-#[derive(Debug)]
-struct AttentionTape {
-    normed: Tensor,
-    /// Before the head norms, where there are any.
-    raw: Option<(Tensor, Tensor)>,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
 }
 
 /// Adapter gradients gathered so far, one place per projection of the model, in running order.

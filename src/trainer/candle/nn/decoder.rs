@@ -9,9 +9,10 @@ use crate::error::Result;
 use crate::ops::{self, NormWeights};
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::{Lora, RunConfig};
-use crate::trainer::candle::nn::block::{Block, Grads, Rows, Tape};
+use crate::trainer::candle::nn::block::{Block, Grads};
 use crate::trainer::candle::nn::frozen::Frozen;
 use crate::trainer::candle::nn::load::Loader;
+use crate::trainer::candle::nn::tape::{Rows, Tape};
 
 fn rows(batch: &MicroBatch, dropout: Option<(u64, u64)>) -> Rows {
     let positions = batch.examples.iter().flat_map(|e| 0..e.len() as u32).collect();

@@ -9,3 +9,4 @@ pub(crate) mod linear;
 pub mod load;
 pub(crate) mod norms;
 pub(crate) mod panels;
+mod tape;

@@ -1,0 +1,108 @@
+//! Activations of an MLP, gated or not.
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
+
+use crate::ops::access::*;
+use crate::ops::kernels;
+use crate::spec::model::Activation;
+
+/// `act(x)`
+pub(crate) fn act(a: Activation, x: &Tensor) -> Result<Tensor> {
+    if fused(x) { map1(x, |x| kernels::act(a, x)) } else { composed_act(a, x) }
+}
+
+/// `act'(x) g`; uses up `g`.
+pub(crate) fn act_bwd(a: Activation, x: &Tensor, g: Tensor) -> Result<Tensor> {
+    if !fused(x) {
+        return composed_slope(a, x)? * g;
+    }
+    g.inplace_op2(x, &ActBackward(a))?;
+    Ok(g)
+}
+
+/// `act(gate) * up`
+pub(crate) fn gated(a: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if fused(gate) { map2(gate, up, |x, y| kernels::gated(a, x, y)) } else { composed_act(a, gate)? * up }
+}
+
+/// Gradients of [`gated`] with respect to gate and up; uses up `up`.
+pub(crate) fn gated_bwd(a: Activation, gate: &Tensor, up: Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
+    if !fused(gate) {
+        return Ok((((composed_slope(a, gate)? * up)? * g)?, (composed_act(a, gate)? * g)?));
+    }
+    let op = GatedBackward { activation: a, dgate: Mutex::default() };
+    up.inplace_op3(gate, g, &op)?;
+    let dgate = op.dgate.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok((like(gate, dgate)?, up))
+}
+
+struct ActBackward(Activation);
+
+impl InplaceOp2 for ActBackward {
+    fn name(&self) -> &'static str {
+        "activation-backward"
+    }
+
+    fn cpu_fwd(&self, g: &mut CpuStorage, lg: &Layout, x: &CpuStorage, lx: &Layout) -> Result<()> {
+        kernels::act_bwd(self.0, slice(x, lx)?, slice_mut(g, lg)?);
+        Ok(())
+    }
+}
+
+struct GatedBackward {
+    activation: Activation,
+    dgate: Mutex<Vec<f32>>,
+}
+
+impl InplaceOp3 for GatedBackward {
+    fn name(&self) -> &'static str {
+        "gated-backward"
+    }
+
+    fn cpu_fwd(
+        &self,
+        up: &mut CpuStorage,
+        lu: &Layout,
+        gate: &CpuStorage,
+        lgate: &Layout,
+        g: &CpuStorage,
+        lg: &Layout,
+    ) -> Result<()> {
+        let dgate = kernels::gated_bwd(self.activation, slice(gate, lgate)?, slice_mut(up, lu)?, slice(g, lg)?);
+        *self.dgate.lock().unwrap_or_else(PoisonError::into_inner) = dgate;
+        Ok(())
+    }
+}
+
+pub(super) fn composed_act(a: Activation, x: &Tensor) -> Result<Tensor> {
+    match a {
+        Activation::Silu => x.silu(),
+        Activation::GeluTanh => x.gelu(),
+        Activation::Gelu => x.gelu_erf(),
+    }
+}
+
+pub(super) fn composed_slope(a: Activation, x: &Tensor) -> Result<Tensor> {
+    match a {
+        Activation::Silu => {
+            let s = (x.neg()?.exp()? + 1.0)?.recip()?;
+            let inner = (x * s.affine(-1.0, 1.0)?)?.affine(1.0, 1.0)?;
+            s * inner
+        }
+        Activation::GeluTanh => {
+            const C: f64 = 0.797_884_560_802_865_4; // sqrt(2 / pi)
+            const A: f64 = 0.044_715;
+            let x2 = x.sqr()?;
+            let t = ((x * x2.affine(A, 1.0)?)? * C)?.tanh()?;
+            let dt = (t.sqr()?.affine(-1.0, 1.0)? * x2.affine(3.0 * A * C, C)?)?;
+            t.affine(0.5, 0.5)? + ((x * dt)? * 0.5)?
+        }
+        Activation::Gelu => {
+            let cdf = (x / std::f64::consts::SQRT_2)?.erf()?.affine(0.5, 0.5)?;
+            let pdf = ((x.sqr()? * -0.5)?.exp()? * 0.398_942_280_401_432_7)?; // 1 / sqrt(2 pi)
+            cdf + (x * pdf)?
+        }
+    }
+}

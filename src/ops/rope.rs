@@ -1,0 +1,61 @@
+//! Rotary position embedding.
+
+use candle_core::{Result, Tensor};
+
+use crate::ops::access::*;
+use crate::ops::kernels;
+
+/// Cosines and sines for every position: `[positions, half]` each.
+#[derive(Clone, Debug)]
+pub(crate) struct RopeTables {
+    cos: Tensor,
+    sin: Tensor,
+    pub(super) half: usize,
+}
+
+impl RopeTables {
+    /// From inverse frequencies and the factor that some scalings put on both tables.
+    pub(crate) fn new(inv_freq: &[f64], factor: f64, positions: usize, device: &candle_core::Device) -> Result<Self> {
+        let half = inv_freq.len();
+        let angles = || (0..positions).flat_map(|p| inv_freq.iter().map(move |f| (p as f64 * f) as f32));
+        let cos: Vec<f32> = angles().map(|a| a.cos() * factor as f32).collect();
+        let sin: Vec<f32> = angles().map(|a| a.sin() * factor as f32).collect();
+        let make = |v| Tensor::from_vec(v, (positions, half), device);
+        Ok(Self { cos: make(cos)?, sin: make(sin)?, half })
+    }
+
+    /// Rotates `x [rows, heads * head_dim]`; row r stands at `positions[r]`. `backward` rotates back.
+    pub(crate) fn apply(&self, x: &Tensor, head_dim: usize, positions: &[u32], backward: bool) -> Result<Tensor> {
+        let sign = if backward { -1.0 } else { 1.0 };
+        if !fused(x) {
+            return self.apply_composed(x, head_dim, positions, sign);
+        }
+        let data = with_slice(x, |x| {
+            with_slice(&self.cos, |cos| {
+                with_slice(&self.sin, |sin| {
+                    kernels::rope(
+                        x,
+                        head_dim,
+                        &kernels::RopeTable { cos, sin, half: self.half },
+                        positions,
+                        sign as f32,
+                    )
+                })
+            })
+        })???;
+        like(x, data)
+    }
+
+    pub(super) fn apply_composed(&self, x: &Tensor, head_dim: usize, positions: &[u32], sign: f64) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let index = Tensor::from_slice(positions, rows, x.device())?;
+        let cos = self.cos.index_select(&index, 0)?.unsqueeze(1)?;
+        let sin = (self.sin.index_select(&index, 0)?.unsqueeze(1)? * sign)?;
+        let heads = x.reshape((rows, width / head_dim, head_dim))?;
+        let (a, b) = (heads.narrow(2, 0, self.half)?, heads.narrow(2, self.half, self.half)?);
+        let rest = heads.narrow(2, 2 * self.half, head_dim - 2 * self.half)?;
+        let ra = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+        let rb = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+        Tensor::cat(&[ra, rb, rest], 2)?.reshape((rows, width))?.contiguous()
+    }
+}
