@@ -8,6 +8,12 @@ use crate::units::{Bytes, Seconds};
 /// What went wrong, with the values a person needs to mend it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A table could not be joined, grouped or written.
+    #[error("table: {reason}")]
+    Table {
+        /// What polars says.
+        reason: String,
+    },
     /// The system does not say which folder is the user's.
     #[error("no home folder is known for this user")]
     NoHome,

@@ -18,6 +18,7 @@
 //! - [`plan`]: limits, verdicts, trade-offs, and the search for the best run.
 //! - [`accuracy`]: predictions held against published runs, our own measurements and other planners.
 //! - [`guides`]: claims of guides held against predictions.
+//! - `tables`: every table that is joined, grouped or written for others (polars).
 //! - [`report`]: values to text, pictures and a page.
 //! - [`cli`], [`commands`]: the command line, and one file a verb.
 //!
@@ -67,6 +68,7 @@ pub(crate) mod report;
 pub mod spec;
 pub(crate) mod stats;
 pub(crate) mod store;
+pub(crate) mod tables;
 pub mod trainer;
 pub mod units;
 

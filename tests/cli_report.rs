@@ -63,7 +63,7 @@ fn a_damaged_run_keeps_no_one_from_seeing_the_others() {
         ("outcome.json", |path| edit(path, |o| o["schema"] = json!(999)), &["outcome.json`", "`schema` is 999"]),
         ("outcome.json", |path| fs::write(path, "{").unwrap(), &["outcome.json`, line 1"]),
         ("run.toml", |path| fs::write(path, "\n=").unwrap(), &["run.toml`, line 2"]),
-        ("run.toml", |path| fs::remove_file(path).unwrap(), &["runs/bad", "holds no run"]),
+        ("run.toml", |path| fs::remove_file(path).unwrap(), &["runs/bad", "is not a run folder"]),
     ];
     for (file, damage, parts) in cases {
         let _ = fs::remove_dir_all(&bad);

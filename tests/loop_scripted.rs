@@ -282,7 +282,7 @@ fn reports_are_the_same_for_the_same_runs() {
     let says = place.ask(&["report"]);
     assert!(says.contains("reports/runs/index.html"), "{says}");
     let (code, says) = place.refused(&["report", "absent"]);
-    assert!(code == 2 && says.contains("holds no run"), "{says}");
+    assert!(code == 2 && says.contains("is not a run folder"), "{says}");
 }
 
 #[test]

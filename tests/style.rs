@@ -164,11 +164,11 @@ fn one_option_has_one_meaning() {
 
 #[test]
 fn the_test_sees_what_it_looks_for() {
-    let planted = "fn f() { let c = '\"'; say(\"who trains this run\"); say(r#\"a \"raw\" one at its leanest\"#); } // who trains";
+    let planted = "fn f() { let c = '\"'; say(\"who trains this run\"); say(r#\"a \"raw\" one even the smallest configuration\"#); } // who trains";
     let texts = literals(planted);
     assert_eq!(
         texts.iter().map(|(_, t)| t.as_str()).collect::<Vec<_>>(),
-        ["who trains this run", "a \"raw\" one at its leanest"]
+        ["who trains this run", "a \"raw\" one even the smallest configuration"]
     );
     let unwanted = unwanted();
     assert!(texts.iter().all(|(_, text)| found(text, &unwanted).is_some()));

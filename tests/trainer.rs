@@ -1,5 +1,5 @@
 //! The training loop as a whole, on a small model folder that transformers wrote: it repeats itself, goes on where it
-//! stopped, stops before a broken number, and refuses what does not belong together.
+//! stopped, stops before a broken number, and refuses what does not belongs to another model.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::accuracy::field::unreadable;
 use crate::accuracy::score::{Figure, Quantity, Summary};
 use crate::error::Result;
-use crate::stats::{median, quantile};
+use crate::tables::{Claimed, Measured, PlannerErrors, against_planners};
 use crate::units::Bytes;
 
 /// What other planners say of them, which ships inside.
@@ -52,31 +52,23 @@ pub(crate) fn read(text: &str, path: &Path) -> Result<Vec<Said>> {
 }
 
 /// Each planner on the peaks whose longest batch is known.
-pub(crate) fn compare(said: &[Said], figures: &[Figure]) -> Vec<PlannerScore> {
-    let mut tools: Vec<&str> = Vec::new();
-    said.iter().for_each(|s| {
-        if !tools.contains(&s.tool.as_str()) {
-            tools.push(&s.tool)
-        }
-    });
-    tools.into_iter().filter_map(|tool| of(tool, said, figures)).collect()
-}
-
-fn of(tool: &str, said: &[Said], figures: &[Figure]) -> Option<PlannerScore> {
-    let peaks = || figures.iter().filter(|f| f.quantity == Quantity::PeakMemory);
-    let both: Vec<(&Figure, Option<f64>)> =
-        peaks().filter_map(|f| said.iter().find(|s| s.tool == tool && s.id == f.id).map(|s| (f, s.peak_gb))).collect();
-    let error = |(f, gb): &(&Figure, Option<f64>)| gb.map(|gb| Bytes::from_decimal_gb(gb).as_f64() / f.measured - 1.0);
-    let errors: Vec<f64> = both.iter().filter_map(error).collect();
-    let sizes: Vec<f64> = errors.iter().map(|e| e.abs()).collect();
-    let ours = Summary::of(both.iter().filter(|(_, gb)| gb.is_some()).map(|(f, _)| *f))?;
-    Some(PlannerScore {
-        tool: tool.into(),
-        refused: both.len() - errors.len(),
-        n: errors.len(),
-        median: median(&sizes),
-        p95: quantile(&sizes, 0.95),
-        bias: median(&errors),
-        ours,
-    })
+pub(crate) fn compare(said: &[Said], figures: &[Figure]) -> Result<Vec<PlannerScore>> {
+    let peaks: Vec<&Figure> = figures.iter().filter(|f| f.quantity == Quantity::PeakMemory).collect();
+    let measured: Vec<Measured<'_>> = peaks.iter().map(|f| Measured { id: &f.id, value: f.measured }).collect();
+    let bytes = |gb: f64| Bytes::from_decimal_gb(gb).as_f64();
+    let claimed: Vec<Claimed<'_>> =
+        said.iter().map(|s| Claimed { id: &s.id, tool: &s.tool, value: s.peak_gb.map(bytes) }).collect();
+    let score = |errors: PlannerErrors| {
+        let ours = Summary::of(peaks.iter().filter(|f| errors.answered.contains(&f.id)).copied())?;
+        Some(PlannerScore {
+            tool: errors.tool,
+            refused: errors.refused,
+            n: errors.answered.len(),
+            median: errors.median,
+            p95: errors.p95,
+            bias: errors.bias,
+            ours,
+        })
+    };
+    Ok(against_planners(&measured, &claimed)?.into_iter().filter_map(score).collect())
 }

@@ -12,6 +12,7 @@ use crate::accuracy::spread::{Residual, Spread, prior_with, source};
 use crate::error::Result;
 use crate::measure::Measurement;
 use crate::predict::coefficients::FANLESS_SD;
+use crate::tables::{ErrorGroup, ErrorRow, by_engine_and_chip};
 
 /// All that is known of how right the predictions are.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -95,7 +96,7 @@ impl Accuracy {
             }
         }
         all.out_of_sample = out_of_sample(field, &all.figures)?;
-        all.neighbours = other_planners::compare(said, &all.figures);
+        all.neighbours = other_planners::compare(said, &all.figures)?;
         for (i, m) in measurements.iter().enumerate() {
             let figures = score::of_measurement(m, i + 1);
             if figures.is_empty() {
@@ -107,28 +108,27 @@ impl Accuracy {
     }
 
     /// The lines of the table: each engine and quantity, all together and by chip.
-    pub(crate) fn lines(&self) -> Vec<Line> {
-        let mut groups: Vec<(&str, Quantity)> = Vec::new();
-        for f in &self.figures {
-            if !groups.contains(&(&f.engine, f.quantity)) {
-                groups.push((&f.engine, f.quantity));
-            }
-        }
-        groups.sort();
-        groups.into_iter().flat_map(|(engine, quantity)| self.group(engine, quantity)).collect()
-    }
-
-    fn group(&self, engine: &str, quantity: Quantity) -> Vec<Line> {
-        let of = || self.figures.iter().filter(|f| f.engine == engine && f.quantity == quantity);
-        let line = |chip: Option<&str>| {
-            let figures = of().filter(|f| chip.is_none_or(|c| f.chip == c));
-            let summary = Summary::of(figures)?;
-            Some(Line { engine: engine.into(), quantity, chip: chip.map(Into::into), summary })
+    pub(crate) fn lines(&self) -> Result<Vec<Line>> {
+        let mut figures: Vec<&Figure> = self.figures.iter().collect();
+        figures.sort_by(|a, b| (&a.engine, a.quantity).cmp(&(&b.engine, b.quantity)));
+        let row = |f: &&Figure| (f.engine.clone(), f.quantity, f.chip.clone(), f.error(), f.inside());
+        let owned: Vec<_> = figures.iter().map(row).collect();
+        let rows: Vec<ErrorRow<'_>> = owned
+            .iter()
+            .map(|(engine, quantity, chip, error, inside)| ErrorRow {
+                engine,
+                quantity: quantity.name(),
+                chip,
+                error: *error,
+                inside: *inside,
+            })
+            .collect();
+        let quantity = |name: &str| owned.iter().find(|(_, q, ..)| q.name() == name).map(|(_, q, ..)| *q);
+        let line = |g: ErrorGroup| {
+            let summary = Summary { n: g.n, median: g.median, p95: g.p95, inside: g.inside };
+            Some(Line { engine: g.engine, quantity: quantity(&g.quantity)?, chip: g.chip, summary })
         };
-        let mut chips: Vec<&str> = of().map(|f| f.chip.as_str()).collect();
-        chips.sort_unstable();
-        chips.dedup();
-        std::iter::once(None).chain(chips.into_iter().map(Some)).filter_map(line).collect()
+        Ok(by_engine_and_chip(&rows)?.into_iter().filter_map(line).collect())
     }
 
     /// Measured peaks that lie between the predictions at the average and at the cap.
@@ -263,7 +263,7 @@ mod tests {
             ],
             ..Accuracy::default()
         };
-        let lines = all.lines();
+        let lines = all.lines().unwrap();
         assert_eq!(lines.iter().map(|l| l.chip.as_deref()).collect::<Vec<_>>(), [None, Some("A"), Some("B")]);
         let s = lines[0].summary;
         assert_eq!((s.n, s.median, s.inside), (5, 0.0, 3));
@@ -287,7 +287,8 @@ mod tests {
         let n = other_planners::compare(
             &[said("A 10", Some(20e-9)), said("A 15", None), said("B 4", Some(5e-9))],
             &figures,
-        );
+        )
+        .unwrap();
         assert_eq!((n[0].n, n[0].refused, n[0].ours.n), (2, 1, 2));
         // 20 for 10 and 5 for 4.
         assert!((n[0].median - 0.625).abs() < 1e-9 && (n[0].bias - 0.625).abs() < 1e-9, "{n:?}");

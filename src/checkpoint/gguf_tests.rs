@@ -33,5 +33,5 @@ fn merges_are_of_tokens_that_are_there() {
 fn formats_that_are_not_read_are_named() {
     assert!(unreadable("unknown dtype for tensor 23").contains("IQ4_XS"));
     assert!(unreadable("unknown dtype for tensor 99").contains("type 99"));
-    assert!(unreadable("unknown magic 0x00000000").contains("is it a GGUF file"));
+    assert!(unreadable("unknown magic 0x00000000").contains("is it a complete GGUF file"));
 }

@@ -280,7 +280,7 @@ mod tests {
         assert!(wrong(&file(HEADER, 11)).contains("download complete"));
         assert!(wrong(&file(HEADER, 12)[..40]).contains("download complete"));
         assert!(wrong(&[1, 2, 3]).contains("download complete"));
-        assert!(wrong(&[0xff; 64]).contains("no safetensors file"));
+        assert!(wrong(&[0xff; 64]).contains("not a safetensors file"));
         assert!(wrong(&file("{", 0)).contains("header cannot be read"));
         assert!(wrong(&file(&HEADER.replace("[4,12]", "[4,11]"), 12)).contains("7 bytes for [2, 1]"));
         assert!(wrong(&file(&HEADER.replace("[4,12]", "[12,4]"), 12)).contains("bytes for [2, 1]"));

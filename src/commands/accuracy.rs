@@ -35,8 +35,9 @@ pub(crate) fn run(args: &AccuracyArgs, output: &Output) -> Result<Answer> {
     }
     let all = Accuracy::of(&published, &measurements, &said)?;
     let index = pages::put(&args.reports.join("accuracy"), &report::accuracy::render(&all)?, None)?;
-    output.answer(&Whole { goals: all.goals(), lines: all.lines(), all: &all }, |width| {
-        report::accuracy::text(&all, width)
+    let lines = all.lines()?;
+    output.answer(&Whole { goals: all.goals(), lines: lines.clone(), all: &all }, |width| {
+        report::accuracy::text(&all, &lines, width)
     })?;
     output.note(&format!("page: {}", index.display()));
     Ok(Answer::Yes)

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::store;
+use crate::{store, tables};
 
 const PAGE: &str = "index.html";
 
@@ -14,7 +14,7 @@ const GENERATOR: &str = "<meta name=\"generator\" content=\"headroom\">";
 /// Bytes in which the head of a page says who wrote it.
 const HEAD: u64 = 2048;
 
-/// A table that stands beside a page.
+/// A table that stands beside a page, as CSV and as parquet.
 pub(crate) struct Table<'a> {
     /// Name of its file.
     pub name: &'a str,
@@ -31,7 +31,9 @@ pub(crate) fn put(folder: &Path, page: &str, table: Option<Table<'_>>) -> Result
     // The page first: it is what tells that the table is ours too.
     store::write(&index, page.as_bytes())?;
     if let Some(table) = table {
-        store::write_csv(&folder.join(table.name), table.header, table.rows)?;
+        let csv = folder.join(table.name);
+        store::write_csv(&csv, table.header, table.rows)?;
+        store::write(&csv.with_extension("parquet"), &tables::parquet(table.header, table.rows)?)?;
     }
     Ok(index)
 }
@@ -39,8 +41,12 @@ pub(crate) fn put(folder: &Path, page: &str, table: Option<Table<'_>>) -> Result
 /// Refuses a folder in which somebody else's files would be replaced.
 pub(crate) fn check(folder: &Path, table: Option<&str>) -> Result<()> {
     let index = folder.join(PAGE);
+    let csv = table.map(|name| folder.join(name));
     let taken = |path: &PathBuf| path.symlink_metadata().is_ok();
-    let there = [Some(index.clone()), table.map(|name| folder.join(name))].into_iter().flatten().find(taken);
+    let there = [Some(index.clone()), csv.clone(), csv.map(|csv| csv.with_extension("parquet"))]
+        .into_iter()
+        .flatten()
+        .find(taken);
     match there {
         Some(path) if !is_ours(&index) => {
             let must = format!("a folder of its own; `{}` was not written by headroom", path.display());

@@ -20,7 +20,7 @@ fn rows_that_are_too_long_are_named() {
     let good = "{\"text\": \"a b c\"}";
     for row in [format!("{{\"text\": \"{long}\"}}"), format!("{long}x")] {
         let error = examples(format!("{good}\n\n{row}\n").into(), Path::new("d.jsonl"), &text, vocab_size).unwrap_err();
-        let expected = "`d.jsonl`, line 3: is 4.0 MiB long, and a row may have at most 4.0 MiB";
+        let expected = "`d.jsonl`, line 3: is 4.0 MiB, and a row may have at most 4.0 MiB";
         assert_eq!(error.to_string(), expected);
         assert!(error.hint().unwrap().contains("split it"));
     }

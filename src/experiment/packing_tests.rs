@@ -7,6 +7,7 @@ fn packing_is_predicted_as_it_is_done() {
     use crate::data::example::Example;
     use crate::spec::run::{RunConfig, TokenLengths};
     let mut run = RunConfig::builtin();
+    run.recipe.max_seq_length = 48;
     (run.recipe.packing, run.recipe.steps, run.recipe.epochs) = (true, None, Some(1.0));
     (run.recipe.effective_batch_size, run.execution.batch_size) = (2, 1);
     let lengths: Vec<u32> = (0..300u32).map(|i| 2 + (i * i) % 37 + 20 * u32::from(i % 9 == 0)).collect();

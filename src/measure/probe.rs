@@ -212,6 +212,6 @@ mod tests {
         };
         let remarks = state.remarks(memory);
         assert_eq!(remarks.len(), 5);
-        assert_eq!(remarks[4], "browser has 3.0 GiB in memory");
+        assert_eq!(remarks[4], "browser uses 3.0 GiB of memory");
     }
 }

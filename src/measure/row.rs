@@ -270,7 +270,7 @@ mod tests {
         };
         assert!(with("measured.steps", "many").unwrap_err().contains("measured.steps"));
         assert!(with("machine", "").unwrap_err().contains("machine"));
-        let nonsense = "no run can have shown that";
+        let nonsense = "not a possible value";
         for (column, cell, said) in [
             ("schema", "999", "`schema` is 999, but this version reads 1"),
             ("schema", "", "schema"),

@@ -32,7 +32,7 @@ fn signed(share: f64) -> String {
 }
 
 /// The whole answer as text.
-pub(crate) fn text(all: &Accuracy, width: usize) -> String {
+pub(crate) fn text(all: &Accuracy, lines: &[Line], width: usize) -> String {
     let mut out = format!("{}\n", paint("Predictions and measurements", BOLD));
     let level = 100.0 * LEVEL;
     let rows = format!(
@@ -41,7 +41,7 @@ pub(crate) fn text(all: &Accuracy, width: usize) -> String {
         all.published, all.measured
     );
     rows.lines().for_each(|line| _ = writeln!(out, "{}", paint(line, DIM)));
-    out += &figures(all, width, level);
+    out += &figures(all, lines, width, level);
     out += &brackets(all);
     out += &goals(&all.goals());
     out += &neighbours(&all.neighbours);
@@ -49,15 +49,14 @@ pub(crate) fn text(all: &Accuracy, width: usize) -> String {
     out
 }
 
-fn figures(all: &Accuracy, width: usize, level: f64) -> String {
-    let lines = all.lines();
+fn figures(all: &Accuracy, lines: &[Line], width: usize, level: f64) -> String {
     if lines.is_empty() {
         return String::new();
     }
     let worst = if width >= WIDE { "   worst" } else { "" };
     let title = format!("{:<36}{:>5}{:>10}{:>10}", "longest batch known", "n", "median", "p95");
     let mut out = format!("\n{}   inside {level:.0} %{worst}\n", paint(&title, BOLD));
-    for line in &lines {
+    for line in lines {
         let s = &line.summary;
         let name = match &line.chip {
             None => format!("{}, {}", line.engine, line.quantity.name()),
@@ -184,7 +183,7 @@ pub(crate) fn render(all: &Accuracy) -> Result<String> {
     let view = View {
         title: "Accuracy of the predictions",
         answer: format!("{reached} of {} goals reached on published runs of mlx-lm on Macs.", goals.len()),
-        lines: all.lines().iter().map(line_row).collect(),
+        lines: all.lines()?.iter().map(line_row).collect(),
         pictures: pictures(all)?,
         brackets: format!(
             "{inside} of {n} measured peaks lie between the predictions for the average and the maximum length."

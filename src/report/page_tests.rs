@@ -99,7 +99,7 @@ fn a_page_is_whole_safe_and_always_the_same() {
     // The name of SVG's language is the only address in it.
     assert_eq!(page.matches("://").count(), page.matches("http://www.w3.org/2000/svg").count());
     assert!(page.contains("It fit and it finished; 4 of 5 measured figures"), "{page}");
-    assert!(page.contains("763 MiB") && page.contains("tallest moment is 656 MiB in \u{201c}backward\u{201d}"));
+    assert!(page.contains("763 MiB") && page.contains("peak is 656 MiB in \u{201c}backward\u{201d}"));
     assert!(page.contains("validation rows the lowest loss was 1.290, after step 100"));
     assert_eq!(page.matches("<svg").count(), 4);
     if let Ok(folder) = std::env::var("HEADROOM_TEST_PAGES") {
@@ -138,7 +138,7 @@ fn a_run_that_went_on_has_no_end_yet() {
     let mut run = run("resumed");
     let ended = |run: &RunReport| run.answer();
     run.record.as_mut().unwrap().outcome = Outcome::Stopped { at_step: 5 };
-    assert_eq!(ended(&run), "It has not ended, or was ended without a word, after step 120.");
+    assert_eq!(ended(&run), "It has not ended, or ended without a report, after step 120.");
     run.record.as_mut().unwrap().outcome = Outcome::OutOfMemory { at_step: 119 };
     assert!(ended(&run).contains("after step 120"));
     run.record.as_mut().unwrap().outcome = Outcome::Stopped { at_step: 120 };

@@ -46,11 +46,11 @@ pub(crate) fn plan(plan: &Plan, machine: &Machine, context: &Context) -> String 
     out += &head(best, machine);
     out += &answer(&best.assessment, context);
     out += &memory(&best.assessment, context.width);
-    out += &format!("\n{}  {}\n", paint("what binds", BOLD), binds(plan));
+    out += &format!("\n{}  {}\n", paint("tightest limit", BOLD), binds(plan));
     out += &levers(&plan.levers, best.assessment.fits());
     out += &neighbours(&plan.neighbours);
     if !context.launch.is_empty() {
-        out += &format!("\n{}\n", paint("launch it", BOLD));
+        out += &format!("\n{}\n", paint("next", BOLD));
         context.launch.iter().for_each(|command| out += &format!("  {command}\n"));
     }
     out
@@ -98,7 +98,7 @@ fn head(run: &Candidate, machine: &Machine) -> String {
         Engine::Candle => format!(", chunks of {} and {}", e.loss_chunk, e.attention_chunk),
         Engine::MlxLm => String::new(),
     };
-    let checkpoint = if e.grad_checkpoint { "checkpointing" } else { "no activation checkpointing" };
+    let checkpoint = if e.grad_checkpoint { "activation checkpointing" } else { "no activation checkpointing" };
     let execution = format!("{} weights, micro-batches of {}, {checkpoint}{chunks}", e.weights.name(), e.batch_size);
     let place = format!("{}, with {}", machine.name, run.run.engine.name());
     let mut out = format!("{}\n", paint(&title, BOLD));
@@ -234,7 +234,7 @@ fn levers(all: &[Lever], fits: bool) -> String {
     if all.is_empty() {
         return String::new();
     }
-    let mut out = format!("\n{}\n", paint("levers", BOLD));
+    let mut out = format!("\n{}\n", paint("trade-offs", BOLD));
     for lever in all.iter().take(LEVERS) {
         let bytes = Bytes(lever.saves.unsigned_abs());
         let memory = change(bytes.to_string(), lever.saves >= 0, bytes < LITTLE_MEMORY);
@@ -256,7 +256,7 @@ fn neighbours(all: &[Neighbour]) -> String {
     if all.is_empty() {
         return String::new();
     }
-    let mut out = format!("\n{}\n", paint("instead", BOLD));
+    let mut out = format!("\n{}\n", paint("alternatives", BOLD));
     for neighbour in all {
         let p = &neighbour.candidate.assessment.prediction;
         let model = neighbour.candidate.run.model.rsplit('/').next().unwrap_or_default();

@@ -12,7 +12,7 @@ use crate::error::Error;
 fn a_run_is_never_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run");
-    assert!(RunFolder::open(&path).unwrap_err().to_string().contains("holds no run"));
+    assert!(RunFolder::open(&path).unwrap_err().to_string().contains("is not a run folder"));
     let folder = RunFolder::create(&path).unwrap().folder;
     RunFolder::create(&path).unwrap();
     write(&folder.config(), b"x").unwrap();

@@ -139,3 +139,20 @@ fn a_table_for_people_holds_no_formula() {
         assert_eq!(read_csv(&table).unwrap().1.pop().unwrap()[0], cell);
     }
 }
+
+proptest::proptest! {
+    /// Wherever a log is torn, whole lines before the tear are read, and what is appended comes after them.
+    #[test]
+    fn a_log_that_is_torn_anywhere_keeps_its_whole_lines(lines in proptest::collection::vec(0u32..1000, 1..8), cut in 0usize..40) {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log.jsonl");
+        lines.iter().for_each(|line| append_json(&log, line).unwrap());
+        let text = std::fs::read_to_string(&log).unwrap();
+        let torn = &text[..text.len().saturating_sub(cut)];
+        std::fs::write(&log, torn).unwrap();
+        let whole: Vec<u32> = torn.split_inclusive('\n').filter(|l| l.ends_with('\n')).map(|l| l.trim().parse().unwrap()).collect();
+        append_json(&log, &7u32).unwrap();
+        let read: Vec<u32> = read_json_lines(&log).unwrap();
+        proptest::prop_assert_eq!(read, [whole, vec![7]].concat());
+    }
+}

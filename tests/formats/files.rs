@@ -112,7 +112,7 @@ pub(crate) fn damaged_checkpoints_are_refused() {
     };
     assert!(refuse(&whole[..whole.len() - 100]).contains("is the download complete?"));
     assert!(refuse(&whole[..300]).contains("is it a complete GGUF file?"));
-    assert!(refuse(b"not a model").contains("is it a GGUF file"));
+    assert!(refuse(b"not a model").contains("is it a complete GGUF file"));
     let mut wide = whole.clone();
     let key = b"llama.feed_forward_length";
     let at = whole.windows(key.len()).position(|w| w == key).unwrap() + key.len() + 4;

@@ -287,7 +287,7 @@ fn an_interrupted_calibration_keeps_what_was_measured() {
     calibrate.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     let (code, out, _) = text(&calibrate.wait_with_output().unwrap());
     assert_eq!(code, Some(130), "{said}");
-    assert!(said.contains("hint: go on with `headroom calibrate 'my run.toml'`"), "{said}");
+    assert!(said.contains("hint: continue with `headroom calibrate 'my run.toml'`"), "{said}");
     assert!(out.contains("Interrupted: what was measured so far is kept"), "{out}");
     assert!(place.measurements().iter().all(Measurement::says_something));
 }

@@ -170,7 +170,7 @@ fn settings_of_an_adapter_are_obeyed_or_refused_by_name() {
         ("init_lora_weights", json!("corda"), convert),
         ("init_lora_weights", json!("loftq"), "merge it in PEFT into the base that it was trained on"),
         ("init_lora_weights", json!("lora_ga"), "is lora_ga"),
-        ("rank_pattern", json!({"q_proj": 2}), "it uses `rank_pattern`, which is not built"),
+        ("rank_pattern", json!({"q_proj": 2}), "it uses `rank_pattern`, which is not supported"),
         ("alpha_pattern", json!({"q_proj": 2}), "it uses `alpha_pattern`"),
         ("layer_replication", json!([[0, 2], [1, 3]]), "it uses `layer_replication`"),
         ("modules_to_save", json!(["lm_head"]), "it uses `modules_to_save`"),

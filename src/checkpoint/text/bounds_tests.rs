@@ -34,7 +34,7 @@ fn files_that_are_too_large_are_named() {
     config["x"] = json!("x".repeat(8 << 20));
     tokenizer["x"] = json!("x".repeat(64 << 20));
     let cases = [
-        (&tried.tokenizer, &config, "tokenizer_config.json is 8.0 MiB large, and at most 8.0 MiB are taken"),
+        (&tried.tokenizer, &config, "tokenizer_config.json is 8.0 MiB, and at most 8.0 MiB are taken"),
         (&tokenizer, &tried.config, "tokenizer.json is 64 MiB large, and at most 64 MiB are taken"),
     ];
     for (tokenizer, config, expected) in cases {

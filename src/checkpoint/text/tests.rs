@@ -192,7 +192,7 @@ fn hostile_templates_are_refused() {
         ("{{ [1]|slice(4611686018427387904)|list }}".into(), "the chat template"),
         ("{{ '%999999999d'|format(1) }}".into(), "the chat template"),
         ("{{ ('a' * 99999999).split('')|length }}".into(), "of memory"),
-        ("{% for i in range(100000) %}{{ 'a' * 1000 }}{% endfor %}".into(), "makes more than 4.0 MiB of one chat"),
+        ("{% for i in range(100000) %}{{ 'a' * 1000 }}{% endfor %}".into(), "renders more than 4.0 MiB for one chat"),
         // Depth.
         (long("{{ ", "not ", "1 }}"), ""),
         (long("{{ ", "-", "1 }}"), ""),
@@ -208,12 +208,12 @@ fn hostile_templates_are_refused() {
         ("{% set n = namespace() %}{% set n.a = n %}{{ n|tojson }}".into(), "nested too deeply"),
         ("{% set n = namespace() %}{% set n.a = n %}{% set m = namespace() %}{% set m.a = m %}{{ n == m }}".into(), ""),
         ("{% set n = namespace() %}{% set n.a = [n] %}{{ n.a|string|length }}".into(), "nested too deeply"),
-        ("{% set n = namespace() %}{% set n.a = n %}{% set n.b = messages[0].content * 10000 %}".into(), "holds itself"),
+        ("{% set n = namespace() %}{% set n.a = n %}{% set n.b = messages[0].content * 10000 %}".into(), "contains itself"),
         ("{% set n = namespace(a=[]) %}{% for i in range(100000) %}{% set n.a = [n.a] %}{% endfor %}{{ n.a }}".into(), ""),
         ("{% set n = namespace(a=[]) %}{% for i in range(40) %}{% set n.a = [n.a, n.a] %}{% endfor %}{{ n.a|string|length }}".into(), "of memory"),
         ("{% set n = namespace(a=[], b=[]) %}{% for i in range(40) %}{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a == n.b }}".into(), "takes longer than"),
         // Size, and what it says itself.
-        ("a".repeat(129 << 10), "129 KiB long"),
+        ("a".repeat(129 << 10), "129 KiB"),
         ("{{ raise_exception('no ' * 100000) }}".into(), "no no no ..."),
         ("{% include 'chat template' %}".into(), "the chat template"),
         ("{{ messages[0].content.no_such_method() }}".into(), "no method"),

@@ -102,7 +102,7 @@ fn sizes_are_held_before_they_are_used() {
         assert!(error.contains(said), "{changes}: {error}");
     }
     let long = format!("{}{}", " ".repeat(1 << 20), config(""));
-    assert!(ModelSpec::from_config(&long).unwrap_err().to_string().contains("at most 1048576 are read"));
+    assert!(ModelSpec::from_config(&long).unwrap_err().to_string().contains("at most 1048576 are allowed"));
 }
 
 #[test]

@@ -278,7 +278,7 @@ mod tests {
             ("[recipe.lora]\nrank = { from = 8, to = 64, factor = 1 }", "recipe.lora.rank: a range has"),
             ("[recipe.lora]\nrank = { from = 8, to = 64, by = 2 }", "unknown field `by`"),
             ("[recipe.lora]\nrnak = [8, 16]", "unknown field `rnak`"),
-            ("[recipe]\nmax_seq_length = [1]", "no combination is a run"),
+            ("[recipe]\nmax_seq_length = [1]", "no combination is a valid run"),
             ("[recipe]\nsteps = { from = 1, to = 1000 }\n[recipe.lora]\nrank = { from = 1, to = 1000 }", "more than"),
             ("[[machine]]\nrom = \"8G\"", "unknown field `rom`"),
         ] {

@@ -33,27 +33,26 @@ pub(crate) fn pack(lengths: &[usize], cap: usize) -> Vec<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use rand::seq::SliceRandom;
-    use rand::{Rng, SeedableRng};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     use super::*;
 
-    #[test]
-    fn no_example_is_lost_or_split_and_rows_are_full() {
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(4);
-        for case in 0..200 {
-            let cap = rng.random_range(2..300);
-            let n = rng.random_range(0..120);
-            let mut lengths: Vec<usize> = (0..n).map(|_| rng.random_range(2..400)).collect();
+    proptest! {
+        #[test]
+        fn no_example_is_lost_or_split_and_rows_are_full(
+            cap in 2usize..300,
+            (lengths, other) in vec(2usize..400, 0..120).prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),
+        ) {
             let rows = pack(&lengths, cap);
             let mut seen: Vec<usize> = rows.concat();
             seen.sort_unstable();
-            assert_eq!(seen, (0..n).collect::<Vec<_>>(), "case {case}");
+            prop_assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
             let fill = |row: &Vec<usize>| row.iter().map(|&i| lengths[i].min(cap)).sum::<usize>();
-            assert!(rows.iter().all(|row| !row.is_empty() && fill(row) <= cap), "case {case}");
-            assert_eq!(rows, pack(&lengths, cap), "case {case}");
+            prop_assert!(rows.iter().all(|row| !row.is_empty() && fill(row) <= cap));
+            prop_assert_eq!(&rows, &pack(&lengths, cap));
             // No two rows would fit into one, so at most one is half empty or worse.
-            assert!(rows.iter().filter(|row| 2 * fill(row) <= cap).count() <= 1, "case {case}");
+            prop_assert!(rows.iter().filter(|row| 2 * fill(row) <= cap).count() <= 1);
             // In another order the same lengths meet.
             let meet = |rows: &[Vec<usize>], lengths: &[usize]| {
                 let mut all: Vec<Vec<usize>> =
@@ -62,9 +61,7 @@ mod tests {
                 all.sort_unstable();
                 all
             };
-            let before = meet(&rows, &lengths);
-            lengths.shuffle(&mut rng);
-            assert_eq!(before, meet(&pack(&lengths, cap), &lengths), "case {case}");
+            prop_assert_eq!(meet(&rows, &lengths), meet(&pack(&other, cap), &other));
         }
     }
 
