@@ -1,6 +1,9 @@
 //! Where a model is: inside the binary, in a folder, or in Hugging Face's cache.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+
+use hf_hub::Cache;
 
 use crate::checkpoint::gguf::GgufFile;
 use crate::checkpoint::safetensors::CheckpointFile;
@@ -50,7 +53,7 @@ impl ModelSource {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(Error::Read { path: folder.into(), source });
         }
-        match cached(model) {
+        match hub_folder(|name| std::env::var_os(name)).and_then(|hub| cached(hub, model)) {
             Some(folder) => Self::in_folder(&folder),
             None => Err(Error::NoWeights { name: model.into() }),
         }
@@ -273,18 +276,24 @@ fn shard(folder: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The newest snapshot of a hub id in Hugging Face's cache.
-fn cached(model: &str) -> Option<PathBuf> {
-    let hub = std::env::var_os("HF_HUB_CACHE").map(PathBuf::from).or_else(|| {
-        let home = std::env::var_os("HF_HOME").map(PathBuf::from);
-        let home = home.or_else(|| std::env::home_dir().map(|h| h.join(".cache/huggingface")));
-        home.map(|h| h.join("hub"))
-    })?;
-    let repo = hub.join(format!("models--{}", model.replace('/', "--")));
-    let commit = store::read_text(&repo.join("refs/main")).ok();
-    let named = commit.map(|c| repo.join("snapshots").join(c.trim())).filter(|p| p.join("config.json").is_file());
+/// Hugging Face's cache, found as huggingface_hub finds it. hf-hub's own search knows `HF_HOME` alone, and fails hard
+/// where nobody has a home.
+fn hub_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let folder = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let hub = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
+    hub.or_else(|| folder("HF_HOME").map(|home| home.join("hub")))
+        .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
+        .or_else(|| std::env::home_dir().map(|home| home.join(".cache/huggingface/hub")))
+}
+
+/// The snapshot of a hub id in a cache: the one that `main` names, or the last by name where none is named, as after a
+/// download of one revision, which hf-hub does not look for.
+fn cached(hub: PathBuf, model: &str) -> Option<PathBuf> {
+    let repo = Cache::new(hub).model(model.into());
+    let named = repo.get("config.json").and_then(|config| config.parent().map(PathBuf::from));
     named.or_else(|| {
-        let mut snapshots = store::folders_in(&repo.join("snapshots")).ok()?;
+        // The folder of a snapshot without a name is that of all of them.
+        let mut snapshots = store::folders_in(&repo.pointer_path("")).ok()?;
         snapshots.retain(|p| p.join("config.json").is_file());
         snapshots.pop()
     })
@@ -313,3 +322,7 @@ pub(crate) fn is_absent(error: &Error) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+#[path = "source_tests.rs"]
+mod tests;

@@ -24,7 +24,7 @@ pub(crate) fn this_program() -> Result<Command> {
 
 /// What a child inherits of the environment: where things are, how text is written, and what decides how many threads
 /// and which allocator it has. Whatever else there is, tokens among it, is none of its business.
-const INHERITED: [&str; 12] = [
+const INHERITED: [&str; 14] = [
     "PATH",
     "HOME",
     "TMPDIR",
@@ -34,6 +34,8 @@ const INHERITED: [&str; 12] = [
     "TZ",
     "HF_HOME",
     "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "XDG_CACHE_HOME",
     "RAYON_NUM_THREADS",
     "RUST_BACKTRACE",
     "GLIBC_TUNABLES",

@@ -23,6 +23,8 @@ fn a_child_inherits_a_short_list() {
         ("LC_ALL", true),
         ("HEADROOM_X", true),
         ("HF_HUB_CACHE", true),
+        ("HUGGINGFACE_HUB_CACHE", true),
+        ("XDG_CACHE_HOME", true),
         ("HF_TOKEN", false),
         ("HUGGING_FACE_HUB_TOKEN", false),
         ("AWS_SECRET_ACCESS_KEY", false),
