@@ -181,17 +181,23 @@ fn hostile_templates_are_refused() {
         // Gigabytes.
         (grown("n.s ~ n.s"), "of memory"),
         (grown("n.s + n.s"), "of memory"),
-        (grown("n.s|replace('a', n.s)"), "of memory"),
-        (grown("n.s.replace('a', n.s)"), "of memory"),
+        (grown("n.s|replace('a', n.s)"), "instructions"),
+        (grown("n.s.replace('a', n.s)"), "instructions"),
         (grown("[n.s, n.s, n.s]|join(n.s)"), "of memory"),
+        (grown("n.s.join([n.s, n.s])"), "the chat template takes"),
+        (grown("n.s.join(n.s)"), "the chat template takes"),
+        (grown("'{0}{0}'.format(n.s)"), "the chat template takes"),
+        ("{{ '{:>4000000000}'.format(1) }}".into(), "the chat template"),
+        (grown("(n.s ~ n.s).title()"), "the chat template takes"),
+        (grown("[n.s ~ n.s, n.s.split('a')][0]"), "the chat template takes"),
         (grown("[n.s, n.s]|string"), "of memory"),
         (grown("n.s|list|join(',')"), "of memory"),
-        ("{{ 'a\nb'|indent(4000000000) }}".into(), "of memory"),
-        ("{{ [1]|tojson(indent=4000000000) }}".into(), "of memory"),
+        ("{{ 'a\nb'|indent(4000000000) }}".into(), "the chat template takes"),
+        ("{{ [1]|tojson(indent=4000000000) }}".into(), "the chat template takes"),
         ("{{ [1]|batch(1000000000000, 0)|list }}".into(), "the chat template"),
         ("{{ [1]|slice(4611686018427387904)|list }}".into(), "the chat template"),
         ("{{ '%999999999d'|format(1) }}".into(), "the chat template"),
-        ("{{ ('a' * 99999999).split('')|length }}".into(), "of memory"),
+        ("{{ ('a' * 99999999).split('a')|length }}".into(), "the chat template takes"),
         ("{% for i in range(100000) %}{{ 'a' * 1000 }}{% endfor %}".into(), "renders more than 4.0 MiB for one chat"),
         // Depth.
         (long("{{ ", "not ", "1 }}"), ""),
@@ -216,17 +222,17 @@ fn hostile_templates_are_refused() {
         ("a".repeat(129 << 10), "129 KiB"),
         ("{{ raise_exception('no ' * 100000) }}".into(), "no no no ..."),
         ("{% include 'chat template' %}".into(), "the chat template"),
-        ("{{ messages[0].content.no_such_method() }}".into(), "no method"),
+        ("{{ messages[0].content.no_such_method() }}".into(), "has no method named no_such_method"),
         ("{% endfor %}".into(), "the chat template fails"),
     ];
+    let mut wrong = Vec::new();
     for (template, expected) in cases {
         let what: String = template.chars().take(100).collect();
-        let error = tried.with_template(&template).and_then(|text| text.chat(&chat()).map(drop));
-        if !expected.is_empty() {
-            let error = error.map_err(|e| e.to_string());
-            // Which of the two bounds is met first is minijinja's affair: its filters count instructions by size since 3.1.
-            let met = |e: &str| said(e, expected) || expected == "of memory" && said(e, "instructions");
-            assert!(error.as_ref().is_err_and(|e| met(e)), "{what}: expected `{expected}`, got {error:?}");
+        let answer = tried.with_template(&template).and_then(|text| text.chat(&chat()).map(drop));
+        let answer = answer.map_err(|e| e.to_string());
+        if !expected.is_empty() && !answer.as_ref().is_err_and(|e| said(e, expected)) {
+            wrong.push(format!("{what}: expected `{expected}`, got {answer:?}"));
         }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
