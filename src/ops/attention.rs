@@ -4,6 +4,8 @@
 //! example only, up to itself, and within the layer's window. No score matrix larger than
 //! `heads x chunk x length` ever exists: backward makes the scores again.
 
+mod last;
+
 use std::ops::Range;
 
 use candle_core::{D, Result, Tensor};

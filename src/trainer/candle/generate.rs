@@ -7,7 +7,6 @@ use candle_transformers::generation::{LogitsProcessor, Sampling};
 use crate::checkpoint::adapter::AdapterFile;
 use crate::checkpoint::source::ModelSource;
 use crate::checkpoint::text::{Message, Text};
-use crate::data::batches::MicroBatch;
 use crate::error::{Error, Result};
 use crate::ops::device::device;
 use crate::spec::model::ModelSpec;
@@ -51,28 +50,30 @@ pub(crate) fn answer(model: &str, adapter: Option<&Path>, prompt: &str, choice: 
     let source = ModelSource::find(model)?;
     let spec = source.spec()?;
     let text = Text::open(&source, &spec, model)?;
-    let mut tokens = asked(&text, prompt)?;
+    let tokens = asked(&text, prompt)?;
     if tokens.is_empty() || tokens.len() >= spec.max_position_embeddings {
         let must = format!("between 1 and {} tokens long", spec.max_position_embeddings - 1);
         return Err(Error::invalid("prompt", format!("{} tokens long", tokens.len()), must));
     }
-    let start = tokens.len();
-    let longest = start.saturating_add(choice.max_tokens).min(spec.max_position_embeddings);
+    let longest = tokens.len().saturating_add(choice.max_tokens).min(spec.max_position_embeddings);
     let decoder = decoder(&source, &spec, model, adapter, longest)?;
+    text.decode(&continued(&decoder, &tokens, longest, choice, &text.eos_ids)?)
+}
+
+/// The tokens that follow `prompt`, up to one of `ends` or until there are `longest` with the prompt's.
+fn continued(decoder: &Decoder, prompt: &[u32], longest: usize, choice: Choice, ends: &[u32]) -> Result<Vec<u32>> {
     let mut next = LogitsProcessor::from_sampling(choice.seed, sampling(choice));
-    // No cache of keys and values: the answers are short, and the forward pass stays the trainer's own.
+    let (mut tokens, mut cache) = (prompt.to_vec(), decoder.cache());
     while tokens.len() < longest {
-        let rows = tokens.len();
-        let batch =
-            MicroBatch { tokens: tokens.clone(), examples: std::iter::once(0..rows).collect(), targets: vec![] };
-        let logits = decoder.logits(&batch, &[rows as u32 - 1])?.squeeze(0)?;
+        let new = &tokens[cache.tokens()..];
+        let logits = decoder.extend(new, &[new.len() as u32 - 1], &mut cache)?.squeeze(0)?;
         let token = next.sample(&logits)?;
-        if text.eos_ids.contains(&token) {
+        if ends.contains(&token) {
             break;
         }
         tokens.push(token);
     }
-    text.decode(&tokens[start..])
+    Ok(tokens.split_off(prompt.len()))
 }
 
 /// Tokens of the prompt.
@@ -125,6 +126,7 @@ fn sampling(choice: Choice) -> Sampling {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::batches::MicroBatch;
 
     #[test]
     fn numbers_that_cannot_be_meant_are_refused() {
@@ -159,5 +161,34 @@ mod tests {
         let answered = all(64);
         assert!(!answered.is_empty());
         assert_eq!(all(usize::MAX), answered);
+    }
+    /// As [`continued`], but by the whole forward pass for every token.
+    fn by_whole_passes(decoder: &Decoder, prompt: &[u32], longest: usize, choice: Choice) -> Vec<u32> {
+        let mut next = LogitsProcessor::from_sampling(choice.seed, sampling(choice));
+        let mut tokens = prompt.to_vec();
+        while tokens.len() < longest {
+            let rows = tokens.len();
+            let examples = std::iter::once(0..rows).collect();
+            let batch = MicroBatch { tokens: tokens.clone(), examples, targets: vec![] };
+            let logits = decoder.logits(&batch, &[rows as u32 - 1]).unwrap().squeeze(0).unwrap();
+            tokens.push(next.sample(&logits).unwrap());
+        }
+        tokens.split_off(prompt.len())
+    }
+
+    #[test]
+    fn the_text_is_that_of_the_whole_forward_pass() {
+        let source = ModelSource::find("builtin").unwrap();
+        let spec = source.spec().unwrap();
+        let prompt = asked(&Text::open(&source, &spec, "builtin").unwrap(), "What sound does a cow make?").unwrap();
+        let longest = (prompt.len() + 80).min(spec.max_position_embeddings);
+        assert!(longest > prompt.len() + 40);
+        let decoder = decoder(&source, &spec, "builtin", None, longest).unwrap();
+        for (temperature, top_p) in [(0.0, None), (1.0, None), (1.5, Some(0.9))] {
+            let choice = Choice { temperature, top_p, seed: 3, max_tokens: 80 };
+            // Without an end, so that there are many tokens.
+            let cached = continued(&decoder, &prompt, longest, choice, &[]).unwrap();
+            assert_eq!(cached, by_whole_passes(&decoder, &prompt, longest, choice), "{choice:?}");
+        }
     }
 }

@@ -108,23 +108,31 @@ impl Block {
 
     /// The attention's tape, and `x` plus its output.
     fn attend(&self, x: &Tensor, rows: &Rows) -> Result<(AttentionTape, Tensor)> {
-        let tape = self.qkv(self.input_norm.forward(x)?, rows)?;
-        let mut y = self.run(Role::O, &tape.out, rows, 0)?;
+        let normed = self.input_norm.forward(x)?;
+        let ([q, k, v], raw) = self.qkv(&normed, rows)?;
+        let out = self.attention.forward(&q, &k, &v, &rows.examples)?;
+        let mid = self.after_attention(&out, x, rows)?;
+        Ok((AttentionTape { normed, raw, q, k, v, out }, mid))
+    }
+
+    /// `x` plus what the heads' output `out` becomes.
+    pub(super) fn after_attention(&self, out: &Tensor, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+        let mut y = self.run(Role::O, out, rows, 0)?;
         if let Some(norm) = &self.post_attention_norm {
             y = norm.forward(&y)?;
         }
-        let mid = ops::add(y, x)?;
-        Ok((tape, mid))
+        ops::add(y, x)
     }
 
-    fn qkv(&self, normed: Tensor, rows: &Rows) -> Result<AttentionTape> {
+    /// Queries, keys and values as attention takes them, and queries and keys before the head norms, where there are any.
+    pub(super) fn qkv(&self, normed: &Tensor, rows: &Rows) -> Result<([Tensor; 3], Option<(Tensor, Tensor)>)> {
         let (mut q, mut k, v) = if self.find(Role::Qkv).is_some() {
-            let all = self.run(Role::Qkv, &normed, rows, 0)?;
+            let all = self.run(Role::Qkv, normed, rows, 0)?;
             let (qw, kw) = self.widths();
             let part = |from, width| all.narrow(1, from, width)?.contiguous();
             (part(0, qw)?, part(qw, kw)?, part(qw + kw, kw)?)
         } else {
-            let run = |role| self.run(role, &normed, rows, 0);
+            let run = |role| self.run(role, normed, rows, 0);
             (run(Role::Q)?, run(Role::K)?, run(Role::V)?)
         };
         let mut raw = None;
@@ -136,8 +144,7 @@ impl Block {
             q = rope.apply(&q, self.attention.head_dim, &rows.positions, false)?;
             k = rope.apply(&k, self.attention.head_dim, &rows.positions, false)?;
         }
-        let out = self.attention.forward(&q, &k, &v, &rows.examples)?;
-        Ok(AttentionTape { normed, raw, q, k, v, out })
+        Ok(([q, k, v], raw))
     }
 
     fn widths(&self) -> (usize, usize) {
@@ -249,7 +256,7 @@ impl Block {
     }
 
     /// `mid + mlp(mid)`, a chunk of rows at a time.
-    fn mlp_forward(&self, mid: Tensor, rows: &Rows) -> Result<Tensor> {
+    pub(super) fn mlp_forward(&self, mid: Tensor, rows: &Rows) -> Result<Tensor> {
         let out = mid.zeros_like()?;
         for span in self.spans(mid.dim(0)?) {
             let part = mid.narrow(0, span.start, span.len())?;

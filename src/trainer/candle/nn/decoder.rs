@@ -59,7 +59,7 @@ pub struct Decoder {
     embedding: Frozen,
     positions: Option<Frozen>,
     embedding_scale: f64,
-    blocks: Vec<Block>,
+    pub(super) blocks: Vec<Block>,
     final_norm: NormWeights,
     head: Option<Frozen>,
     softcap: Option<f64>,
@@ -128,7 +128,7 @@ impl Decoder {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    fn embed(&self, tokens: &[u32], rows: &Rows) -> Result<Tensor> {
+    pub(super) fn embed(&self, tokens: &[u32], rows: &Rows) -> Result<Tensor> {
         let ids = Tensor::from_slice(tokens, tokens.len(), &self.device)?;
         let mut x = self.embedding.rows(&ids)?;
         if self.embedding_scale != 1.0 {
@@ -148,6 +148,11 @@ impl Decoder {
         for block in &self.blocks {
             x = block.forward(&x, &rows)?;
         }
+        self.logits_at(&x, selected)
+    }
+
+    /// Logits of the rows `selected` of the last block's output.
+    pub(super) fn logits_at(&self, x: &Tensor, selected: &[u32]) -> Result<Tensor> {
         let index = Tensor::from_slice(selected, selected.len(), &self.device)?;
         let logits = self.head().forward(&self.final_norm.forward(&x.index_select(&index, 0)?)?)?;
         match self.softcap {

@@ -5,6 +5,7 @@ pub mod block;
 pub mod decoder;
 pub(crate) mod dora;
 pub(crate) mod frozen;
+pub(crate) mod inference;
 pub(crate) mod linear;
 pub mod load;
 pub(crate) mod norms;
