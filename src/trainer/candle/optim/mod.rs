@@ -194,3 +194,6 @@ pub fn clip(grads: Grads, norm: f64, max_norm: f64) -> Result<Grads> {
     let scale = |g: AdapterGrad| g.map(|t| t * factor);
     grads.into_iter().map(|g| g.map(scale).transpose()).collect()
 }
+
+#[cfg(test)]
+mod twin_tests;
