@@ -6,7 +6,8 @@ use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 /// A normal's standard deviation is this many median absolute deviations (1 / its 75 % quantile).
 pub(crate) const MAD_TO_SD: f64 = 1.482_602_218_505_602;
 
-/// Quantile `p` of `values` by linear interpolation (R's type 7); NaN of nothing.
+/// Quantile `p` of `values` by linear interpolation (R's type 7, as numpy and Excel have it; that of statrs is type 8);
+/// NaN of nothing.
 pub(crate) fn quantile(values: &[f64], p: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -16,7 +17,7 @@ pub(crate) fn quantile(values: &[f64], p: f64) -> f64 {
     low + (high - low) * at.fract()
 }
 
-/// The middle value.
+/// The middle value, or the mean of the two in the middle; NaN of nothing.
 pub(crate) fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }
@@ -95,7 +96,7 @@ mod tests {
     #[test]
     fn summaries() {
         let values = [7.0, 1.0, 3.0, 100.0];
-        assert_eq!(median(&values), 5.0);
+        assert_eq!([median(&values), median(&values[..3]), median(&values[..1])], [5.0, 3.0, 7.0]);
         assert_eq!(quantile(&values, 0.25), 2.5);
         // Deviations from 5: 2 4 2 95.
         assert_eq!(mad(&values), 3.0);

@@ -241,6 +241,13 @@ pub(crate) fn grouped(n: u64) -> String {
     out
 }
 
+/// A share as people say it, with at most so many decimals: `99 %`, `99.9 %`.
+pub fn percent(share: f64, decimals: usize) -> String {
+    let text = format!("{:.decimals$}", 100.0 * share);
+    let short = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    format!("{short} %")
+}
+
 /// A parameter count as people say it: `1.54B`, `135M`.
 pub(crate) fn short_count(n: u64) -> String {
     let n = n as f64;
@@ -288,6 +295,13 @@ pub(crate) fn counted(number: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_have_no_more_decimals_than_they_need() {
+        let all = [(0.99, 3), (0.9995, 3), (0.12345, 1), (0.2, 0), (0.0004, 1), (1.0, 1), (-0.5, 2)];
+        let expected = ["99 %", "99.95 %", "12.3 %", "20 %", "0 %", "100 %", "-50 %"];
+        assert_eq!(all.map(|(share, decimals)| percent(share, decimals)), expected);
+    }
 
     #[test]
     fn sizes_need_a_unit_and_are_binary() {

@@ -21,7 +21,7 @@ use crate::experiment::run_file;
 use crate::experiment::session::{Session, Settings};
 use crate::experiment::trial::{self, TrialLimits};
 use crate::experiment::workload::Workload;
-use crate::measure::{Measurement, summary, table};
+use crate::measure::{Measurement, table};
 use crate::plan::{Assessment, Verdict, assess};
 use crate::predict::calibration::Calibration;
 use crate::predict::{ASSUMED_EXAMPLES, Request, predict};
@@ -30,6 +30,7 @@ use crate::report::sweep_page;
 use crate::spec::machine::Machine;
 use crate::spec::run::grid::Grid;
 use crate::spec::run::{Engine, RunConfig, TokenLengths, grids};
+use crate::stats::median;
 use crate::store;
 use crate::units::{Bytes, Estimate};
 
@@ -200,7 +201,7 @@ fn row(machine: &Machine, values: &[String], a: &Assessment) -> Row {
 fn middle<'a>(measured: impl Iterator<Item = &'a Measurement>) -> Option<(f64, Bytes)> {
     let both = |m: &Measurement| Some((m.measured.tokens_per_s?, m.measured.footprint_bytes?.as_f64()));
     let (speeds, footprints): (Vec<f64>, Vec<f64>) = measured.filter_map(both).unzip();
-    Some((summary::median(&speeds)?, Bytes::from_f64(summary::median(&footprints)?)))
+    (!speeds.is_empty()).then(|| (median(&speeds), Bytes::from_f64(median(&footprints))))
 }
 
 /// Short runs of what fits here and has not been measured often enough yet; each is written down as it ends.

@@ -13,6 +13,7 @@ use crate::spec::record::Step;
 /// What a measurement is made of, for those who read measurements and know no trainer.
 use crate::spec::record::Validation;
 use crate::spec::run::{Data, DataSplit, RunConfig};
+use crate::stats;
 use crate::units::{Bytes, Estimate};
 
 /// Version of the columns; raised whenever they change their meaning.
@@ -101,7 +102,9 @@ impl Measured {
     pub(crate) fn of(observed: &Observed) -> Self {
         use crate::trainer::TrainEvent;
         let counted = summary::counted(&observed.steps);
-        let middle = |of: fn(&Step) -> f64| summary::median(&counted.iter().map(of).collect::<Vec<_>>());
+        let middle = |of: fn(&Step) -> f64| {
+            (!counted.is_empty()).then(|| stats::median(&counted.iter().map(of).collect::<Vec<_>>()))
+        };
         let time = summary::time(&observed.steps);
         let load_time_s = match &observed.ready {
             Some(TrainEvent::Ready { load_time, .. }) => Some(load_time.0),

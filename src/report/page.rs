@@ -10,7 +10,7 @@ use crate::report::compare::{Comparison, PredictionFile, Quantity, RunReport};
 use crate::report::compare_csv::without_folders;
 use crate::report::plot::{self, Interval};
 use crate::spec::record::Validation;
-use crate::units::{Bytes, Estimate, Seconds, grouped};
+use crate::units::{Bytes, Estimate, Seconds, grouped, percent};
 
 const TEMPLATE: &str = include_str!("page.html");
 
@@ -136,7 +136,7 @@ fn run_view(run: &RunReport) -> Result<RunView> {
     Ok(RunView {
         name: run.name.clone(),
         answer: without_folders(&run.answer()),
-        level: comparisons.first().map(|c| percent(c.predicted.level)).unwrap_or_default(),
+        level: comparisons.first().map(|c| percent(c.predicted.level, 1)).unwrap_or_default(),
         rows: comparisons.iter().map(row).collect(),
         intervals: pictures(&comparisons)?,
         loss: if losses.len() > 1 { Some(plot::loss_curve(&losses)?) } else { None },
@@ -148,10 +148,6 @@ fn run_view(run: &RunReport) -> Result<RunView> {
         facts: facts(run),
         config: run.config.public().to_toml()?,
     })
-}
-
-fn percent(fraction: f64) -> String {
-    format!("{} %", (fraction * 1000.0).round() / 10.0)
 }
 
 fn interval(quantity: Quantity, estimate: &Estimate<f64>) -> String {

@@ -14,7 +14,7 @@ use crate::report::bar::{Bar, Piece};
 use crate::report::layout::paint;
 use crate::spec::machine::Machine;
 use crate::spec::run::Engine;
-use crate::units::{Bytes, Seconds, counted, short_count};
+use crate::units::{Bytes, Seconds, counted, percent, short_count};
 
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
@@ -115,7 +115,8 @@ fn answer(assessment: &Assessment, context: &Context) -> String {
         Verdict::Pages => ("pages", AnsiColor::Red),
         Verdict::DoesNotFit => ("does not fit", AnsiColor::Red),
     };
-    let sure = percent(assessment.confidence);
+    // As many digits as the question had: 99 %, 99.9 %.
+    let sure = percent(assessment.confidence, 3);
     let mut out = format!("\n{}", paint(word, Style::new().bold().fg_color(Some(colour.into()))));
     if let Some(limit) = assessment.binding() {
         let room = if limit.spare() >= 0.0 {
@@ -152,12 +153,6 @@ fn answer(assessment: &Assessment, context: &Context) -> String {
         let _ = writeln!(out, "{}", paint(&format!("assumed: {assumed}"), DIM));
     }
     out
-}
-
-fn percent(share: f64) -> String {
-    // As many digits as the question had: 99 %, 99.9 %.
-    let text = format!("{:.3}", 100.0 * share);
-    format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
 /// The stacked bar against the limit that binds.
