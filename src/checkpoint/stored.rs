@@ -13,15 +13,7 @@ use crate::checkpoint::finite::all_finite_ggml;
 use crate::checkpoint::{ggml, int8};
 use crate::ops::kernels;
 use crate::spec::model::storage::{Block, Format, INT8_GROUP};
-
-/// An f32 panel of a frozen weight is at most about this large: large enough for the product to run at full speed,
-/// small beside anything else.
-pub(crate) const PANEL_BYTES: usize = 32 << 20;
-
-/// Rows of a panel.
-pub(crate) fn panel_rows(width: usize) -> usize {
-    (PANEL_BYTES / (4 * width)).max(1)
-}
+use crate::spec::run::engine::panel_rows;
 
 /// `[rows, columns]` numbers in some format.
 #[derive(Clone, Debug)]

@@ -6,9 +6,7 @@ use crate::cost::timeline::Live;
 use crate::spec::machine::Accelerator;
 use crate::spec::model::storage::Format;
 use crate::spec::model::tensors::{Projection, Role};
-
-/// Panels of a weight that is not f32 are made in f32 at most this large at a time (`frozen::PANEL_BYTES`).
-const PANEL_BYTES: u64 = 32 << 20;
+use crate::spec::run::engine;
 
 impl StepLedger<'_> {
     /// What a product packs for itself while it runs.
@@ -122,9 +120,9 @@ impl StepLedger<'_> {
     }
 }
 
-/// Rows of an f32 panel of a weight that is not f32 (`frozen::panel_rows`).
+/// Rows of an f32 panel of a weight that is not f32.
 fn panel_rows(width: u64) -> u64 {
-    (PANEL_BYTES / (F32 * width)).max(1)
+    engine::panel_rows(width as usize) as u64
 }
 
 pub(super) fn name_of(role: Role) -> &'static str {

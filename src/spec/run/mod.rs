@@ -4,6 +4,7 @@
 
 mod config;
 mod data;
+pub(crate) mod engine;
 mod execution;
 pub mod export_format;
 pub(crate) mod grid;

@@ -15,7 +15,7 @@ use crate::spec::run::Engine;
 use crate::trainer::{Flow, TrainEvent, Trainer};
 use crate::units::Seconds;
 
-/// The candle version this is built on, part of the key of a calibration.
+/// The candle version this is built on, part of the key of a calibration; a test holds it to Cargo.lock.
 const CANDLE: &str = "0.11.1";
 
 /// Headroom's own engine.
@@ -49,5 +49,23 @@ impl Trainer for CandleTrainer {
             return Ok(Outcome::Stopped { at_step: session.optimizer.steps });
         }
         session.run(job, on)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CANDLE;
+
+    /// Measurements of one candle must not be taken for those of another.
+    #[test]
+    fn the_version_of_candle_is_that_of_cargo_lock() {
+        let lock: toml::Table = toml::from_str(include_str!("../../../Cargo.lock")).unwrap();
+        let packages = lock["package"].as_array().unwrap().iter();
+        let versions: Vec<&str> = packages
+            .filter(|p| p["name"].as_str().is_some_and(|name| name.starts_with("candle-") && name != "candle-ug"))
+            .map(|p| p["version"].as_str().unwrap())
+            .collect();
+        assert!(versions.len() >= 3, "{versions:?}");
+        assert!(versions.iter().all(|v| *v == CANDLE), "{versions:?} in Cargo.lock, {CANDLE} here");
     }
 }

@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::checkpoint::stored::{Stored, panel_rows};
+use crate::checkpoint::stored::Stored;
 use crate::ops::{add_product, fused, product_into_columns};
+use crate::spec::run::engine::panel_rows;
 
 /// Columns `first..` of a zero matrix of `columns`, filled with `a b` panel by panel; see [`Panels`].
 pub(crate) fn product_by_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
