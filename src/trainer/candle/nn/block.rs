@@ -43,6 +43,15 @@ pub(crate) struct Block {
     pub first_site: u64,
 }
 
+/// What attention takes, `[rows, heads * head_dim]` each.
+pub(super) struct Projected {
+    /// Queries and keys before the head norms, where there are any.
+    raw: Option<(Tensor, Tensor)>,
+    pub(super) q: Tensor,
+    pub(super) k: Tensor,
+    pub(super) v: Tensor,
+}
+
 /// Adapter gradients gathered so far, one place per projection of the model, in running order.
 pub type Grads = Vec<Option<AdapterGrad>>;
 
@@ -109,7 +118,7 @@ impl Block {
     /// The attention's tape, and `x` plus its output.
     fn attend(&self, x: &Tensor, rows: &Rows) -> Result<(AttentionTape, Tensor)> {
         let normed = self.input_norm.forward(x)?;
-        let ([q, k, v], raw) = self.qkv(&normed, rows)?;
+        let Projected { raw, q, k, v } = self.qkv(&normed, rows)?;
         let out = self.attention.forward(&q, &k, &v, &rows.examples)?;
         let mid = self.after_attention(&out, x, rows)?;
         Ok((AttentionTape { normed, raw, q, k, v, out }, mid))
@@ -124,8 +133,7 @@ impl Block {
         ops::add(y, x)
     }
 
-    /// Queries, keys and values as attention takes them, and queries and keys before the head norms, where there are any.
-    pub(super) fn qkv(&self, normed: &Tensor, rows: &Rows) -> Result<([Tensor; 3], Option<(Tensor, Tensor)>)> {
+    pub(super) fn qkv(&self, normed: &Tensor, rows: &Rows) -> Result<Projected> {
         let (mut q, mut k, v) = if self.find(Role::Qkv).is_some() {
             let all = self.run(Role::Qkv, normed, rows, 0)?;
             let (qw, kw) = self.widths();
@@ -144,7 +152,7 @@ impl Block {
             q = rope.apply(&q, self.attention.head_dim, &rows.positions, false)?;
             k = rope.apply(&k, self.attention.head_dim, &rows.positions, false)?;
         }
-        Ok(([q, k, v], raw))
+        Ok(Projected { raw, q, k, v })
     }
 
     fn widths(&self) -> (usize, usize) {

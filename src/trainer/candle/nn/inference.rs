@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::kv_cache::KvCache;
 
 use crate::error::Result;
-use crate::trainer::candle::nn::block::{Block, Rows};
+use crate::trainer::candle::nn::block::{Block, Projected, Rows};
 use crate::trainer::candle::nn::decoder::Decoder;
 
 /// Tokens for which a cache makes room at a time.
@@ -51,7 +51,7 @@ impl Decoder {
 impl Block {
     /// The block's output for rows that follow those in `cache`; their keys and values are added to it.
     fn extend(&self, x: &Tensor, rows: &Rows, cache: &mut KvCache) -> candle_core::Result<Tensor> {
-        let ([q, k, v], _) = self.qkv(&self.input_norm.forward(x)?, rows)?;
+        let Projected { q, k, v, .. } = self.qkv(&self.input_norm.forward(x)?, rows)?;
         let (k, v) = cache.append(&k, &v)?;
         let out = self.attention.forward_last(&q, &k, &v)?;
         self.mlp_forward(self.after_attention(&out, x, rows)?, rows)
