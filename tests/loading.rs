@@ -11,7 +11,6 @@ use candle_core::Device;
 use headroom::checkpoint::source::ModelSource;
 use headroom::memory;
 use headroom::spec::model::ModelSpec;
-use headroom::spec::run::engine::PANEL_BYTES;
 use headroom::spec::run::{RunConfig, Weights};
 use headroom::trainer::candle::nn::decoder::Decoder;
 

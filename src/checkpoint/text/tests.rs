@@ -1,6 +1,5 @@
 use std::path::{Path, PathBuf};
 
-use rand::seq::IndexedRandom;
 use serde_json::json;
 
 use super::*;

@@ -2,9 +2,9 @@
 
 /// An f32 panel of a frozen weight is at most about this large: large enough for the product to run at full speed,
 /// small beside anything else.
-pub const PANEL_BYTES: usize = 32 << 20;
+pub(crate) const PANEL_BYTES: usize = 32 << 20;
 
 /// Rows of an f32 panel of a weight of this width.
-pub fn panel_rows(width: usize) -> usize {
+pub(crate) fn panel_rows(width: usize) -> usize {
     (PANEL_BYTES / (size_of::<f32>() * width)).max(1)
 }

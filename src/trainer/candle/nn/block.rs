@@ -14,7 +14,7 @@ use crate::ops::{self, NormWeights, RopeTables, attention};
 use crate::spec::model::Mlp;
 use crate::spec::model::tensors::Role;
 use crate::trainer::candle::nn::linear::{DropoutKey, Linear, Use};
-use crate::trainer::candle::nn::tape::{AttentionTape, Rows, Tape};
+use crate::trainer::candle::nn::tape::{AttentionTape, Projected, Rows, Tape};
 
 /// A block with its weights.
 #[derive(Clone, Debug)]
@@ -41,15 +41,6 @@ pub(crate) struct Block {
     pub mlp_chunk: usize,
     /// Index of the block's first projection, counted over the model.
     pub first_site: u64,
-}
-
-/// What attention takes, `[rows, heads * head_dim]` each.
-pub(super) struct Projected {
-    /// Queries and keys before the head norms, where there are any.
-    raw: Option<(Tensor, Tensor)>,
-    pub(super) q: Tensor,
-    pub(super) k: Tensor,
-    pub(super) v: Tensor,
 }
 
 /// Adapter gradients gathered so far, one place per projection of the model, in running order.

@@ -4,8 +4,9 @@ use candle_core::Tensor;
 use candle_nn::kv_cache::KvCache;
 
 use crate::error::Result;
-use crate::trainer::candle::nn::block::{Block, Projected, Rows};
+use crate::trainer::candle::nn::block::Block;
 use crate::trainer::candle::nn::decoder::Decoder;
+use crate::trainer::candle::nn::tape::{Projected, Rows};
 
 /// Tokens for which a cache makes room at a time.
 const ROOM: usize = 256;

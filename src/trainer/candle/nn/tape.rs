@@ -34,3 +34,12 @@ pub(super) struct AttentionTape {
     pub(super) v: Tensor,
     pub(super) out: Tensor,
 }
+
+/// What attention takes, `[rows, heads * head_dim]` each.
+pub(super) struct Projected {
+    /// Queries and keys before the head norms, where there are any.
+    pub(super) raw: Option<(Tensor, Tensor)>,
+    pub(super) q: Tensor,
+    pub(super) k: Tensor,
+    pub(super) v: Tensor,
+}
