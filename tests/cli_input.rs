@@ -142,7 +142,7 @@ fn a_run_that_learns_nothing_is_refused_and_rows_that_teach_nothing_are_counted(
     std::fs::write(folder.path().join("rows.jsonl"), long.repeat(3)).unwrap();
     for verb in ["predict", "launch"] {
         let (code, said) = headroom(folder.path(), &[verb, "run.toml"]);
-        assert!(code == 2 && said.contains("no row has anything to learn"), "{verb}: {code}, {said}");
+        assert!(code == 2 && said.contains("no row has target tokens"), "{verb}: {code}, {said}");
     }
     assert!(!folder.path().join("runs/run").exists());
     std::fs::write(folder.path().join("rows.jsonl"), long.repeat(3) + short).unwrap();

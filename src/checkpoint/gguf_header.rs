@@ -179,10 +179,10 @@ mod tests {
         };
         let alignment = |n: u32| header(1, &[("general.alignment", 4, &n.to_le_bytes())]);
         for (bytes, said) in [
-            (alignment(0), "its `general.alignment` is no power of two"),
-            (alignment(48), "its `general.alignment` is no power of two"),
+            (alignment(0), "its `general.alignment` is not a power of two"),
+            (alignment(48), "its `general.alignment` is not a power of two"),
             (header(1, &[("general.alignment", 10, &32u64.to_le_bytes())]), "in 32 bits"),
-            (header(1 << 40, &[]), "1099511627776 tensors, and at most 131072 are read"),
+            (header(1 << 40, &[]), "1099511627776 tensors, and at most 131072 are allowed"),
             (header(1, &[("x", 9, &array(0, 50_000_000, 9))]), "50000000 values in arrays"),
             (
                 header(1, &[("x", 9, &array(0, 4_000_000, 4_000_000)), ("y", 9, &array(7, 4_000_000, 0))]),

@@ -296,7 +296,7 @@ mod tests {
         assert!(wrong(&two("b", 0)).contains("overlap"));
         assert!(wrong(&two("a", 8)).contains("it has two entries of `a`"));
         let long = format!("{{{}}}", " ".repeat(16 << 20));
-        assert!(wrong(&file(&long, 0)).contains("at most 16777216 are read"));
+        assert!(wrong(&file(&long, 0)).contains("at most 16777216 are allowed"));
         // Memory that a header asks for stays in step with its bytes.
         let grown = format!(r#"{{"__metadata__":[{}0]}}"#, r#"{"":0},"#.repeat(100_000));
         assert!(open(&file(&grown, 0)).is_ok());

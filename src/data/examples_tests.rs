@@ -61,8 +61,8 @@ fn rows_without_targets_are_counted_and_a_run_of_nothing_else_is_refused() {
     assert_eq!(some.untrained(&masked).unwrap(), 2);
     assert_eq!(some.untrained(&whole).unwrap(), 0);
     let cases = [
-        (rows(&[(20, 8), (9, 12)], &[]), "data in `d.jsonl`: no row has anything to learn"),
-        (rows(&[(20, 2)], &[(20, 8)]), "data in `d.jsonl`: no row has anything to learn"),
+        (rows(&[(20, 8), (9, 12)], &[]), "data in `d.jsonl`: no row has target tokens"),
+        (rows(&[(20, 2)], &[(20, 8)]), "data in `d.jsonl`: no row has target tokens"),
     ];
     for (rows, expected) in cases {
         let error = rows.untrained(&masked).unwrap_err().to_string();

@@ -34,8 +34,8 @@ fn files_that_are_too_large_are_named() {
     config["x"] = json!("x".repeat(8 << 20));
     tokenizer["x"] = json!("x".repeat(64 << 20));
     let cases = [
-        (&tried.tokenizer, &config, "tokenizer_config.json is 8.0 MiB, and at most 8.0 MiB are taken"),
-        (&tokenizer, &tried.config, "tokenizer.json is 64 MiB large, and at most 64 MiB are taken"),
+        (&tried.tokenizer, &config, "tokenizer_config.json is 8.0 MiB, and at most 8.0 MiB are allowed"),
+        (&tokenizer, &tried.config, "tokenizer.json is 64 MiB, and at most 64 MiB are allowed"),
     ];
     for (tokenizer, config, expected) in cases {
         let error = tried.open(tokenizer, config).map(drop).unwrap_err().to_string();
@@ -43,7 +43,7 @@ fn files_that_are_too_large_are_named() {
     }
     let text = tried.open(&tried.tokenizer, &tried.config).unwrap();
     let error = text.plain(&"x".repeat(LONGEST_TEXT + 1)).unwrap_err().to_string();
-    assert!(error.contains("a text of 4.0 MiB is too long to be tokenised: at most 4.0 MiB are taken"), "{error}");
+    assert!(error.contains("a text of 4.0 MiB is too long to be tokenised: at most 4.0 MiB are allowed"), "{error}");
 }
 
 #[test]
