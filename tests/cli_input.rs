@@ -9,7 +9,7 @@ use assert_cmd::Command;
 
 fn headroom(folder: &Path, args: &[&str]) -> (i32, String) {
     let mut command = Command::cargo_bin("headroom").unwrap();
-    let output = command.current_dir(folder).args(args).output().unwrap();
+    let output = command.current_dir(folder).args(args).env("HEADROOM_RESULTS", "results").output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.code().unwrap_or(-1), text)
 }
@@ -96,7 +96,7 @@ fn data_that_cannot_be_used_is_named_by_line() {
     write("form.jsonl", "{\"txt\": \"The bell rang.\"}\n");
     let cases = [
         ("empty.jsonl", vec!["empty.jsonl", "no example"]),
-        ("broken.jsonl", vec!["broken.jsonl`, line 2", "is no JSON"]),
+        ("broken.jsonl", vec!["broken.jsonl`, line 2", "is not valid JSON"]),
         ("form.jsonl", vec!["form.jsonl`, line 1", "{\"prompt\",\"completion\"}"]),
     ];
     for (file, parts) in cases {
@@ -147,7 +147,7 @@ fn a_run_that_learns_nothing_is_refused_and_rows_that_teach_nothing_are_counted(
     assert!(!folder.path().join("runs/run").exists());
     std::fs::write(folder.path().join("rows.jsonl"), long.repeat(3) + short).unwrap();
     let (code, said) = headroom(folder.path(), &["predict", "run.toml"]);
-    assert!(code == 0 && said.contains("3 of 4 rows teach nothing"), "{code}, {said}");
+    assert!(code == 0 && said.contains("3 of 4 rows have no target tokens"), "{code}, {said}");
 }
 
 #[test]

@@ -10,7 +10,8 @@ use assert_cmd::Command;
 use common::fixture;
 
 fn headroom(folder: &Path, args: &[&str]) -> (i32, String, String) {
-    let output = Command::cargo_bin("headroom").unwrap().current_dir(folder).args(args).output().unwrap();
+    let mut command = Command::cargo_bin("headroom").unwrap();
+    let output = command.current_dir(folder).args(args).env("HEADROOM_RESULTS", "results").output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }

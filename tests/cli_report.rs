@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 /// Exit code, stdout and stderr, as on a terminal: with colours.
 fn headroom(folder: &Path, args: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_headroom"));
-    let out =
-        command.current_dir(folder).args(args).env("CLICOLOR_FORCE", "1").env_remove("NO_COLOR").output().unwrap();
+    command.current_dir(folder).args(args).env("HEADROOM_RESULTS", "results");
+    let out = command.env("CLICOLOR_FORCE", "1").env_remove("NO_COLOR").output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     (out.status.code().unwrap_or(-1), text(&out.stdout), text(&out.stderr))
 }
@@ -185,8 +185,12 @@ fn a_report_holds_no_formula_and_no_folder_of_this_machine() {
     let mut seen = 0;
     for report in fs::read_dir(folder.path().join("reports")).unwrap() {
         for file in fs::read_dir(report.unwrap().path()).unwrap() {
-            let text = fs::read_to_string(file.unwrap().path()).unwrap();
+            let path = file.unwrap().path();
+            let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
             assert!(!text.contains("somebody") && !text.contains(&*folder.path().to_string_lossy()), "{text}");
+            if path.extension().is_some_and(|e| e == "parquet") {
+                continue;
+            }
             assert!(!text.lines().any(|line| line.starts_with('=')), "{text}");
             seen += usize::from(text.contains("rows.jsonl")) + usize::from(text.contains("\n'=1+1,"));
         }
@@ -223,7 +227,7 @@ fn a_row_that_no_run_can_have_shown_is_named_by_file_and_line() {
         // The page says what it does without.
         let (code, _, stderr) = headroom(folder.path(), &["report", "runs/one"]);
         assert!(
-            code == 0 && stderr.contains("what calibrating changed is left out") && stderr.contains(said),
+            code == 0 && stderr.contains("the effect of the calibration is not shown") && stderr.contains(said),
             "{stderr}"
         );
         assert!(!folder.path().join("runs/run").exists());

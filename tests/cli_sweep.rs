@@ -9,7 +9,8 @@ use std::process::{Command, Output};
 use headroom::trainer::scripted::Script;
 
 fn headroom(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_headroom")).current_dir(folder).args(args).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headroom"));
+    command.current_dir(folder).env("HEADROOM_RESULTS", "results").args(args).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {

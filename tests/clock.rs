@@ -30,7 +30,8 @@ fn what_is_measured_does_not_depend_on_the_wall_clock() {
     fs::write(folder.path().join("run.toml"), format!("{run}steps = 3\n")).unwrap();
     let headroom = |args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_headroom"));
-        let out = command.current_dir(folder.path()).env("LD_PRELOAD", &clock).args(args).output().unwrap();
+        command.current_dir(folder.path()).env("LD_PRELOAD", &clock).env("HEADROOM_RESULTS", "results");
+        let out = command.args(args).output().unwrap();
         assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
     };
     let started = Instant::now();

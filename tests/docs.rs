@@ -43,7 +43,8 @@ fn links_and_named_files_exist() {
     let (mut wrong, mut seen) = (Vec::new(), 0);
     for (path, text) in pages() {
         let folder = path.parent().unwrap();
-        let links = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
+        let pictures = text.split("src=\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+        let links = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()).chain(pictures);
         let local = links.filter(|l| !l.starts_with("http")).map(|l| folder.join(l.split('#').next().unwrap()));
         let code = text.split('`').skip(1).step_by(2);
         let roots = ["src/", "tests/", "benches/", "scripts/", "results/", "grids/", "assets/", "docs/"];

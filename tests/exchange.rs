@@ -119,7 +119,7 @@ fn every_mismatch_of_an_adapter_is_listed_at_once() {
         "its rank is 5, the run's is 4",
         "its alpha is 12.5, the run's is 9",
         "`model.layers.1.mlp.down_proj.lora_b` is missing",
-        "`model.layers.2.self_attn.q_proj.lora_a` is [7, 5], expected [32, 5]",
+        "`model.layers.2.self_attn.q_proj.lora_a` has shape [7, 5], expected [32, 5]",
         "`model.embed_tokens.lora_a` does not belong to this run",
     ] {
         assert!(error.contains(part), "{part} is not in: {error}");

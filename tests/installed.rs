@@ -7,7 +7,12 @@ use std::process::{Command, Output};
 
 fn headroom(folder: &Path, home: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_headroom"));
-    command.current_dir(folder).env("HOME", home).env_remove("XDG_DATA_HOME").env("NO_COLOR", "1");
+    command
+        .current_dir(folder)
+        .env("HOME", home)
+        .env_remove("XDG_DATA_HOME")
+        .env_remove("HEADROOM_RESULTS")
+        .env("NO_COLOR", "1");
     command.args(args).output().unwrap()
 }
 

@@ -145,8 +145,7 @@ fn help_texts_are_phrases() {
 #[test]
 fn errors_start_in_lower_case_and_hold_one_clause() {
     let source = std::fs::read_to_string(root().join("src/error.rs")).unwrap();
-    let messages: Vec<&str> =
-        source.split("#[error(\"").skip(1).map(|rest| rest.split("\")]").next().unwrap()).collect();
+    let messages: Vec<&str> = source.split("#[error(\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
     assert!(messages.len() > 25, "only {} errors were found", messages.len());
     for message in messages {
         assert!(!message.starts_with(char::is_uppercase) && !message.trim_end().ends_with('.'), "{message}");
@@ -164,11 +163,11 @@ fn one_option_has_one_meaning() {
 
 #[test]
 fn the_test_sees_what_it_looks_for() {
-    let planted = "fn f() { let c = '\"'; say(\"who trains this run\"); say(r#\"a \"raw\" one even the smallest configuration\"#); } // who trains";
+    let planted = "fn f() { let c = '\"'; say(\"who trains this run\"); say(r#\"a \"raw\" one at its leanest\"#); } // who trains";
     let texts = literals(planted);
     assert_eq!(
         texts.iter().map(|(_, t)| t.as_str()).collect::<Vec<_>>(),
-        ["who trains this run", "a \"raw\" one even the smallest configuration"]
+        ["who trains this run", "a \"raw\" one at its leanest"]
     );
     let unwanted = unwanted();
     assert!(texts.iter().all(|(_, text)| found(text, &unwanted).is_some()));

@@ -227,7 +227,8 @@ fn an_adapter_of_another_run_is_refused_with_every_difference() {
     let mut config = config(RECIPE);
     config.recipe.lora.init_adapter = Some(fixture("reference/llama/adapter"));
     let error = run(&job(config, None)).unwrap_err().to_string();
-    for part in ["its rank is 4, the run's is 3", "its alpha is 6, the run's is 5", "q_proj.lora_A.weight` is [4, 48]"]
+    for part in
+        ["its rank is 4, the run's is 3", "its alpha is 6, the run's is 5", "q_proj.lora_A.weight` has shape [4, 48]"]
     {
         assert!(error.contains(part), "{part} is not in: {error}");
     }
@@ -301,11 +302,11 @@ fn what_does_not_belong_together_is_refused_by_name() {
             Box::new(edit("\"vocab_size\": 336", "\"vocab_size\": 300")),
             "the tokenizer belongs to another model",
         ),
-        ("train.jsonl", Box::new(|p| std::fs::write(p, "").unwrap()), "holds no example"),
+        ("train.jsonl", Box::new(|p| std::fs::write(p, "").unwrap()), "it has no example"),
         (
             "train.jsonl",
             Box::new(|p| std::fs::write(p, "{\"text\":\"a b c\"}\nnot json\n").unwrap()),
-            "train.jsonl`, line 2: is no JSON",
+            "train.jsonl`, line 2: is not valid JSON",
         ),
         (
             "train.jsonl",

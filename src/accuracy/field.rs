@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -42,9 +42,22 @@ pub(crate) struct FieldRun {
     pub tokens_per_s: Option<f64>,
     /// In 1e9 bytes.
     pub peak_mem_gb: Option<f64>,
-    pub outcome: String,
+    pub outcome: Ending,
     pub confidence: String,
     pub notes: String,
+}
+
+/// How a published run ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Ending {
+    /// It finished.
+    #[default]
+    Ok,
+    /// It finished, or went on, while the system swapped.
+    Swap,
+    /// It ran out of memory.
+    Oom,
 }
 
 /// The rows of the table in `text`, which was read from `path`.
@@ -117,9 +130,9 @@ mod tests {
         let wrong = |text: &str| read(text, "runs.csv".as_ref()).unwrap_err().to_string();
         assert!(wrong("id,model\n").contains("line 1: has no column `framework`"));
         assert!(
-            wrong("id,framework,model,outcome,ram_gb\na,b,c,d,lots\n").contains("line 2"),
+            wrong("id,framework,model,outcome,ram_gb\na,b,c,ok,lots\n").contains("line 2"),
             "{}",
-            wrong("id,framework,model,outcome,ram_gb\na,b,c,d,lots\n")
+            wrong("id,framework,model,outcome,ram_gb\na,b,c,ok,lots\n")
         );
     }
 }

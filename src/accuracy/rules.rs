@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::accuracy::field::FieldRun;
+use crate::accuracy::field::{Ending, FieldRun};
 use crate::spec::machine::Machine;
 use crate::spec::model::{ModelSpec, catalogue};
 use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, TokenLengths, Weights};
@@ -229,7 +229,7 @@ impl Case {
 
     /// Tokens of the examples per second that were worked through, from what was printed.
     pub(crate) fn speed(&self, row: &FieldRun) -> Result<f64, Rule> {
-        if row.outcome != "ok" {
+        if row.outcome != Ending::Ok {
             return Err(Rule::Paged);
         }
         if row.it_per_s.is_none() && row.tokens_per_s.is_none() {
@@ -252,8 +252,8 @@ impl Case {
     /// The peak that was printed.
     pub(crate) fn peak(&self, row: &FieldRun) -> Result<Bytes, Rule> {
         let printed = row.peak_mem_gb.map(Bytes::from_decimal_gb).ok_or(Rule::NoPeak)?;
-        match row.outcome.as_str() {
-            "oom" => Err(Rule::LowerBound),
+        match row.outcome {
+            Ending::Oom => Err(Rule::LowerBound),
             _ if self.known == LengthKnowledge::Cap => Err(Rule::NoLength),
             _ => Ok(printed),
         }

@@ -19,7 +19,7 @@ fn row() -> FieldRun {
         avg_tokens_per_example_or_iter: Some(700.0),
         tokens_per_s: Some(100.0),
         peak_mem_gb: Some(9.0),
-        outcome: "ok".into(),
+        outcome: Ending::Ok,
         ..FieldRun::default()
     }
 }
@@ -85,12 +85,12 @@ fn every_rule_leaves_out_what_it_is_for() {
     }
     let case = Case::of(&row()).unwrap();
     let bare = Case { known: LengthKnowledge::Cap, machines: Vec::new(), ..case.clone() };
-    let ended = |outcome: &str| FieldRun { outcome: outcome.into(), ..row() };
-    assert_eq!(case.peak(&ended("oom")), Err(Rule::LowerBound));
-    assert_eq!(case.peak(&ended("swap")), Ok(Bytes::from_decimal_gb(9.0)), "a paged run has a valid peak");
+    let ended = |outcome| FieldRun { outcome, ..row() };
+    assert_eq!(case.peak(&ended(Ending::Oom)), Err(Rule::LowerBound));
+    assert_eq!(case.peak(&ended(Ending::Swap)), Ok(Bytes::from_decimal_gb(9.0)), "a paged run has a valid peak");
     assert_eq!(case.peak(&FieldRun { peak_mem_gb: None, ..row() }), Err(Rule::NoPeak));
     assert_eq!(bare.peak(&row()), Err(Rule::NoLength));
-    assert_eq!(case.speed(&ended("swap")), Err(Rule::Paged));
+    assert_eq!(case.speed(&ended(Ending::Swap)), Err(Rule::Paged));
     assert_eq!(bare.speed(&row()), Err(Rule::NoMachine));
     assert_eq!(case.speed(&FieldRun { tokens_per_s: None, ..row() }), Err(Rule::NoSpeed));
     let masked = FieldRun { mask_prompt: Some(true), ..row() };

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::accuracy::field::FieldRun;
+use crate::accuracy::field::{Ending, FieldRun};
 use crate::accuracy::rules::{Case, Rule};
 use crate::cost::work::mlx_padded;
 use crate::error::Result;
@@ -50,7 +50,7 @@ pub(crate) struct Figure {
     /// Of the row.
     pub id: String,
     /// Who ran it.
-    pub engine: String,
+    pub engine: Engine,
     /// Where; empty where it is not stated.
     pub chip: String,
     /// What.
@@ -102,8 +102,8 @@ pub(crate) struct Judged {
     pub id: String,
     /// Where.
     pub machine: String,
-    /// `ok`, `swap` or `oom`.
-    pub outcome: String,
+    /// How it ended.
+    pub outcome: Ending,
     /// Said of the heaviest batch that the row allows.
     pub verdict: Verdict,
     /// Even the lightest batch that the row allows is said to fail, with confidence.
@@ -113,12 +113,12 @@ pub(crate) struct Judged {
 impl Judged {
     /// It died and was said to fit with confidence.
     pub(crate) fn unsafe_fit(&self) -> bool {
-        self.outcome == "oom" && self.verdict == Verdict::Fits
+        self.outcome == Ending::Oom && self.verdict == Verdict::Fits
     }
 
     /// It finished and was said to fail with confidence.
     pub(crate) fn refused_success(&self) -> bool {
-        self.outcome == "ok" && self.surely_fails
+        self.outcome == Ending::Ok && self.surely_fails
     }
 }
 
@@ -193,7 +193,7 @@ pub(crate) fn score_with(row: &FieldRun, prior: Prior<'_>) -> Result<Scored> {
         Err(rule) => scored.left_out.push(rule),
     }
     match case.machines.first() {
-        Some(machine) => scored.judged = Some(judge(&case, machine, &row.outcome, prior)?),
+        Some(machine) => scored.judged = Some(judge(&case, machine, row.outcome, prior)?),
         None => scored.left_out.push(Rule::NoMemory),
     }
     Ok(scored)
@@ -221,7 +221,7 @@ fn score_peak(case: &Case, peak: Bytes, scored: &mut Scored, prior: Prior<'_>) -
 fn figure(case: &Case, quantity: Quantity, measured: f64, lengths: &TokenLengths, prior: Prior<'_>) -> Result<Figure> {
     Ok(Figure {
         id: case.id.clone(),
-        engine: case.run.engine.name().into(),
+        engine: case.run.engine,
         chip: case.chip.clone(),
         quantity,
         predicted: estimate(case, quantity, lengths, prior)?,
@@ -250,7 +250,7 @@ fn estimate(case: &Case, quantity: Quantity, lengths: &TokenLengths, prior: Prio
     Ok(Estimate { point: mean.exp(), low, high, level: LEVEL })
 }
 
-fn judge(case: &Case, machine: &Machine, outcome: &str, prior: Prior<'_>) -> Result<Judged> {
+fn judge(case: &Case, machine: &Machine, outcome: Ending, prior: Prior<'_>) -> Result<Judged> {
     let calibration = &prior(machine);
     let (spec, run) = (&case.spec, &case.run);
     let at = |lengths: &TokenLengths| {
@@ -259,7 +259,7 @@ fn judge(case: &Case, machine: &Machine, outcome: &str, prior: Prior<'_>) -> Res
     Ok(Judged {
         id: case.id.clone(),
         machine: machine.name.clone(),
-        outcome: outcome.into(),
+        outcome,
         verdict: at(&case.longest())?.verdict,
         surely_fails: at(&case.lengths())?.surely_fails,
     })
@@ -277,7 +277,7 @@ pub(crate) fn of_measurement(m: &Measurement, number: usize) -> Vec<Figure> {
     let figure = |(quantity, predicted, measured): (Quantity, Option<Estimate<f64>>, Option<f64>)| {
         Some(Figure {
             id: format!("{} {number}", m.machine),
-            engine: m.config.engine.name().into(),
+            engine: m.config.engine,
             chip: m.machine.clone(),
             quantity,
             predicted: predicted?,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::accuracy::field::FieldRun;
+use crate::accuracy::field::{Ending, FieldRun};
 use crate::accuracy::other_planners::{self, PlannerScore, Said};
 use crate::accuracy::rules::Rule;
 use crate::accuracy::score::{self, Bracket, Figure, Judged, Quantity, Summary, UnderstoodRun};
@@ -12,6 +12,7 @@ use crate::accuracy::spread::{Residual, Spread, prior_with, source};
 use crate::error::Result;
 use crate::measure::Measurement;
 use crate::predict::coefficients::FANLESS_SD;
+use crate::spec::run::Engine;
 use crate::tables::{ErrorGroup, ErrorRow, by_engine_and_chip};
 
 /// All that is known of how right the predictions are.
@@ -40,8 +41,8 @@ pub(crate) struct Accuracy {
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Line {
-    /// Who ran it.
-    pub engine: String,
+    /// What trained.
+    pub engine: Engine,
     /// What.
     pub quantity: Quantity,
     /// Where; `None` for all together.
@@ -110,13 +111,13 @@ impl Accuracy {
     /// The lines of the table: each engine and quantity, all together and by chip.
     pub(crate) fn lines(&self) -> Result<Vec<Line>> {
         let mut figures: Vec<&Figure> = self.figures.iter().collect();
-        figures.sort_by(|a, b| (&a.engine, a.quantity).cmp(&(&b.engine, b.quantity)));
-        let row = |f: &&Figure| (f.engine.clone(), f.quantity, f.chip.clone(), f.error(), f.inside());
+        figures.sort_by(|a, b| (a.engine.name(), a.quantity).cmp(&(b.engine.name(), b.quantity)));
+        let row = |f: &&Figure| (f.engine, f.quantity, f.chip.clone(), f.error(), f.inside());
         let owned: Vec<_> = figures.iter().map(row).collect();
         let rows: Vec<ErrorRow<'_>> = owned
             .iter()
             .map(|(engine, quantity, chip, error, inside)| ErrorRow {
-                engine,
+                engine: engine.name(),
                 quantity: quantity.name(),
                 chip,
                 error: *error,
@@ -124,9 +125,10 @@ impl Accuracy {
             })
             .collect();
         let quantity = |name: &str| owned.iter().find(|(_, q, ..)| q.name() == name).map(|(_, q, ..)| *q);
+        let engine = |name: &str| Engine::ALL.into_iter().find(|e| e.name() == name);
         let line = |g: ErrorGroup| {
             let summary = Summary { n: g.n, median: g.median, p95: g.p95, inside: g.inside };
-            Some(Line { engine: g.engine, quantity: quantity(&g.quantity)?, chip: g.chip, summary })
+            Some(Line { engine: engine(&g.engine)?, quantity: quantity(&g.quantity)?, chip: g.chip, summary })
         };
         Ok(by_engine_and_chip(&rows)?.into_iter().filter_map(line).collect())
     }
@@ -144,8 +146,9 @@ impl Accuracy {
 
     /// What was to be reached on published runs, and whether it is.
     pub(crate) fn goals(&self) -> Vec<Goal> {
-        let of =
-            |quantity| Summary::of(self.figures.iter().filter(move |f| f.engine == "mlx-lm" && f.quantity == quantity));
+        let of = |quantity| {
+            Summary::of(self.figures.iter().filter(move |f| f.engine == Engine::MlxLm && f.quantity == quantity))
+        };
         let mut goals = Vec::new();
         let mut goal = |what, wanted: String, got: String, reached| goals.push(Goal { what, wanted, got, reached });
         let inside_of = |s: Summary| format!("{} ({} of {})", percent(s.coverage()), s.inside, s.n);
@@ -181,8 +184,8 @@ impl Accuracy {
             goal("peak: between average and cap", format!("at least {}", percent(BRACKETED)), got, share >= BRACKETED);
         }
         let (fits, fails) = self.unsafe_verdicts();
-        let died = self.judged.iter().filter(|j| j.outcome == "oom").count();
-        let ok = self.judged.iter().filter(|j| j.outcome == "ok").count();
+        let died = self.judged.iter().filter(|j| j.outcome == Ending::Oom).count();
+        let ok = self.judged.iter().filter(|j| j.outcome == Ending::Ok).count();
         goal("out of memory, but said to fit", "none".into(), format!("{fits} of {died}"), fits == 0);
         goal("finished, but said to fail", "none".into(), format!("{fails} of {ok}"), fails == 0);
         goals
@@ -234,7 +237,7 @@ mod tests {
     fn figure(chip: &str, point: f64, measured: f64) -> Figure {
         Figure {
             id: format!("{chip} {measured}"),
-            engine: "mlx-lm".into(),
+            engine: Engine::MlxLm,
             chip: chip.into(),
             quantity: Quantity::PeakMemory,
             predicted: Estimate { point, low: 0.9 * point, high: 1.1 * point, level: 0.9 },
@@ -242,8 +245,8 @@ mod tests {
         }
     }
 
-    fn judged(outcome: &str, verdict: Verdict, surely_fails: bool) -> Judged {
-        Judged { id: "j".into(), machine: "m".into(), outcome: outcome.into(), verdict, surely_fails }
+    fn judged(outcome: Ending, verdict: Verdict, surely_fails: bool) -> Judged {
+        Judged { id: "j".into(), machine: "m".into(), outcome, verdict, surely_fails }
     }
 
     #[test]
@@ -256,10 +259,10 @@ mod tests {
             figures,
             brackets: vec![bracket(1.5), bracket(2.5)],
             judged: vec![
-                judged("oom", Verdict::Fits, false),
-                judged("oom", Verdict::Tight, false),
-                judged("ok", Verdict::DoesNotFit, true),
-                judged("swap", Verdict::DoesNotFit, true),
+                judged(Ending::Oom, Verdict::Fits, false),
+                judged(Ending::Oom, Verdict::Tight, false),
+                judged(Ending::Ok, Verdict::DoesNotFit, true),
+                judged(Ending::Swap, Verdict::DoesNotFit, true),
             ],
             ..Accuracy::default()
         };

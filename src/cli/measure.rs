@@ -12,7 +12,7 @@ use crate::units::{Bytes, Seconds};
 /// Where measurements are kept, and under which limit they are made.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct MeasureArgs {
-    /// Folder of measurements [default: ./results if it exists, else the user's data folder]
+    /// Folder of measurements [default: $HEADROOM_RESULTS, ./results or the user's data folder]
     #[arg(long, value_name = "DIR")]
     pub results: Option<PathBuf>,
     /// Memory limit of the training process [default: the free memory]

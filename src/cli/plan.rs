@@ -24,7 +24,7 @@ pub(crate) struct MachineArgs {
     /// Major version of macOS on that Mac; Metal may use less memory up to version 15
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(13..100))]
     pub macos: Option<u32>,
-    /// Folder of measurements to calibrate with [default: ./results if it exists, else the user's data folder]
+    /// Folder of measurements to calibrate with [default: $HEADROOM_RESULTS, ./results or the user's data folder]
     #[arg(long, value_name = "DIR")]
     pub results: Option<PathBuf>,
 }

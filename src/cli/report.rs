@@ -19,7 +19,7 @@ pub(crate) struct ReportArgs {
     /// Folder of reports
     #[arg(long, value_name = "DIR", default_value = "reports")]
     pub reports: PathBuf,
-    /// Folder of measurements [default: ./results if it exists, else the user's data folder]
+    /// Folder of measurements [default: $HEADROOM_RESULTS, ./results or the user's data folder]
     #[arg(long, value_name = "DIR")]
     pub results: Option<PathBuf>,
 }
@@ -36,7 +36,7 @@ pub(crate) enum ReportOf {
 /// `headroom report accuracy`
 #[derive(Args, Clone, Debug)]
 pub(crate) struct AccuracyArgs {
-    /// Folder of measurements to add to the bundled published runs [default: ./results if it exists]
+    /// Folder of measurements to add to the bundled published runs [default: as for `plan`]
     #[arg(long, value_name = "DIR")]
     pub results: Option<PathBuf>,
     /// Published runs in the columns of results/field/runs.csv [default: the bundled ones]

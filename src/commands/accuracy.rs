@@ -29,7 +29,12 @@ pub(crate) fn run(args: &AccuracyArgs, output: &Output) -> Result<Answer> {
         None => field::read(field::BUNDLED, &path)?,
     };
     let said = other_planners::read(other_planners::BUNDLED, "results/other-planners/predictions.csv".as_ref())?;
-    let measurements = measurements(&inputs::results(args.results.as_ref())?)?;
+    let results = inputs::results(args.results.as_ref())?;
+    // Somebody who has measured nothing yet has no folder, but one that was named is there.
+    if args.results.is_some() && !results.is_dir() {
+        return Err(store::reading(&results)(std::io::ErrorKind::NotFound.into()));
+    }
+    let measurements = measurements(&results)?;
     if published.is_empty() && measurements.is_empty() {
         return Err(Error::Data { path, reason: "it has no rows".into() });
     }
@@ -46,7 +51,7 @@ pub(crate) fn run(args: &AccuracyArgs, output: &Output) -> Result<Answer> {
 /// Measurements of every machine that has a folder.
 fn measurements(results: &Path) -> Result<Vec<Measurement>> {
     let mut all = Vec::new();
-    for folder in if results.is_dir() { store::folders_in(results)? } else { Vec::new() } {
+    for folder in store::folders_in(results)? {
         let path = folder.join("measurements.csv");
         // Measurements that another script made have columns of their own.
         let (columns, _) = store::read_csv(&path)?;

@@ -35,7 +35,7 @@ pub(crate) struct Calibrated {
     /// Share of the choice's speed that is lost on the average against the best one.
     pub regret: Option<f64>,
     /// What activation checkpointing costs, as measured, in a sentence.
-    pub levers: Option<String>,
+    pub trade_offs: Option<String>,
     /// Measurements that the calibration rests on.
     pub runs: usize,
     /// What is expected of the planned run, before and after.
@@ -75,7 +75,7 @@ pub(crate) fn calibrate(session: &mut Session, what: &Calibrating<'_>, output: &
         ended: trials.ended,
         choice: trials.choice,
         regret: trials.regret,
-        levers: trials.price.as_ref().map(price),
+        trade_offs: trials.price.as_ref().map(price),
         runs: session.calibration.runs,
         changes: changes.iter().map(|c| (c.quantity.name(), [c.before, c.after])).collect(),
         calibration: session.calibration.clone(),
@@ -149,16 +149,16 @@ impl Calibrated {
             }
             _ => "  No execution is certain to fit".into(),
         };
-        let levers = self.levers.as_ref().map_or(String::new(), |levers| format!("\n{levers}"));
-        format!("{choice}{levers}\n  {}", self.ended.map_or("", says))
+        let trade_offs = self.trade_offs.as_ref().map_or(String::new(), |told| format!("\n{told}"));
+        format!("{choice}{trade_offs}\n  {}", self.ended.map_or("", says))
     }
 }
 
 fn name(run: &RunConfig) -> String {
     let (r, e) = (&run.recipe, &run.execution);
-    let recompute = if e.grad_checkpoint { ", activation checkpointing" } else { "" };
+    let checkpointed = if e.grad_checkpoint { ", activation checkpointing" } else { "" };
     let (batch, length, rank, weights) = (e.batch_size, r.max_seq_length, r.lora.rank, e.weights.name());
-    format!("{batch} x {length} tokens, rank {rank}, {weights}{recompute}")
+    format!("{batch} x {length} tokens, rank {rank}, {weights}{checkpointed}")
 }
 
 /// What a trial showed, in a few words.

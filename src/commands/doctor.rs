@@ -10,7 +10,7 @@ use crate::plan::{Verdict, assess};
 use crate::predict::calibration::Calibration;
 use crate::predict::{ASSUMED_EXAMPLES, Request};
 use crate::report::doctor::{
-    Row, {self as page},
+    Row, Trains, {self as page},
 };
 use crate::spec::machine::Machine;
 use crate::spec::model::catalogue;
@@ -68,9 +68,9 @@ fn judge(machine: &Machine) -> Result<Vec<Row>> {
             model: entry.id.clone(),
             parameters: entry.parameters,
             verdict: match found.verdict {
-                Verdict::Fits => "yes",
-                Verdict::Tight | Verdict::Pages => "tight",
-                Verdict::DoesNotFit => "no",
+                Verdict::Fits => Trains::Yes,
+                Verdict::Tight | Verdict::Pages => Trains::Tight,
+                Verdict::DoesNotFit => Trains::No,
             },
             memory_bytes: found.prediction.footprint.high,
             tokens_per_s: found.prediction.tokens_per_s.point,

@@ -1,4 +1,4 @@
-//! From the command line to the exit code: parse, run, and say what went wrong.
+//! From the command line to the exit code: parse, dispatch, and say what went wrong.
 
 use std::error::Error as _;
 use std::io::{ErrorKind, Write};
@@ -7,9 +7,13 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use clap::Parser;
 
-use crate::cli::Cli;
-use crate::commands::{Answer, interrupt, run};
-use crate::error::Error;
+use crate::cli::report::ReportOf;
+use crate::cli::{Cli, Command};
+use crate::commands::output::{Answer, Output};
+use crate::commands::{
+    accuracy, auto, calibrate, doctor, export, generate, interrupt, launch, plan, predict, report, sweep, trial,
+};
+use crate::error::{Error, Result};
 use crate::report::layout::printable;
 
 /// Does what was typed; the exit code is 0 for yes, 1 for no, 2 for an error, and 128 and its number after a signal.
@@ -26,6 +30,28 @@ pub fn main() -> ExitCode {
                 _ => error.exit_code(),
             })
         }
+    }
+}
+
+/// Calls the verb that was typed.
+fn run(cli: &Cli) -> Result<Answer> {
+    let output = Output::new(cli.output);
+    match &cli.command {
+        Command::Plan(args) => plan::run(args, &output),
+        Command::Predict(args) => predict::run(args, &output),
+        Command::Sweep(args) => sweep::run(args, &output),
+        Command::Doctor(args) => doctor::run(args, &output),
+        Command::Calibrate(args) => calibrate::run(args, &output).map(|_| Answer::Yes),
+        Command::Launch(args) => launch::run(args, &output).map(|_| Answer::Yes),
+        Command::Auto(args) => auto::run(args, &output).map(|_| Answer::Yes),
+        Command::Report(args) => match &args.of {
+            Some(ReportOf::Accuracy(args)) => accuracy::run(args, &output),
+            Some(ReportOf::Guides(args)) => accuracy::guides(args, &output),
+            None => report::run(args, &output).map(|_| Answer::Yes),
+        },
+        Command::Generate(args) => generate::run(args, &output),
+        Command::Export(args) => export::run(args, &output),
+        Command::Trial(args) => trial::run(args).map(|()| Answer::Yes),
     }
 }
 

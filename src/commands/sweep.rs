@@ -180,7 +180,7 @@ fn row(machine: &Machine, values: &[String], a: &Assessment) -> Row {
         machine: machine.name.clone(),
         values: values.to_vec(),
         verdict: a.verdict,
-        binds: binding.map_or("", |l| l.name),
+        binds: binding.map_or("", |l| l.kind.name()),
         memory_bytes: memory,
         peak_memory_bytes: p.peak_memory,
         footprint_bytes: p.footprint,

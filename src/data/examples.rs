@@ -137,7 +137,7 @@ pub(crate) fn parsed(row: &str, path: &Path, line: usize) -> Result<serde_json::
         let hint = "split it into several; tokens beyond `max_seq_length` would be cut off";
         return Err(wrong(format!("is {long}, and a row may have at most {most}"), hint));
     }
-    serde_json::from_str(row).map_err(|e| wrong(format!("is no JSON: {e}"), FORMS))
+    serde_json::from_str(row).map_err(|e| wrong(format!("is not valid JSON: {e}"), FORMS))
 }
 
 #[cfg(test)]

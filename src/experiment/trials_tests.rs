@@ -140,5 +140,5 @@ fn what_needs_as_much_as_a_run_that_died_is_never_chosen() {
     let request = Request { spec, machine, run, lengths: Some(&padded), calibration: &calibration };
     let assessment = crate::plan::assess(&request, 0.99, None).unwrap();
     assert_eq!(assessment.verdict, crate::plan::Verdict::DoesNotFit);
-    assert!(assessment.fits_by_formula() && assessment.binding().unwrap().name == crate::plan::DIED);
+    assert!(assessment.fits_by_formula() && assessment.binding().unwrap().kind == crate::plan::LimitKind::DiedHere);
 }

@@ -272,7 +272,7 @@ mod tests {
         assert!(with("machine", "").unwrap_err().contains("machine"));
         let nonsense = "not a possible value";
         for (column, cell, said) in [
-            ("schema", "999", "`schema` is 999, but this version reads 1"),
+            ("schema", "999", "`schema` is 999, but this version of headroom reads 1"),
             ("schema", "", "schema"),
             ("schema", "-1", "`-1`"),
             ("measured.step_time_s", "1e-300", nonsense),

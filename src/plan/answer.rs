@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::plan::assessment::Assessment;
 use crate::plan::levers::Lever;
+use crate::plan::limit::LimitKind;
 use crate::spec::run::RunConfig;
 
 /// A run and what it takes.
@@ -41,8 +42,8 @@ pub enum Binding {
     Memory {
         /// Which.
         model: String,
-        /// Name of the limit.
-        name: String,
+        /// The limit.
+        name: LimitKind,
     },
     /// There is nothing larger to take, or the model was given.
     Nothing,

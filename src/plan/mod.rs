@@ -5,6 +5,8 @@ pub(crate) mod ask;
 mod assessment;
 mod defaults;
 mod levers;
+mod limit;
+pub(crate) mod prediction_file;
 pub(crate) mod risks;
 pub(crate) mod search;
 
@@ -13,6 +15,7 @@ pub use self::ask::{Ask, Held};
 pub use self::assessment::*;
 pub(crate) use self::defaults::*;
 pub(crate) use self::levers::{Lever, levers};
+pub use self::limit::{Limit, LimitKind};
 pub use self::search::plan;
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ impl Search<'_> {
         let recipe = &best.run.recipe;
         let lean = self.leanest(model, recipe.max_seq_length, recipe.lora.rank)?.assessment;
         Ok(match lean.binding().filter(|_| !lean.fits()) {
-            Some(limit) => Binding::Memory { model: model.name.clone(), name: limit.name.into() },
+            Some(limit) => Binding::Memory { model: model.name.clone(), name: limit.kind },
             None => Binding::Time { model: model.name.clone() },
         })
     }
@@ -177,7 +177,7 @@ impl Search<'_> {
             Some(l) => {
                 let larger = self.smallest_mac(smallest, seq, rank)?;
                 let weights = self.format_that_fits(smallest, seq, rank)?;
-                Error::NothingFits { what, needs: l.high, name: l.name, limit: l.limit, weights, larger }
+                Error::NothingFits { what, needs: l.high, name: l.kind.name(), limit: l.limit, weights, larger }
             }
             None => Error::TooSlow {
                 what,

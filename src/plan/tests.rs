@@ -98,7 +98,7 @@ fn a_budget_below_the_machine_binds() {
     let case = Case::new(16.0);
     let budget = Some(Bytes::from_gib(2.0));
     let found = plan(&Ask { budget, ..case.ask() }).unwrap();
-    assert_eq!(found.best.assessment.binding().unwrap().name, BUDGET);
+    assert_eq!(found.best.assessment.binding().unwrap().kind, LimitKind::MemoryLimit);
     assert!(found.best.assessment.prediction.footprint.high <= Bytes::from_gib(2.0));
 }
 

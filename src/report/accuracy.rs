@@ -11,10 +11,12 @@ use crate::accuracy::rules::Rule;
 use crate::accuracy::score::{Figure, LEVEL, Quantity};
 use crate::accuracy::table::{Goal, Line};
 use crate::error::Result;
+use crate::report::columns::{self, Side, indented};
 use crate::report::compare;
 use crate::report::layout::paint;
 use crate::report::page::{self, Picture};
 use crate::report::plot::{self, Interval};
+use crate::spec::run::Engine;
 use crate::units::Bytes;
 
 const BOLD: Style = Style::new().bold();
@@ -53,26 +55,31 @@ fn figures(all: &Accuracy, lines: &[Line], width: usize, level: f64) -> String {
     if lines.is_empty() {
         return String::new();
     }
-    let worst = if width >= WIDE { "   worst" } else { "" };
-    let title = format!("{:<36}{:>5}{:>10}{:>10}", "longest batch known", "n", "median", "p95");
-    let mut out = format!("\n{}   inside {level:.0} %{worst}\n", paint(&title, BOLD));
+    let mut head = bold(["longest batch known", "n", "median", "p95", &format!("inside {level:.0} %")]);
+    if width >= WIDE {
+        head.push(paint("worst", BOLD));
+    }
+    let mut rows = vec![head];
     for line in lines {
         let s = &line.summary;
         let name = match &line.chip {
-            None => format!("{}, {}", line.engine, line.quantity.name()),
+            None => format!("{}, {}", line.engine.name(), line.quantity.name()),
             Some(chip) if chip.is_empty() => "    chip not stated".into(),
             Some(chip) => format!("    {chip}"),
         };
         let inside = format!("{} of {}", s.inside, s.n);
-        let _ = write!(out, "{name:<36}{:>5}{:>10}{:>10}{inside:>14}", s.n, percent(s.median), percent(s.p95));
-        if width >= WIDE
-            && let Some(f) = worst_of(all, line)
-        {
-            let _ = write!(out, "   {} {}", f.id, signed(f.error()));
+        let mut row = vec![name, s.n.to_string(), percent(s.median), percent(s.p95), inside];
+        if width >= WIDE {
+            row.extend(worst_of(all, line).map(|f| format!("{} {}", f.id, signed(f.error()))));
         }
-        out.push('\n');
+        rows.push(row);
     }
-    out
+    let sides = [Side::Left, Side::Right, Side::Right, Side::Right, Side::Right, Side::Left];
+    format!("\n{}", indented(&columns::lines(&rows, &sides), 0))
+}
+
+fn bold<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(|cell| paint(cell, BOLD)).to_vec()
 }
 
 /// The figure of a line that was furthest off.
@@ -89,10 +96,7 @@ fn brackets(all: &Accuracy) -> String {
     }
     let (n, inside) = (all.brackets.len(), all.bracketed());
     let mut out = format!("\n{}\n", paint("only the average length known", BOLD));
-    let _ = writeln!(
-        out,
-        "{inside} of {n} measured peaks lie between the predictions for the average and the maximum length"
-    );
+    let _ = writeln!(out, "{inside} of {n} measured peaks lie between those predicted for average and maximum");
     for b in all.brackets.iter().filter(|b| !b.inside()) {
         let gib = |v: f64| Bytes::from_f64(v).to_string();
         let chip = if b.chip.is_empty() { "chip not stated" } else { &b.chip };
@@ -103,42 +107,39 @@ fn brackets(all: &Accuracy) -> String {
 }
 
 fn goals(all: &[Goal]) -> String {
-    let title = format!("{:<44}{:>14}{:>20}", "goals on published runs", "wanted", "got");
-    let mut out = format!("\n{}\n", paint(&title, BOLD));
+    let mut rows = vec![bold(["goals on published runs", "wanted", "got"])];
     for goal in all {
-        let (word, colour) = if goal.reached { ("reached", AnsiColor::Green) } else { ("missed", AnsiColor::Red) };
-        let word = paint(&format!("{word:<9}"), Style::new().fg_color(Some(colour.into())));
-        let _ = writeln!(out, "{word}{:<35}{:>14}{:>20}", goal.what, goal.wanted, goal.got);
+        let (word, colour) = if goal.reached { ("reached", AnsiColor::Green) } else { ("missed ", AnsiColor::Red) };
+        let word = paint(word, Style::new().fg_color(Some(colour.into())));
+        rows.push(vec![format!("{word}  {}", goal.what), goal.wanted.clone(), goal.got.clone()]);
     }
-    out
+    format!("\n{}", indented(&columns::lines(&rows, &[Side::Left, Side::Right]), 0))
 }
 
 fn neighbours(all: &[PlannerScore]) -> String {
     if all.is_empty() {
         return String::new();
     }
-    let title = format!("{:<36}{:>5}{:>10}{:>10}{:>9}", "other planners, peak memory", "n", "median", "p95", "bias");
-    let mut out = format!("\n{}\n", paint(&title, BOLD));
+    let mut rows = vec![bold(["other planners, peak memory", "n", "median", "p95", "bias"])];
     for n in all {
         let refused = if n.refused > 0 { format!(", refuses {}", n.refused) } else { String::new() };
         let tool = format!("{}{refused}", n.tool);
-        let (median, p95) = (percent(n.median), percent(n.p95));
-        let _ = writeln!(out, "{tool:<36}{:>5}{median:>10}{p95:>10}{:>9}", n.n, signed(n.bias));
-        let (median, p95) = (percent(n.ours.median), percent(n.ours.p95));
-        let _ = writeln!(out, "    headroom on the same rows         {:>5}{median:>10}{p95:>10}", n.ours.n);
+        rows.push(vec![tool, n.n.to_string(), percent(n.median), percent(n.p95), signed(n.bias)]);
+        let ours = &n.ours;
+        let name = "    Headroom on the same rows".to_owned();
+        rows.push(vec![name, ours.n.to_string(), percent(ours.median), percent(ours.p95)]);
     }
-    out
+    format!("\n{}", indented(&columns::lines(&rows, &[Side::Left, Side::Right]), 0))
 }
 
 fn left_out(all: &Accuracy) -> String {
     if all.left_out.is_empty() {
         return String::new();
     }
-    let mut out = format!("\n{}\n", paint("left out, by rule", BOLD));
-    for (rule, count) in &all.left_out {
-        let _ = writeln!(out, "{count:>5}  {}{}", of_what(*rule), rule.name());
-    }
-    out
+    let row = |(rule, count): (&Rule, &usize)| vec![count.to_string(), format!("{}{}", of_what(*rule), rule.name())];
+    let rows: Vec<_> = all.left_out.iter().map(row).collect();
+    let lines = columns::lines(&rows, &[Side::Right, Side::Left]);
+    format!("\n{}\n{}", paint("left out, by rule", BOLD), indented(&lines, 2))
 }
 
 /// What a rule leaves out, where it is less than the row.
@@ -212,7 +213,7 @@ pub(crate) fn render(all: &Accuracy) -> Result<String> {
 fn line_row(line: &Line) -> [String; 5] {
     let s = &line.summary;
     let place = match &line.chip {
-        None => format!("{}, {}", line.engine, line.quantity.name()),
+        None => format!("{}, {}", line.engine.name(), line.quantity.name()),
         Some(chip) if chip.is_empty() => "\u{2003}chip not stated".into(),
         Some(chip) => format!("\u{2003}{chip}"),
     };
@@ -249,7 +250,7 @@ fn figure_row(f: &Figure) -> [String; 7] {
 fn pictures(all: &Accuracy) -> Result<Vec<Picture>> {
     let mut pictures = Vec::new();
     for (quantity, title) in [(Quantity::PeakMemory, "Peak memory"), (Quantity::Speed, "Speed")] {
-        let of = |f: &&Figure| f.quantity == quantity && f.engine == "mlx-lm";
+        let of = |f: &&Figure| f.quantity == quantity && f.engine == Engine::MlxLm;
         let row = |f: &Figure| Interval { label: f.id.clone(), predicted: f.predicted, measured: Some(f.measured) };
         let rows: Vec<Interval> = all.figures.iter().filter(of).map(row).collect();
         if !rows.is_empty() {

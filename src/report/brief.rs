@@ -3,22 +3,13 @@
 use crate::predict::Prediction;
 use crate::predict::calibration::Calibration;
 use crate::predict::coefficients::Coefficient;
+use crate::report::columns::{self, Side, indented};
 use crate::report::compare::{Change, Comparison, Quantity};
 use crate::units::Bytes;
 
 /// Columns side by side: the first to the left, the others to the right.
 fn aligned(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |i: usize| rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().enumerate().map(|(i, cell)| {
-            let w = widths[i];
-            if i == 0 { format!("{cell:<w$}") } else { format!("{cell:>w$}") }
-        });
-        format!("  {}", cells.collect::<Vec<_>>().join("   ")).trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    indented(&columns::lines(rows, &[Side::Left, Side::Right]), 2).trim_end().to_owned()
 }
 
 fn cells<const N: usize>(words: [&str; N]) -> Vec<String> {

@@ -1,41 +1,10 @@
 //! A run beside what was predicted of it.
 
-use std::collections::HashMap;
-
-use serde::{Deserialize, Serialize};
-
-use crate::cost::ledger::{Item, MemoryLedger, Phase};
 use crate::measure::{Measurement, Predicted};
+use crate::plan::prediction_file::PredictionFile;
 use crate::spec::record::{Outcome, Step, Validation};
 use crate::spec::run::RunConfig;
 use crate::units::{Bytes, Estimate, Seconds};
-
-/// What `prediction.json` holds, as far as a report needs it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct PredictionFile {
-    /// Highest allocation of tensors.
-    pub peak_memory_bytes: Estimate<Bytes>,
-    /// Highest memory of the process.
-    pub footprint_bytes: Estimate<Bytes>,
-    /// Tokens of the examples per second.
-    pub tokens_per_s: Estimate<f64>,
-    /// One optimizer step.
-    pub step_time_s: Estimate<Seconds>,
-    /// The whole run.
-    pub total_time_s: Estimate<Seconds>,
-    /// What is in memory at the tallest moment: `phase` is `resident`, or the phase of that moment.
-    pub ledger: Vec<LedgerLine>,
-    /// What is in memory in every phase of a step, in their order.
-    #[serde(default)]
-    pub timeline: Vec<LedgerLine>,
-    /// Limits that it was held to.
-    #[serde(default)]
-    pub limits: Vec<LimitLine>,
-    /// Parameters that learn.
-    pub trainable_params: u64,
-    /// All parameters.
-    pub total_params: u64,
-}
 
 /// Whether a process works on a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,66 +20,13 @@ pub(crate) enum Activity {
     GaveUp,
 }
 
-/// One thing in memory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct LedgerLine {
-    /// What it is.
-    pub name: String,
-    /// Its size.
-    pub bytes: Bytes,
-    /// When it is there.
-    pub phase: String,
-}
-
-/// One limit.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct LimitLine {
-    /// Which.
-    pub name: String,
-    /// Where it is.
-    pub limit: Bytes,
-    /// What was predicted to be held against it.
-    pub predicted: Bytes,
-}
-
-/// Phase of what is there from loading to the end.
-pub(crate) const RESIDENT: &str = "resident";
-
-/// A ledger as lines.
-pub(crate) fn ledger_lines(ledger: &MemoryLedger) -> Vec<LedgerLine> {
-    let line =
-        |item: &Item, phase: &str| LedgerLine { name: item.name.clone(), bytes: item.bytes, phase: phase.into() };
-    let resident = ledger.resident.iter().map(|item| line(item, RESIDENT));
-    let phases = ledger.phases.iter().flat_map(|phase| phase.items.iter().map(|item| line(item, &phase.name)));
-    resident.chain(phases).collect()
-}
-
-impl PredictionFile {
-    /// As a row of measurements keeps it.
-    pub(crate) fn predicted(&self) -> Predicted {
-        Predicted {
-            peak_memory_bytes: Some(self.peak_memory_bytes),
-            footprint_bytes: Some(self.footprint_bytes),
-            tokens_per_s: Some(self.tokens_per_s),
-            step_time_s: Some(self.step_time_s.map(|s| s.0)),
-        }
-    }
-
-    /// The lines as resident items and phases again.
-    pub(crate) fn phases(&self) -> (Vec<Item>, Vec<Phase>) {
-        let item = |line: &LedgerLine| Item { name: line.name.clone(), bytes: line.bytes };
-        let lines = if self.timeline.is_empty() { &self.ledger } else { &self.timeline };
-        let resident = lines.iter().filter(|l| l.phase == RESIDENT).map(item).collect();
-        let mut phases: Vec<Phase> = Vec::new();
-        let mut places: HashMap<&str, usize> = HashMap::new();
-        for line in lines.iter().filter(|l| l.phase != RESIDENT) {
-            let place = *places.entry(&line.phase).or_insert(phases.len());
-            if place == phases.len() {
-                phases.push(Phase { name: line.phase.clone(), items: Vec::new() });
-            }
-            phases[place].items.push(item(line));
-        }
-        (resident, phases)
+/// A prediction as a row of measurements keeps it.
+pub(crate) fn predicted(file: &PredictionFile) -> Predicted {
+    Predicted {
+        peak_memory_bytes: Some(file.peak_memory_bytes),
+        footprint_bytes: Some(file.footprint_bytes),
+        tokens_per_s: Some(file.tokens_per_s),
+        step_time_s: Some(file.step_time_s.map(|s| s.0)),
     }
 }
 

@@ -1,13 +1,24 @@
 //! A machine and the models it can train, as text.
 
-use std::fmt::Write;
-
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
+use crate::report::columns::{self, Side, indented};
 use crate::report::layout::paint;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, short_count};
+
+/// Whether a model can be trained in its smallest setup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Trains {
+    /// Its upper bound is under every limit.
+    Yes,
+    /// What is most likely is under every limit, the upper bound is not.
+    Tight,
+    /// It is over a limit.
+    No,
+}
 
 /// A model and whether it can be trained here.
 #[derive(Clone, Debug, Serialize)]
@@ -16,8 +27,8 @@ pub(crate) struct Row {
     pub model: String,
     /// Its size.
     pub parameters: u64,
-    /// `yes`, `tight` or `no`.
-    pub verdict: &'static str,
+    /// Whether it can be trained.
+    pub verdict: Trains,
     /// Upper bound of what it takes at its leanest.
     pub memory_bytes: Bytes,
     /// Most likely speed.
@@ -28,9 +39,8 @@ pub(crate) struct Row {
 pub(crate) fn machine(machine: &Machine) -> String {
     let metal = machine.accelerator == Accelerator::Metal;
     let mut out = format!("{}\n", paint(&machine.name, Style::new().bold()));
-    let mut fact = |name: &str, value: String| {
-        let _ = writeln!(out, "  {name:<20}{value}");
-    };
+    let mut facts = Vec::new();
+    let mut fact = |name: &str, value: String| facts.push(vec![name.to_owned(), value]);
     fact("memory", format!("{}, {} free for a run", machine.memory, machine.available));
     if metal {
         fact("Metal working set", format!("{}, buffers up to {}", machine.working_set, machine.max_buffer));
@@ -47,28 +57,25 @@ pub(crate) fn machine(machine: &Machine) -> String {
         fact("cooling", "none (it slows down after minutes)".into());
     }
     fact("figures from", machine.source.clone());
+    out += &indented(&columns::lines(&facts, &[Side::Left]), 2);
     out
 }
 
 /// The models, smallest first.
 pub(crate) fn models(rows: &[Row], seq: usize) -> String {
-    let mut out =
-        format!("\nLoRA at {seq} tokens, smallest setup{:>22}{:>8}{:>11}{:>9}\n", "size", "train", "at most", "tok/s");
+    let title = format!("LoRA at {seq} tokens, smallest setup");
+    let head = [title.as_str(), "size", "train", "at most", "tok/s"];
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
     for row in rows {
-        let colour = match row.verdict {
-            "yes" => AnsiColor::Green,
-            "tight" => AnsiColor::Yellow,
-            _ => AnsiColor::Red,
+        let (word, colour) = match row.verdict {
+            Trains::Yes => ("yes", AnsiColor::Green),
+            Trains::Tight => ("tight", AnsiColor::Yellow),
+            Trains::No => ("no", AnsiColor::Red),
         };
-        let verdict = paint(&format!("{:>6}", row.verdict), Style::new().fg_color(Some(colour.into())));
-        let speed = if row.verdict == "no" { "-".into() } else { format!("{:.0}", row.tokens_per_s) };
-        let _ = writeln!(
-            out,
-            "  {:<46}{:>8}  {verdict}{:>11}{speed:>9}",
-            row.model,
-            short_count(row.parameters),
-            row.memory_bytes
-        );
+        let verdict = paint(word, Style::new().fg_color(Some(colour.into())));
+        let speed = if row.verdict == Trains::No { "-".into() } else { format!("{:.0}", row.tokens_per_s) };
+        let size = short_count(row.parameters);
+        lines.push(vec![format!("  {}", row.model), size, verdict, row.memory_bytes.to_string(), speed]);
     }
-    out
+    format!("\n{}", indented(&columns::lines(&lines, &[Side::Left, Side::Right]), 0))
 }

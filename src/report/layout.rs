@@ -3,24 +3,25 @@
 //! Names, templates, model answers and messages of libraries come from files of others, and a terminal obeys what they
 //! hold: it changes its title, its clipboard, what is already on the screen. So whatever is printed goes through
 //! [`printable`], which shows control characters in the place of sending them. Our own styles are written as
-//! noncharacters of Unicode until then, and become escape sequences there and nowhere else: text that brings such a
-//! noncharacter along can make itself bold or coloured, and no more.
+//! characters that Unicode has left unassigned and without width until then, so that tables know how wide a cell is, and
+//! become escape sequences there and nowhere else: text that brings such a character along can make itself bold or
+//! coloured, and no more.
 
 use std::fmt::Write;
 
 use anstyle::{AnsiColor, Color, Effects, Reset, Style};
 
-const RESET: char = '\u{fdd0}';
-const BOLD: char = '\u{fdd1}';
-const DIM: char = '\u{fdd2}';
+const RESET: char = '\u{e0080}';
+const BOLD: char = '\u{e0081}';
+const DIM: char = '\u{e0082}';
 const COLOURS: [(char, AnsiColor); 7] = [
-    ('\u{fdd3}', AnsiColor::Red),
-    ('\u{fdd4}', AnsiColor::Green),
-    ('\u{fdd5}', AnsiColor::Yellow),
-    ('\u{fdd6}', AnsiColor::Blue),
-    ('\u{fdd7}', AnsiColor::Magenta),
-    ('\u{fdd8}', AnsiColor::Cyan),
-    ('\u{fdd9}', AnsiColor::BrightBlue),
+    ('\u{e0083}', AnsiColor::Red),
+    ('\u{e0084}', AnsiColor::Green),
+    ('\u{e0085}', AnsiColor::Yellow),
+    ('\u{e0086}', AnsiColor::Blue),
+    ('\u{e0087}', AnsiColor::Magenta),
+    ('\u{e0088}', AnsiColor::Cyan),
+    ('\u{e0089}', AnsiColor::BrightBlue),
 ];
 
 /// Text in a style: bold, dimmed and the colours above.

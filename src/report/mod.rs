@@ -3,6 +3,7 @@
 pub(crate) mod accuracy;
 pub(crate) mod bar;
 pub(crate) mod brief;
+pub(crate) mod columns;
 pub(crate) mod compare;
 pub(crate) mod compare_csv;
 pub(crate) mod doctor;

@@ -1,6 +1,9 @@
 use super::*;
 use crate::measure::{Measured, Place};
-use crate::report::compare::{Activity, Change, LedgerLine, LimitLine, RESIDENT};
+use crate::plan::prediction_file::{LedgerLine, LimitLine, RESIDENT};
+use crate::plan::{LimitKind, Verdict};
+use crate::predict::Basis;
+use crate::report::compare::{Activity, Change};
 use crate::spec::record::{Job, Outcome, Step};
 use crate::spec::run::RunConfig;
 
@@ -31,9 +34,16 @@ fn prediction() -> PredictionFile {
             line("MLP activations", 240, "backward"),
             line("gradients", 9, "backward"),
         ],
+        energy_wh: None,
+        steps: 120,
         timeline: vec![],
+        verdict: Verdict::Fits,
+        confidence: 0.99,
+        basis: Basis::Formula,
+        outside_what_was_checked: false,
+        surely_fails: false,
         limits: vec![LimitLine {
-            name: "free memory".into(),
+            name: LimitKind::FreeMemory,
             limit: Bytes::from_mib(900),
             predicted: Bytes::from_mib(762),
         }],
@@ -100,7 +110,7 @@ fn a_page_is_whole_safe_and_always_the_same() {
     assert_eq!(page.matches("://").count(), page.matches("http://www.w3.org/2000/svg").count());
     assert!(page.contains("It fit and it finished; 4 of 5 measured figures"), "{page}");
     assert!(page.contains("763 MiB") && page.contains("peak is 656 MiB in \u{201c}backward\u{201d}"));
-    assert!(page.contains("validation rows the lowest loss was 1.290, after step 100"));
+    assert!(page.contains("lowest validation loss was 1.290, after step 100"));
     assert_eq!(page.matches("<svg").count(), 4);
     if let Ok(folder) = std::env::var("HEADROOM_TEST_PAGES") {
         std::fs::write(format!("{folder}/one.html"), &page).unwrap();
@@ -147,7 +157,7 @@ fn a_run_that_went_on_has_no_end_yet() {
     run.record.as_mut().unwrap().outcome = Outcome::Crashed { at_step: 0, reason: "signal 9".into() };
     assert!(ended(&run).starts_with("It died after step 0"));
     run.record = None;
-    assert!(ended(&run).contains("ended without a word, after step 120"));
+    assert!(ended(&run).contains("ended without a report, after step 120"));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use anstyle::{AnsiColor, Color, Style};
 use serde::Serialize;
 
 use crate::plan::Verdict;
+use crate::report::columns::{self, Side, indented};
 use crate::report::layout::paint;
 use crate::units::{Bytes, Estimate, Seconds};
 
@@ -157,38 +158,43 @@ impl Sweep {
             let _ = writeln!(out, "{were} measured; runs that need as much memory are not counted as fitting");
         }
         let _ = writeln!(out);
-        let mut columns: Vec<(&str, usize)> =
+        let mut fields: Vec<(&str, usize)> =
             self.varied.iter().enumerate().map(|(i, f)| column(i, f, &shown)).collect();
         // Where the line is short, the time goes, which follows from the speed; then the widest values are cut.
         let taken = |columns: &[(&str, usize)]| {
-            2 + columns.iter().map(|(_, w)| w + 2).sum::<usize>() + 9 + 8 + if best.is_empty() { 6 } else { 0 }
+            2 + columns.iter().map(|(_, w)| w + 2).sum::<usize>() + 10 + 8 + if best.is_empty() { 7 } else { 0 }
         };
-        let timed = taken(&columns) + TIME <= width;
-        while taken(&columns) > width
-            && let Some(widest) = columns.iter_mut().max_by_key(|(_, w)| *w).filter(|(_, w)| *w > NARROWEST)
+        let timed = taken(&fields) + TIME <= width;
+        while taken(&fields) > width
+            && let Some(widest) = fields.iter_mut().max_by_key(|(_, w)| *w).filter(|(_, w)| *w > NARROWEST)
         {
             widest.1 -= 1;
         }
-        let mut head = String::from("  ");
-        columns.iter().for_each(|(title, w)| _ = write!(head, "{title:<w$.w$}  "));
-        let time = if timed { format!("{:>TIME$}", "time") } else { String::new() };
-        let _ =
-            writeln!(out, "{head}{}{:>9}{:>8}{time}", if best.is_empty() { "      " } else { "" }, "at most", "tok/s");
+        let named = best.is_empty();
+        let mut sides = vec![Side::Left; fields.len() + usize::from(named)];
+        sides.push(Side::Right);
+        let cut = |text: &str, w: usize| text.chars().take(w).collect::<String>();
+        let mut head: Vec<String> = fields.iter().map(|(title, w)| cut(title, *w)).collect();
+        head.extend(named.then(String::new));
+        head.extend(["at most", "tok/s"].map(String::from));
+        head.extend(timed.then(|| "time".into()));
+        let mut table = vec![head];
         for row in &shown {
-            let mut line = String::from("  ");
-            for (value, (_, w)) in row.values.iter().zip(&columns) {
-                let cut: String = brief(value).chars().take(*w).collect();
-                let _ = write!(line, "{cut:<w$}  ");
-            }
-            let verdict = match row.verdict {
+            let mut cells: Vec<String> = row.values.iter().zip(&fields).map(|(v, (_, w))| cut(brief(v), *w)).collect();
+            cells.extend(named.then(|| match row.verdict {
                 Verdict::Fits => String::new(), // said above
-                Verdict::Tight => paint("tight ", YELLOW),
-                Verdict::Pages => paint("pages ", YELLOW),
-                Verdict::DoesNotFit => paint("no    ", RED),
-            };
-            let memory = row.memory_bytes.high.to_string();
-            let time = if timed { format!("{:>TIME$}", row.total_time_s.point.to_string()) } else { String::new() };
-            let _ = writeln!(out, "{line}{verdict}{memory:>9}{:>8.0}{time}", row.tokens_per_s.point);
+                Verdict::Tight => paint("tight", YELLOW),
+                Verdict::Pages => paint("pages", YELLOW),
+                Verdict::DoesNotFit => paint("no", RED),
+            }));
+            cells.extend([row.memory_bytes.high.to_string(), format!("{:.0}", row.tokens_per_s.point)]);
+            cells.extend(timed.then(|| row.total_time_s.point.to_string()));
+            table.push(cells);
+        }
+        let lines = columns::lines(&table, &sides);
+        *out += &indented(&lines[..1], 2);
+        for (row, line) in shown.iter().zip(&lines[1..]) {
+            let _ = writeln!(out, "  {line}");
             if let Some(Checked { measured: (speed, footprint), .. }) = row.checked {
                 let _ = writeln!(out, "      measured at full length: {speed:.0} tokens/s, {footprint}");
             }
@@ -283,7 +289,7 @@ mod tests {
             machine: machine.into(),
             values: vec![format!("{gib}")],
             verdict,
-            binds: "budget",
+            binds: "memory limit",
             memory_bytes: memory,
             peak_memory_bytes: memory,
             footprint_bytes: memory,

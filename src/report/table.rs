@@ -6,11 +6,10 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Style};
 
 use crate::plan::risks::{Risk, Slowdown};
-use crate::plan::{
-    Assessment, Binding, Candidate, LARGEST_BUFFER, Lever, Limit, Neighbour, Plan, Verdict, WORKING_SET,
-};
+use crate::plan::{Assessment, Binding, Candidate, Lever, Limit, LimitKind, Neighbour, Plan, Verdict};
 use crate::predict::Basis;
 use crate::report::bar::{Bar, Piece};
+use crate::report::columns::{self, Side, indented};
 use crate::report::layout::paint;
 use crate::spec::machine::Machine;
 use crate::spec::run::Engine;
@@ -73,12 +72,13 @@ pub(crate) fn timeline(assessment: &Assessment, width: usize) -> String {
     let mut out =
         format!("\n{}  from the formulas, before rounding and process overhead\n", paint("timeline of a step", BOLD));
     let peak = ledger.peak();
-    let mut row = |name: &str, bytes: Bytes| {
+    let row = |name: &str, bytes: Bytes| {
         let bar = Bar::new(vec![Piece { name: name.into(), bytes }], bytes, peak);
-        out += &format!("  {name:<10} {bytes:>9}  {}\n", bar.line(width.saturating_sub(25).max(10)));
+        vec![name.to_owned(), bytes.to_string(), bar.line(width.saturating_sub(25).max(10))]
     };
-    row("resident", ledger.resident_total());
-    ledger.phases.iter().for_each(|p| row(&p.name, ledger.resident_total() + p.total()));
+    let mut rows = vec![row("resident", ledger.resident_total())];
+    rows.extend(ledger.phases.iter().map(|p| row(&p.name, ledger.resident_total() + p.total())));
+    out += &indented(&columns::lines(&rows, &[Side::Left, Side::Right, Side::Left]), 2);
     out
 }
 
@@ -124,7 +124,7 @@ fn answer(assessment: &Assessment, context: &Context) -> String {
         } else {
             format!("{} too much", Bytes::from_f64(-limit.spare()))
         };
-        let (high, name, total) = (limit.high, limit.name, limit.limit);
+        let (high, name, total) = (limit.high, limit.kind, limit.limit);
         let _ = writeln!(out, "  {room}: at most {high} of {total} {name} ({sure})");
     }
     if assessment.verdict == Verdict::Pages {
@@ -158,14 +158,14 @@ fn answer(assessment: &Assessment, context: &Context) -> String {
 /// The stacked bar against the limit that binds.
 fn memory(assessment: &Assessment, width: usize) -> String {
     // A single buffer is no share of the whole, so its limit is no mark on this bar.
-    let whole = assessment.limits.iter().filter(|l| l.name != LARGEST_BUFFER);
+    let whole = assessment.limits.iter().filter(|l| l.kind != LimitKind::LargestBuffer);
     let Some(limit) = whole.max_by(|a, b| a.load().total_cmp(&b.load())) else { return String::new() };
     let ledger = &assessment.prediction.ledger;
     let phase = ledger.tallest().map_or("resident", |p| p.name.as_str());
     let mut pieces: Vec<Piece> =
         ledger.at_peak().into_iter().map(|(i, _)| Piece { name: i.name.clone(), bytes: i.bytes }).collect();
     // The limits are on what the tensors take or on what the process takes: the rest is not in the ledger.
-    let rest = if limit.name == WORKING_SET { "allocator" } else { "allocator, process" };
+    let rest = if limit.kind == LimitKind::WorkingSet { "allocator" } else { "allocator, process" };
     let bytes = limit.point.saturating_sub(ledger.peak());
     pieces.insert(pieces.len().min(SHOWN), Piece { name: rest.into(), bytes });
     let bar = Bar::new(pieces, limit.high, limit.limit);
@@ -174,28 +174,35 @@ fn memory(assessment: &Assessment, width: usize) -> String {
     for line in bar.legend(width.saturating_sub(2)) {
         let _ = writeln!(out, "  {line}");
     }
-    let _ = writeln!(out, "  {} at most {}   ┃ {} {}", paint("·", DIM), limit.high, limit.name, limit.limit);
+    let _ = writeln!(out, "  {} at most {}   ┃ {} {}", paint("·", DIM), limit.high, limit.kind, limit.limit);
     out
 }
 
 fn binds(plan: &Plan) -> String {
     match &plan.binds {
-        Binding::Time { model } => format!("time: {model} fits, but does not finish in time"),
-        Binding::Memory { model, name } => format!("memory: the smallest configuration of {model} is over the {name}"),
+        Binding::Time { model } => format!("time: {model} fits, but would not finish in time"),
+        Binding::Memory { model, name } => format!("{name}: no run of {model} fits"),
         Binding::Nothing => match plan.best.assessment.binding() {
-            Some(limit) => format!("{} is the tightest limit", limit.name),
+            Some(limit) => format!("{} is the tightest limit", limit.kind),
             None => "nothing".into(),
         },
     }
 }
 
 fn limits(all: &[Limit]) -> String {
-    let mut out = format!("\n{}{:>26}{:>12}{:>12}\n", paint("limits", BOLD), "most likely", "at most", "limit");
+    let mut rows = vec![titles(["limits", "most likely", "at most", "limit"])];
     for limit in all {
-        let mark = if limit.spare() >= 0.0 { "" } else { "  over" };
-        let _ = writeln!(out, "  {:<18}{:>12}{:>12}{:>12}{mark}", limit.name, limit.point, limit.high, limit.limit);
+        let over = if limit.spare() >= 0.0 { "" } else { "over" };
+        let figures = [limit.point, limit.high, limit.limit].map(|bytes| bytes.to_string());
+        rows.push([vec![format!("  {}", limit.kind)], figures.to_vec(), vec![over.into()]].concat());
     }
-    out
+    let sides = [Side::Left, Side::Right, Side::Right, Side::Right, Side::Left];
+    format!("\n{}", indented(&columns::lines(&rows, &sides), 0))
+}
+
+/// The first row of a table, in bold.
+fn titles<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(|cell| paint(cell, BOLD)).to_vec()
 }
 
 /// What is not in the ledger and may end a run all the same.
@@ -208,11 +215,15 @@ pub(crate) fn risks(all: &[Risk], paging: Option<Slowdown>) -> String {
     if all.is_empty() {
         return out;
     }
-    let title = format!("{:<28}{:>18}{:>12}", "other limits (unverified)", "most likely", "limit");
-    let _ = writeln!(out, "\n{}", paint(&title, BOLD));
+    let mut rows = vec![titles(["other limits (unverified)", "most likely", "limit"])];
     for risk in all {
-        let mark = if risk.over { "  over" } else { "" };
-        let _ = writeln!(out, "  {:<18}{:>26}{:>12}{mark}", risk.name, risk.predicted, risk.limit);
+        let over = if risk.over { "over" } else { "" };
+        rows.push(vec![format!("  {}", risk.name), risk.predicted.clone(), risk.limit.clone(), over.into()]);
+    }
+    let lines = columns::lines(&rows, &[Side::Left, Side::Right, Side::Right, Side::Left]);
+    let _ = write!(out, "\n{}", indented(&lines[..1], 0));
+    for (risk, line) in all.iter().zip(&lines[1..]) {
+        let _ = writeln!(out, "{line}");
         if risk.over {
             let _ = writeln!(out, "    {}", paint(risk.basis, DIM));
         }
@@ -229,7 +240,7 @@ fn levers(all: &[Lever], fits: bool) -> String {
     if all.is_empty() {
         return String::new();
     }
-    let mut out = format!("\n{}\n", paint("trade-offs", BOLD));
+    let mut rows = Vec::new();
     for lever in all.iter().take(LEVERS) {
         let bytes = Bytes(lever.saves.unsigned_abs());
         let memory = change(bytes.to_string(), lever.saves >= 0, bytes < LITTLE_MEMORY);
@@ -241,25 +252,23 @@ fn levers(all: &[Lever], fits: bool) -> String {
             (_, _, true) => "changes the recipe",
             _ => "",
         };
-        let note = if note.is_empty() { String::new() } else { format!("  {}", paint(note, DIM)) };
-        let _ = writeln!(out, "  {:<23}{memory:>14}{time:>16}{note}", lever.what);
+        rows.push(vec![lever.what.clone(), memory, time, paint(note, DIM)]);
     }
-    out
+    let lines = columns::lines(&rows, &[Side::Left, Side::Right, Side::Right, Side::Left]);
+    format!("\n{}\n{}", paint("trade-offs", BOLD), indented(&lines, 2))
 }
 
 fn neighbours(all: &[Neighbour]) -> String {
     if all.is_empty() {
         return String::new();
     }
-    let mut out = format!("\n{}\n", paint("alternatives", BOLD));
+    let mut rows = Vec::new();
     for neighbour in all {
         let p = &neighbour.candidate.assessment.prediction;
         let model = neighbour.candidate.run.model.rsplit('/').next().unwrap_or_default();
-        let memory = format!("{} at most", p.footprint.high);
-        let _ = writeln!(out, "  {:<16}{model} in {}, {memory}", neighbour.wish, p.total_time.point);
-        if let Some(machine) = &neighbour.machine {
-            let _ = writeln!(out, "  {:<16}{}", "", paint(&format!("on {machine}"), DIM));
-        }
+        let brings = format!("{model} in {}, {} at most", p.total_time.point, p.footprint.high);
+        rows.push(vec![neighbour.wish.clone(), brings]);
+        rows.extend(neighbour.machine.iter().map(|m| vec![String::new(), paint(&format!("on {m}"), DIM)]));
     }
-    out
+    format!("\n{}\n{}", paint("alternatives", BOLD), indented(&columns::lines(&rows, &[Side::Left]), 2))
 }

@@ -49,12 +49,15 @@ pub(crate) fn writing(path: &Path) -> impl FnOnce(io::Error) -> Error {
     |source| Error::Write { path, source }
 }
 
-/// Where measurements of this user are kept: `./results` where there is such a folder, else `headroom/results` in the
-/// system's folder for a user's data.
+/// Where measurements of this user are kept: the folder that `HEADROOM_RESULTS` names, else `./results` where there is
+/// such a folder, else `headroom/results` in the system's folder for a user's data.
 ///
 /// # Errors
 /// Where the system does not say which folder is the user's.
 pub(crate) fn results_folder() -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os("HEADROOM_RESULTS").filter(|name| !name.is_empty()) {
+        return Ok(named.into());
+    }
     let here = PathBuf::from("results");
     if here.is_dir() {
         return Ok(here);

@@ -135,6 +135,7 @@ impl World {
     pub fn prepare(&self, command: &mut Command, fault: Option<&Fault>) {
         let _ = fs::remove_file(&self.trace);
         command.env("HOME", self.path.join("home")).env("RAYON_NUM_THREADS", "1").env("RUST_BACKTRACE", "0");
+        command.env("HEADROOM_RESULTS", "results");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(fault) = fault {
             command.env("LD_PRELOAD", library()).env("DISK_UNDER", &self.path).env("DISK_TRACE", &self.trace);

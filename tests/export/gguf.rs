@@ -122,7 +122,7 @@ pub(crate) fn mistakes_are_named_and_leave_nothing_behind() {
     let cases: [(Vec<&str>, &str); 10] = [
         ([&[&*flag, &model][..], &fused].concat(), "gguf where no run and no adapter is given"),
         ([&[&*adapter][..], &fused].concat(), "`--model` is absent"),
-        ([&[&*adapter, &flag, &llama][..], &fused].concat(), "is [4, 32], expected [4, 48]"),
+        ([&[&*adapter, &flag, &llama][..], &fused].concat(), "has shape [4, 32], expected [4, 48]"),
         ([&[&*adapter, &flag, &model, "--weights", "f16"][..], &fused].concat(), "left out with `--format fused`"),
         ([&[&*flag, &model, "--weights", "int8"][..], &gguf].concat(), "`--weights` is int8"),
         (

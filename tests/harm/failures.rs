@@ -92,7 +92,7 @@ pub(crate) fn what_failed_before_it_began_can_be_tried_again() {
             copy_tree(&desk.saved.join("data"), &desk.world.at("data"));
             fs::copy(desk.saved.join("exp.toml"), desk.world.at("exp.toml")).unwrap();
             let again = desk.world.run(&args);
-            // With no room it has begun, and says so: then tensor not found on with.
+            // With no room it has begun, and says so: then it is resumed.
             match (again.code, *failure) {
                 (2, "no room") if again.said.contains("--resume") => {
                     ended(&desk.world.run(&[&args[..], &["--resume"]].concat()), &[0])

@@ -44,7 +44,12 @@ impl Place {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_headroom"));
-        command.args(args).current_dir(self.0.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(args)
+            .current_dir(self.0.path())
+            .env("HEADROOM_RESULTS", "results")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command
     }
 
@@ -167,7 +172,7 @@ fn a_killed_trial_is_written_down_and_never_called_fitting() {
     let sweep = place.sweep().spawn().unwrap();
     kill(trial_of(sweep.id()), libc::SIGKILL);
     let (code, said, _) = text(&sweep.wait_with_output().unwrap());
-    assert!(said.contains("0 of 1 runs fit") && said.contains("1 run did not fit when it was tried"), "{said}");
+    assert!(said.contains("0 of 1 runs fit") && said.contains("1 run did not fit when it was measured"), "{said}");
     assert_eq!(code, Some(1));
     let seen = place.measurements();
     assert!(matches!(&seen[..], [m] if m.was_killed() && !m.has_speed()), "{seen:?}");
@@ -288,7 +293,7 @@ fn an_interrupted_calibration_keeps_what_was_measured() {
     let (code, out, _) = text(&calibrate.wait_with_output().unwrap());
     assert_eq!(code, Some(130), "{said}");
     assert!(said.contains("hint: continue with `headroom calibrate 'my run.toml'`"), "{said}");
-    assert!(out.contains("Interrupted: what was measured so far is kept"), "{out}");
+    assert!(out.contains("Interrupted; the measurements are kept"), "{out}");
     assert!(place.measurements().iter().all(Measurement::says_something));
 }
 

@@ -9,7 +9,11 @@ pub(crate) fn a_link_out_of_a_model_folder_is_not_followed_into_an_export() {
     for name in ["notes.txt", "LICENSE-x", "extra.json"] {
         let link = work.path().join("model").join(name);
         symlink(work.path().join("id_rsa"), &link).unwrap();
-        refused(work.path(), &[&FUSED[..], &["out"]].concat(), &format!("`{name}` is a link to a file outside of it"));
+        refused(
+            work.path(),
+            &[&FUSED[..], &["out"]].concat(),
+            &format!("`{name}` is a link to a file outside the folder"),
+        );
         assert!(!work.path().join("out").exists());
         fs::remove_file(link).unwrap();
     }
@@ -45,7 +49,7 @@ pub(crate) fn shards_in_folders_of_their_own_and_pipes_are_refused() {
     let index = json!({"weight_map": {"x": "a/model.safetensors", "y": "b/model.safetensors"}});
     fs::write(model.join("model.safetensors.index.json"), index.to_string()).unwrap();
     loaded(&model, "f32").unwrap();
-    refused(work.path(), &[&FUSED[..], &["out"]].concat(), "`a/model.safetensors` lies in a folder of its own");
+    refused(work.path(), &[&FUSED[..], &["out"]].concat(), "`a/model.safetensors` is in a subfolder");
     let index = "model.safetensors.index.json";
     fs::write(model.join(index), format!("{{\"weight_map\":{{}}{}}}", " ".repeat(16 << 20))).unwrap();
     not_loaded(&model, "f32", "it is not a weight index");
@@ -128,7 +132,7 @@ pub(crate) fn what_is_handed_over_names_no_folder_but_the_last() {
         assert_eq!(public_name(name), public);
     }
     // The last name does not say where the base is, though a folder of that name is here: the run file beside does.
-    refused(work.path(), &["peft", "--format", "mlx-lm", "--out", "again"], "the adapter calls its base `model`");
+    refused(work.path(), &["peft", "--format", "mlx-lm", "--out", "again"], "the adapter names its base `model`");
     let run = format!("model = \"{path}\"\ndata = \"builtin\"\n");
     fs::create_dir(work.path().join("run")).unwrap();
     fs::write(work.path().join("run/run.toml"), run).unwrap();

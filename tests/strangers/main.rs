@@ -166,7 +166,7 @@ fn settings_of_an_adapter_are_obeyed_or_refused_by_name() {
     for (key, value, said) in [
         ("init_lora_weights", json!("pissa"), convert),
         ("init_lora_weights", json!("pissa_niter_16"), convert),
-        ("init_lora_weights", json!("olora"), "is olora, which changes the base before training starts"),
+        ("init_lora_weights", json!("olora"), "is olora, which changes the base model before training"),
         ("init_lora_weights", json!("corda"), convert),
         ("init_lora_weights", json!("loftq"), "merge it in PEFT into the base that it was trained on"),
         ("init_lora_weights", json!("lora_ga"), "is lora_ga"),

@@ -10,7 +10,8 @@ use crate::measure::observe::Observed;
 use crate::measure::probe::{self, MachineState};
 use crate::measure::room::Room;
 use crate::measure::{Measurement, Place};
-use crate::report::compare::PredictionFile;
+use crate::plan::prediction_file::PredictionFile;
+use crate::report::compare::predicted;
 use crate::spec::record::{Job, Metrics, Outcome, Step, Validation};
 use crate::spec::run::RunConfig;
 use crate::store::checksums::{self, Checked, SUMS};
@@ -81,10 +82,10 @@ impl Earlier {
         let footprint = steps.iter().map(|s| s.footprint_bytes).max().unwrap_or_default();
         let wall_time = Seconds(steps.iter().map(|s| s.step_time_s).sum());
         let observed = Observed { ready: None, steps, outcome, footprint, garbage: 0, wall_time };
-        let predicted = store::load_json::<PredictionFile>(&self.folder.prediction()).map(|p| p.predicted());
+        let expected = store::load_json::<PredictionFile>(&self.folder.prediction()).map(|p| predicted(&p));
         let job = Job::new(self.config.clone());
         let state = MachineState::default();
-        let measurement = Measurement::new(place, &job, &observed, predicted.unwrap_or_default(), state);
+        let measurement = Measurement::new(place, &job, &observed, expected.unwrap_or_default(), state);
         Measurement { unix_time: killed.unix_time, ..measurement }
     }
 

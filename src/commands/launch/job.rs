@@ -9,8 +9,9 @@ use crate::measure::guard::Guard;
 use crate::measure::room::Room;
 use crate::measure::{Measurement, probe};
 use crate::plan::Assessment;
+use crate::plan::prediction_file::PredictionFile;
 use crate::report::brief;
-use crate::report::compare::{Activity, RunReport, ledger_lines};
+use crate::report::compare::{Activity, RunReport};
 use crate::report::layout::printable;
 use crate::spec::record::Outcome;
 use crate::spec::run::RunConfig;
@@ -80,10 +81,7 @@ impl Launch<'_> {
             return Ok(());
         }
         store::write(&self.folder.config(), self.run.to_toml()?.as_bytes())?;
-        let broken = |e: serde_json::Error| Error::Serialise { what: "prediction.json", reason: e.to_string() };
-        let mut value = serde_json::to_value(&self.plan).map_err(broken)?;
-        value["timeline"] = serde_json::to_value(ledger_lines(&self.plan.prediction.ledger)).map_err(broken)?;
-        store::save_json(&self.folder.prediction(), &value)
+        store::save_json(&self.folder.prediction(), &PredictionFile::with_timeline(&self.plan))
     }
 
     /// The first step comes next: from here on the folder is this process's, and nothing is as the last one left it.

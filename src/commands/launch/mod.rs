@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::experiment::{engine, run_file, session};
 use crate::measure::observe::Observed;
 use crate::measure::{Measurement, probe};
-use crate::plan::{Assessment, DIED};
+use crate::plan::{Assessment, LimitKind};
 use crate::spec::record::{Job, Outcome};
 use crate::spec::run::RunConfig;
 use crate::store::{self, RunFolder};
@@ -110,12 +110,12 @@ pub(crate) fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, outp
 
 fn preflight(plan: &Assessment, force: bool) -> Result<()> {
     let Some(binding) = plan.binding().filter(|_| !plan.fits() && !force) else { return Ok(()) };
-    let (what, limit) = match (binding.name, plan.limits.first()) {
+    let (what, limit) = match (binding.kind, plan.limits.first()) {
         // What that one had is no limit of the machine's.
-        (DIED, Some(machine)) => {
+        (LimitKind::DiedHere, Some(machine)) => {
             (format!("the run, like one that ran out of memory here with {},", binding.limit), machine.limit)
         }
-        (name, _) => (format!("the run ({name}, with {:.1} % confidence)", plan.confidence * 100.0), binding.limit),
+        (kind, _) => (format!("the run ({kind}, with {:.1} % confidence)", plan.confidence * 100.0), binding.limit),
     };
     Err(Error::DoesNotFit { what, needs: binding.high, limit })
 }

@@ -53,7 +53,7 @@ fn values_that_cannot_be_are_refused() {
         ("[recipe.lora]\nnum_layers = 0", "`num_layers` is 0"),
         ("[recipe]\nlearning_rate = inf", "`learning_rate` is inf"),
         ("[recipe]\neval_steps = 0", "`eval_steps` is 0"),
-        ("[recipe]\nearly_stopping_patience = 3", "there are no validation rows"),
+        ("[recipe]\nearly_stopping_patience = 3", "must be left out when `[data]` has no `valid` file"),
         (
             "[recipe]\nmax_seq_length = 32768\neffective_batch_size = 1024\n[execution]\nbatch_size = 1024",
             "`batch_size` is 1024, but must be at most 128 with rows of 32768 tokens",

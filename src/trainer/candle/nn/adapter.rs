@@ -56,7 +56,7 @@ pub(crate) fn read_for(spec: &ModelSpec, folder: &Path) -> Result<AdapterFile> {
     if wrong.is_empty() {
         return Ok(file);
     }
-    Err(Error::Mismatch { path: folder.into(), reason: wrong.join("; ") })
+    Err(Error::Mismatch { path: folder.into(), reason: listed(&wrong) })
 }
 
 /// Loads an adapter of either layout onto `decoder`; every difference from the run is listed.
@@ -65,7 +65,7 @@ pub fn load(decoder: &mut Decoder, run: &RunConfig, folder: &Path) -> Result<()>
     let sites = decoder.sites.iter().map(|s| (s.path.as_str(), [s.in_features, s.out_features]));
     let wrong = file.mismatches(&run.recipe.lora, sites);
     if !wrong.is_empty() {
-        return Err(Error::Mismatch { path: folder.into(), reason: wrong.join("; ") });
+        return Err(Error::Mismatch { path: folder.into(), reason: listed(&wrong) });
     }
     for i in 0..decoder.sites.len() {
         if let Some(adapter) = file.adapter(&decoder.sites[i].path) {
@@ -74,4 +74,14 @@ pub fn load(decoder: &mut Decoder, run: &RunConfig, folder: &Path) -> Result<()>
         }
     }
     Ok(())
+}
+
+/// Differences as one clause each; a file of another shape differs in every tensor, of which a few say it all.
+fn listed(wrong: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = wrong[..wrong.len().min(SHOWN)].join("; ");
+    if wrong.len() > SHOWN {
+        text += &format!("; and {} more", wrong.len() - SHOWN);
+    }
+    text
 }
