@@ -242,7 +242,7 @@ pub(crate) fn grouped(n: u64) -> String {
 }
 
 /// A share as people say it, with at most so many decimals: `99 %`, `99.9 %`.
-pub fn percent(share: f64, decimals: usize) -> String {
+pub(crate) fn percent(share: f64, decimals: usize) -> String {
     let text = format!("{:.decimals$}", 100.0 * share);
     let short = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     format!("{short} %")

@@ -12,6 +12,7 @@ use common::fixture;
 use headroom::checkpoint::adapter::{AdapterFile, Layout};
 use headroom::checkpoint::source::ModelSource;
 use headroom::data::batches::MicroBatch;
+use headroom::ops::Backend;
 use headroom::spec::run::RunConfig;
 use headroom::trainer::candle::nn::adapter;
 use headroom::trainer::candle::nn::decoder::Decoder;
@@ -32,7 +33,9 @@ fn run(lora: headroom::spec::run::Lora) -> RunConfig {
 fn adapted(model: &Path, adapter_folder: &Path) -> Decoder {
     let run = run(AdapterFile::read(adapter_folder).unwrap().lora());
     let source = ModelSource::Folder(model.into());
-    let mut decoder = Decoder::load(&source.weights().unwrap(), &source.spec().unwrap(), &run, &Device::Cpu).unwrap();
+    let mut decoder =
+        Decoder::load(&source.weights().unwrap(), &source.spec().unwrap(), &run, (&Device::Cpu, Backend::Fused))
+            .unwrap();
     adapter::load(&mut decoder, &run, adapter_folder).unwrap();
     decoder
 }
@@ -112,7 +115,9 @@ fn every_mismatch_of_an_adapter_is_listed_at_once() {
     let mut lora = AdapterFile::read(&fixture("exchange/mlx_lm/qwen2")).unwrap().lora();
     (lora.rank, lora.alpha) = (4, 9.0);
     let run = run(lora);
-    let mut decoder = Decoder::load(&source.weights().unwrap(), &source.spec().unwrap(), &run, &Device::Cpu).unwrap();
+    let mut decoder =
+        Decoder::load(&source.weights().unwrap(), &source.spec().unwrap(), &run, (&Device::Cpu, Backend::Fused))
+            .unwrap();
     let error = adapter::load(&mut decoder, &run, spoiled.path()).unwrap_err().to_string();
     for part in [
         "its fine_tune_type is full; only lora is supported",

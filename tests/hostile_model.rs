@@ -14,6 +14,7 @@ use common::fixture;
 use headroom::checkpoint::adapter::AdapterFile;
 use headroom::checkpoint::source::ModelSource;
 use headroom::memory;
+use headroom::ops::Backend;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{RunConfig, Weights};
 use headroom::trainer::candle::nn::decoder::Decoder;
@@ -191,7 +192,7 @@ fn opened(source: &ModelSource) -> bool {
     // What is accepted has the shapes that were described, and those of a small model.
     let text = "model = \"m\"\ndata = \"d\"\n[recipe]\nmax_seq_length = 8";
     let run = RunConfig::from_toml(text, Path::new("run.toml")).unwrap();
-    Decoder::load(&store, &spec, &run, &Device::Cpu).is_ok()
+    Decoder::load(&store, &spec, &run, (&Device::Cpu, Backend::Fused)).is_ok()
 }
 
 fn mutate_safetensors() {

@@ -26,10 +26,6 @@ const LENGTH: usize = 60;
 
 /// A model of the fixtures with its adapter, and the size of its vocabulary.
 fn decoder(name: &str) -> (Decoder, usize) {
-    // The same tests once more, by candle's operations alone: see tests/composed.rs.
-    if env!("CARGO_CRATE_NAME") == "composed" {
-        headroom::ops::compose_everything();
-    }
     let plain = (name, name, "use_rslora = false");
     let (_, family, lora) = VARIANTS.into_iter().find(|(variant, ..)| *variant == name).unwrap_or(plain);
     let run = format!(
@@ -39,7 +35,8 @@ fn decoder(name: &str) -> (Decoder, usize) {
     let run = RunConfig::from_toml(&run, Path::new("run.toml")).unwrap();
     let source = ModelSource::Folder(fixture("reference").join(family));
     let spec = source.spec().unwrap();
-    let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, &Device::Cpu).unwrap();
+    let mut decoder =
+        Decoder::load(&source.weights().unwrap(), &spec, &run, (&Device::Cpu, common::backend())).unwrap();
     adapter::load(&mut decoder, &run, &fixture("reference").join(name).join("adapter")).unwrap();
     (decoder, spec.vocab_size)
 }
@@ -78,7 +75,7 @@ fn a_cache_grows() {
     let spec = source.spec().unwrap();
     let run = "model = \"builtin\"\ndata = \"builtin\"\n[recipe]\nmax_seq_length = 512";
     let run = RunConfig::from_toml(run, Path::new("run.toml")).unwrap();
-    let decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, &Device::Cpu).unwrap();
+    let decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, (&Device::Cpu, common::backend())).unwrap();
     let tokens: Vec<u32> = (0..512).map(|i| (i * 37 + 5) % 1000).collect();
     let whole = MicroBatch { tokens: tokens.clone(), examples: std::iter::once(0..512).collect(), targets: vec![] };
     let expected = decoder.logits(&whole, &[511]).unwrap();

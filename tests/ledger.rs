@@ -14,6 +14,7 @@ use headroom::cost::ledger::Phase;
 use headroom::data::batches::{MicroBatch, pack};
 use headroom::data::example::Example;
 use headroom::measure::probe::this_machine;
+use headroom::ops::Backend;
 use headroom::spec::machine::Accelerator;
 use headroom::spec::machine::processor::Processor;
 use headroom::spec::model::ModelSpec;
@@ -136,7 +137,7 @@ fn measure(case: u64, processor: Processor) -> ([(f64, f64); 2], String) {
     let unseen: Vec<Example> = (0..micro).map(|_| example(&rng.random_range(2..=run.recipe.max_seq_length))).collect();
 
     let before = memory::live();
-    let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, &Device::Cpu).unwrap();
+    let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, (&Device::Cpu, Backend::Fused)).unwrap();
     for i in 0..decoder.sites.len() {
         let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, &Device::Cpu).unwrap();
         decoder.set_adapter(i, fresh).unwrap();
@@ -156,7 +157,7 @@ fn measure(case: u64, processor: Processor) -> ([(f64, f64); 2], String) {
     step(&mut decoder, &mut optimizer);
     drop((decoder, optimizer));
     let packing = memory::live().saturating_sub(before);
-    let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, &Device::Cpu).unwrap();
+    let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, (&Device::Cpu, Backend::Fused)).unwrap();
     for i in 0..decoder.sites.len() {
         let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, &Device::Cpu).unwrap();
         decoder.set_adapter(i, fresh).unwrap();

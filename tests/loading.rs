@@ -10,6 +10,7 @@ use std::path::Path;
 use candle_core::Device;
 use headroom::checkpoint::source::ModelSource;
 use headroom::memory;
+use headroom::ops::Backend;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{RunConfig, Weights};
 use headroom::trainer::candle::nn::decoder::Decoder;
@@ -33,7 +34,7 @@ fn load(model: &Path, weights: Weights, read: u64) -> [f64; 4] {
     let spec = source.spec().unwrap();
     let before = memory::live();
     memory::reset_peak();
-    let decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, &Device::Cpu).unwrap();
+    let decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, (&Device::Cpu, Backend::Fused)).unwrap();
     let (alive, peak) = (memory::live().saturating_sub(before), memory::peak().saturating_sub(before));
     drop(decoder);
     let largest = spec.vocab_size * spec.hidden_size;

@@ -169,7 +169,7 @@ fn a_torn_table_is_mended_and_a_foreign_one_refused() {
     // The torn one is gone, and the others are known.
     let rows = place.measurements().len();
     assert_eq!(rows, whole.lines().count() - 2);
-    assert!(place.ask(&["calibrate", "my.toml"]).contains(&format!("{rows} reused")));
+    assert!(place.ask(&["calibrate", "my.toml"]).contains(&format!("{rows} earlier ones reused")));
     let mended = fs::read_to_string(&table).unwrap();
     let (columns, mut cells) = common::read_csv(&table);
     cells[0][columns.iter().position(|c| c == "measured.step_time_s").unwrap()] = "-0.5".into();
@@ -181,7 +181,7 @@ fn a_torn_table_is_mended_and_a_foreign_one_refused() {
     // What was measured elsewhere, or under another system, says nothing of here.
     let foreign = mended.replace("Linux", "Another system");
     fs::write(&table, &foreign).unwrap();
-    assert!(place.ask(&["calibrate", "my.toml"]).contains("0 reused"));
+    assert!(place.ask(&["calibrate", "my.toml"]).contains("0 earlier ones reused"));
     fs::write(&table, "schema,dance\n9,1\n").unwrap();
     let (code, says) = place.refused(&["calibrate", "my.toml"]);
     assert!(code == 2 && says.contains("measurements.csv") && says.contains("dance"), "{says}");

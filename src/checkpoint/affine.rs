@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-use crate::ops::fused;
+use crate::ops::Backend;
 use crate::spec::model::Dtype;
 use crate::spec::model::storage::{AFFINE_BITS, Format};
 
@@ -65,19 +65,23 @@ impl Affine {
     }
 
     /// `count` rows from `first`, in f32.
-    pub(crate) fn panel(&self, first: usize, count: usize) -> Result<Tensor> {
+    pub(crate) fn panel(&self, backend: Backend, first: usize, count: usize) -> Result<Tensor> {
         let part = |t: &Tensor| t.narrow(0, first, count);
-        self.decode(&part(&self.codes)?, &part(&self.scales)?, &part(&self.biases)?)
+        self.decode(backend, &part(&self.codes)?, &part(&self.scales)?, &part(&self.biases)?)
     }
 
     /// The rows of these indices, in f32.
-    pub(crate) fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+    pub(crate) fn rows(&self, backend: Backend, ids: &Tensor) -> Result<Tensor> {
         let part = |t: &Tensor| t.index_select(ids, 0);
-        self.decode(&part(&self.codes)?, &part(&self.scales)?, &part(&self.biases)?)
+        self.decode(backend, &part(&self.codes)?, &part(&self.scales)?, &part(&self.biases)?)
     }
 
-    fn decode(&self, codes: &Tensor, scales: &Tensor, biases: &Tensor) -> Result<Tensor> {
-        if fused(codes) { self.decode_cpu(codes, scales, biases) } else { self.decode_composed(codes, scales, biases) }
+    fn decode(&self, backend: Backend, codes: &Tensor, scales: &Tensor, biases: &Tensor) -> Result<Tensor> {
+        if backend.fused() {
+            self.decode_cpu(codes, scales, biases)
+        } else {
+            self.decode_composed(codes, scales, biases)
+        }
     }
 
     fn decode_cpu(&self, codes: &Tensor, scales: &Tensor, biases: &Tensor) -> Result<Tensor> {
@@ -194,13 +198,13 @@ mod tests {
             {
                 let (m, expected) = matrix(bits, group, dtype);
                 assert_eq!(m.format(), Format::Affine { bits: bits as u8, group: group as u8, scales });
-                let all = m.panel(0, 3).unwrap();
+                let all = m.panel(Backend::Fused, 0, 3).unwrap();
                 assert_eq!(values(&all), expected, "{bits} bits, groups of {group}");
                 let composed = m.decode_composed(&m.codes, &m.scales, &m.biases).unwrap();
                 assert_eq!(worst(&all, &composed), 0.0, "{bits} bits, groups of {group}");
-                assert_eq!(worst(&m.panel(1, 2).unwrap(), &all.narrow(0, 1, 2).unwrap()), 0.0);
+                assert_eq!(worst(&m.panel(Backend::Fused, 1, 2).unwrap(), &all.narrow(0, 1, 2).unwrap()), 0.0);
                 let ids = Tensor::new(&[2u32, 0, 2], &Device::Cpu).unwrap();
-                assert_eq!(worst(&m.rows(&ids).unwrap(), &all.index_select(&ids, 0).unwrap()), 0.0);
+                assert_eq!(worst(&m.rows(Backend::Fused, &ids).unwrap(), &all.index_select(&ids, 0).unwrap()), 0.0);
             }
         }
     }

@@ -7,7 +7,7 @@ use candle_core::quantized::{GgmlDType, GgmlType, QTensor};
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::ops::fused_on;
+use crate::ops::Backend;
 use crate::spec::model::storage::Block;
 
 /// candle's name of a block format.
@@ -33,14 +33,14 @@ pub(crate) fn block(dtype: GgmlDType) -> Option<Block> {
 }
 
 /// The rows of these indices, in f32.
-pub(crate) fn rows(matrix: &QTensor, ids: &Tensor) -> Result<Tensor> {
-    if fused_on(&matrix.device()) { decode(matrix, &ids.to_vec1()?) } else { matrix.embedding(ids) }
+pub(crate) fn rows(backend: Backend, matrix: &QTensor, ids: &Tensor) -> Result<Tensor> {
+    if backend.fused() { decode(matrix, &ids.to_vec1()?) } else { matrix.embedding(ids) }
 }
 
 /// `count` rows from `first`, in f32.
-pub(crate) fn panel(matrix: &QTensor, first: usize, count: usize) -> Result<Tensor> {
+pub(crate) fn panel(backend: Backend, matrix: &QTensor, first: usize, count: usize) -> Result<Tensor> {
     let ids = first as u32..(first + count) as u32;
-    if fused_on(&matrix.device()) {
+    if backend.fused() {
         decode(matrix, &Vec::from_iter(ids))
     } else {
         matrix.embedding(&Tensor::arange(ids.start, ids.end, &matrix.device())?)
@@ -104,10 +104,18 @@ mod tests {
             let matrix = QTensor::quantize(&random((7, 512), 1.0, 3), ggml(block)).unwrap();
             assert_eq!(super::block(matrix.dtype()), Some(block));
             let all = matrix.dequantize(&Device::Cpu).unwrap();
-            assert_eq!(worst(&panel(&matrix, 2, 4).unwrap(), &all.narrow(0, 2, 4).unwrap()), 0.0, "{block:?}");
+            assert_eq!(
+                worst(&panel(Backend::Fused, &matrix, 2, 4).unwrap(), &all.narrow(0, 2, 4).unwrap()),
+                0.0,
+                "{block:?}"
+            );
             let ids = Tensor::new(&[6u32, 0, 6], &Device::Cpu).unwrap();
-            assert_eq!(worst(&rows(&matrix, &ids).unwrap(), &all.index_select(&ids, 0).unwrap()), 0.0, "{block:?}");
-            assert!(rows(&matrix, &Tensor::new(&[7u32], &Device::Cpu).unwrap()).is_err());
+            assert_eq!(
+                worst(&rows(Backend::Fused, &matrix, &ids).unwrap(), &all.index_select(&ids, 0).unwrap()),
+                0.0,
+                "{block:?}"
+            );
+            assert!(rows(Backend::Fused, &matrix, &Tensor::new(&[7u32], &Device::Cpu).unwrap()).is_err());
         }
         assert_eq!(super::block(GgmlDType::Q8K), None);
     }

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::ops::Backend;
 use crate::spec::model::storage::INT8_GROUP;
 
 /// The middle of the codes' range.
@@ -25,8 +26,8 @@ pub(super) fn encode(numbers: &[f32], columns: usize, codes: &mut [u8], scales: 
 }
 
 /// Codes and scales of the same rows to f32.
-pub(super) fn decode(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
-    if crate::ops::fused(codes) { decode_cpu(codes, scales) } else { decode_composed(codes, scales) }
+pub(super) fn decode(backend: Backend, codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
+    if backend.fused() { decode_cpu(codes, scales) } else { decode_composed(codes, scales) }
 }
 
 pub(super) fn decode_cpu(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::checkpoint::affine::Affine;
 use crate::checkpoint::finite::all_finite_ggml;
 use crate::checkpoint::{ggml, int8};
-use crate::ops::kernels;
+use crate::ops::{Backend, kernels};
 use crate::spec::model::storage::{Block, Format, INT8_GROUP};
 use crate::spec::run::engine::panel_rows;
 
@@ -107,24 +107,26 @@ impl Stored {
     }
 
     /// `count` rows from `first`, in f32.
-    pub fn panel(&self, first: usize, count: usize) -> Result<Tensor> {
+    pub fn panel(&self, backend: Backend, first: usize, count: usize) -> Result<Tensor> {
         match self {
-            Self::Dense(t) => widened(&t.narrow(0, first, count)?),
+            Self::Dense(t) => widened(backend, &t.narrow(0, first, count)?),
             Self::Int8 { codes, scales } => {
-                int8::decode(&codes.narrow(0, first, count)?, &scales.narrow(0, first, count)?)
+                int8::decode(backend, &codes.narrow(0, first, count)?, &scales.narrow(0, first, count)?)
             }
-            Self::Blocks(q) => ggml::panel(q, first, count),
-            Self::Affine(affine) => affine.panel(first, count),
+            Self::Blocks(q) => ggml::panel(backend, q, first, count),
+            Self::Affine(affine) => affine.panel(backend, first, count),
         }
     }
 
     /// The rows of these indices, in f32.
-    pub(crate) fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+    pub(crate) fn rows(&self, backend: Backend, ids: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Dense(t) => widened(&t.index_select(ids, 0)?),
-            Self::Int8 { codes, scales } => int8::decode(&codes.index_select(ids, 0)?, &scales.index_select(ids, 0)?),
-            Self::Blocks(q) => ggml::rows(q, ids),
-            Self::Affine(affine) => affine.rows(ids),
+            Self::Dense(t) => widened(backend, &t.index_select(ids, 0)?),
+            Self::Int8 { codes, scales } => {
+                int8::decode(backend, &codes.index_select(ids, 0)?, &scales.index_select(ids, 0)?)
+            }
+            Self::Blocks(q) => ggml::rows(backend, q, ids),
+            Self::Affine(affine) => affine.rows(backend, ids),
         }
     }
 }
@@ -133,7 +135,7 @@ impl Stored {
 fn row_spans(matrix: &Stored) -> Result<impl Iterator<Item = Result<Tensor>> + '_> {
     let (rows, columns) = matrix.dims()?;
     let step = panel_rows(columns);
-    let span = move |first: usize| matrix.panel(first, step.min(rows - first))?.contiguous();
+    let span = move |first: usize| matrix.panel(Backend::Fused, first, step.min(rows - first))?.contiguous();
     Ok((0..rows).step_by(step).map(span))
 }
 
@@ -186,8 +188,8 @@ pub(crate) fn from_bytes(
 }
 
 /// Contiguous numbers in f32, by all threads; candle takes one for it.
-fn widened(t: &Tensor) -> Result<Tensor> {
-    if !crate::ops::fused(t) {
+fn widened(backend: Backend, t: &Tensor) -> Result<Tensor> {
+    if !backend.fused() {
         return t.to_dtype(DType::F32);
     }
     let (storage, layout) = t.storage_and_layout();
@@ -230,13 +232,21 @@ mod tests {
         ];
         for (format, tolerance) in tolerances {
             let stored = put(&w, format);
-            let all = stored.panel(0, 5).unwrap();
+            let all = stored.panel(Backend::Fused, 0, 5).unwrap();
             let error = worst(&all, &w);
             assert!(error <= tolerance, "{format:?}: {error}");
             assert!(format == Weights::F32 || error > tolerance / 50.0, "{format:?} is too good: {error}");
-            assert_eq!(worst(&stored.panel(1, 3).unwrap(), &all.narrow(0, 1, 3).unwrap()), 0.0, "{format:?}");
+            assert_eq!(
+                worst(&stored.panel(Backend::Fused, 1, 3).unwrap(), &all.narrow(0, 1, 3).unwrap()),
+                0.0,
+                "{format:?}"
+            );
             let ids = Tensor::new(&[4u32, 0, 4], &Device::Cpu).unwrap();
-            assert_eq!(worst(&stored.rows(&ids).unwrap(), &all.index_select(&ids, 0).unwrap()), 0.0, "{format:?}");
+            assert_eq!(
+                worst(&stored.rows(Backend::Fused, &ids).unwrap(), &all.index_select(&ids, 0).unwrap()),
+                0.0,
+                "{format:?}"
+            );
         }
     }
 
@@ -250,11 +260,11 @@ mod tests {
             Tensor::cat(&[matrix(1, 40_001).flatten_all().unwrap().to_dtype(dtype).unwrap(), edges], 0).unwrap()
         };
         for t in [of(f16, DType::F16), of(bf16, DType::BF16)] {
-            let (ours, theirs) = (widened(&t).unwrap(), t.to_dtype(DType::F32).unwrap());
+            let (ours, theirs) = (widened(Backend::Fused, &t).unwrap(), t.to_dtype(DType::F32).unwrap());
             assert_eq!(testing::values(&ours), testing::values(&theirs));
             let part = t.narrow(0, 39_999, 4).unwrap();
             assert_eq!(
-                testing::values(&widened(&part).unwrap()),
+                testing::values(&widened(Backend::Fused, &part).unwrap()),
                 testing::values(&theirs.narrow(0, 39_999, 4).unwrap())
             );
         }
@@ -271,7 +281,7 @@ mod tests {
         }
         let zero = Tensor::zeros((2, 64), DType::F32, &Device::Cpu).unwrap();
         let stored = put(&zero, Weights::Int8);
-        assert_eq!(worst(&stored.panel(0, 2).unwrap(), &zero), 0.0);
+        assert_eq!(worst(&stored.panel(Backend::Fused, 0, 2).unwrap(), &zero), 0.0);
     }
 
     #[test]
@@ -302,11 +312,15 @@ mod tests {
         for from in [Weights::F16, Weights::Int8, Weights::Q4_0, Weights::Q6K] {
             let stored = put(&w, from);
             assert_eq!(stored.format(), from.format());
-            let values = stored.panel(0, 5).unwrap();
+            let values = stored.panel(Backend::Fused, 0, 5).unwrap();
             for to in [Weights::F32, Weights::Bf16, Weights::Int8, Weights::Q8_0, Weights::Q4K] {
                 let (again, direct) = (stored.put(to.format().unwrap(), &Device::Cpu).unwrap(), put(&values, to));
                 assert_eq!(again.format(), to.format());
-                assert_eq!(worst(&again.panel(0, 5).unwrap(), &direct.panel(0, 5).unwrap()), 0.0, "{from:?} to {to:?}");
+                assert_eq!(
+                    worst(&again.panel(Backend::Fused, 0, 5).unwrap(), &direct.panel(Backend::Fused, 0, 5).unwrap()),
+                    0.0,
+                    "{from:?} to {to:?}"
+                );
             }
         }
     }

@@ -1,13 +1,8 @@
 //! `headroom sweep`: every configuration of a grid, ranked; with `--measure` the feasible ones are really run.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::checkpoint::source;
@@ -19,9 +14,9 @@ use crate::data::lengths;
 use crate::error::{Error, Result};
 use crate::experiment::run_file;
 use crate::experiment::session::{Session, Settings};
-use crate::experiment::trial::{self, TrialLimits};
+use crate::experiment::sweep::{self, SweepEvent, Sweeping, Swept, Workloads, key, middle};
 use crate::experiment::workload::Workload;
-use crate::measure::{Measurement, table};
+use crate::measure::table;
 use crate::plan::{Assessment, Verdict, assess};
 use crate::predict::calibration::Calibration;
 use crate::predict::{ASSUMED_EXAMPLES, Request, predict};
@@ -30,18 +25,14 @@ use crate::report::sweep_page;
 use crate::spec::machine::Machine;
 use crate::spec::run::grid::Grid;
 use crate::spec::run::{Engine, RunConfig, TokenLengths, grids};
-use crate::stats::median;
 use crate::store;
-use crate::units::{Bytes, Estimate};
+use crate::units::Estimate;
 
 /// The ranking, beside its page.
 const TABLE: &str = "sweep.csv";
 
 /// Of intervals of which only the middle is used.
 const LEVEL: f64 = 0.9;
-
-/// Everything about the runs' models and data that is read once.
-type Subjects = HashMap<(String, String), Workload>;
 
 /// Sweeps.
 pub(crate) fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
@@ -53,7 +44,7 @@ pub(crate) fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
         (false, false) => grid.machines.iter().map(|m| m.find()).collect::<Result<Vec<_>>>()?,
         _ => vec![inputs::machine(&args.machine)?],
     };
-    let subjects = subjects(&grid, output)?;
+    let workloads = workloads(&grid, output)?;
     let name = args.grid.file_stem().map_or_else(|| "sweep".into(), |n| n.to_string_lossy().into_owned());
     let folder = args.reports.join(store::file_name(&name));
     // Found out before the trials and not after them.
@@ -62,11 +53,11 @@ pub(crate) fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
         if named || !grid.machines.is_empty() {
             return Err(Error::invalid("--measure", "given with another machine", "given for the machine it runs on"));
         }
-        measure(&grid, (args, &results), &subjects, confidence, output)?;
+        measure(&grid, (args, &results), &workloads, confidence, output)?;
     }
     let mut rows = Vec::new();
     for machine in &machines {
-        rows.extend(predictions(&grid, machine, (args, &results), &subjects, confidence)?);
+        rows.extend(predictions(&grid, machine, (args, &results), &workloads, confidence)?);
     }
     let sweep = Sweep { varied: grid.varied, rows, refused: grid.refused, confidence }.rank();
     let (header, rows) = sweep.csv();
@@ -89,14 +80,10 @@ fn grid(path: &Path) -> Result<Grid> {
     }
 }
 
-fn key(run: &RunConfig) -> (String, String) {
-    (run.model.clone(), run.data.train().to_string_lossy().into_owned())
-}
-
 /// Models and data of all runs; where the data is not here, or only the rows that ship, its lengths are assumed, and that
 /// is said.
-fn subjects(grid: &Grid, output: &Output) -> Result<Subjects> {
-    let mut found = Subjects::new();
+fn workloads(grid: &Grid, output: &Output) -> Result<Workloads> {
+    let mut found = Workloads::new();
     for (run, _) in &grid.runs {
         if found.contains_key(&key(run)) {
             continue;
@@ -120,7 +107,7 @@ fn predictions(
     grid: &Grid,
     machine: &Machine,
     (args, results): (&SweepArgs, &Path),
-    subjects: &Subjects,
+    workloads: &Workloads,
     confidence: f64,
 ) -> Result<Vec<Row>> {
     let engines = [Engine::Candle, Engine::MlxLm];
@@ -134,12 +121,12 @@ fn predictions(
     let measured = table::measurements(machine, results)?;
     let recipes = recipes(grid)?;
     let one = |((run, values), recipe): (&(RunConfig, Vec<String>), &usize)| {
-        let subject = &subjects[&key(run)];
+        let workload = &workloads[&key(run)];
         let bench = &known[&run.engine];
         let calibration = &bench.calibration;
         let mut trial = run.clone();
         run_file::anchor(&mut trial);
-        let request = Request { spec: &subject.spec, machine, run, lengths: Some(&subject.lengths), calibration };
+        let request = Request { spec: &workload.spec, machine, run, lengths: Some(&workload.lengths), calibration };
         let assessment = assess(&request, confidence, args.limits.memory_limit)?;
         let seen = middle(measured.iter().filter(|m| m.answers(&trial, true, &m.engine_version)));
         let filled = |calibration| {
@@ -197,85 +184,32 @@ fn row(machine: &Machine, values: &[String], a: &Assessment) -> Row {
     }
 }
 
-/// The middle of the speeds and of the footprints that were measured.
-fn middle<'a>(measured: impl Iterator<Item = &'a Measurement>) -> Option<(f64, Bytes)> {
-    let both = |m: &Measurement| Some((m.measured.tokens_per_s?, m.measured.footprint_bytes?.as_f64()));
-    let (speeds, footprints): (Vec<f64>, Vec<f64>) = measured.filter_map(both).unzip();
-    (!speeds.is_empty()).then(|| (median(&speeds), Bytes::from_f64(median(&footprints))))
-}
-
-/// Short runs of what fits here and has not been measured often enough yet; each is written down as it ends.
+/// Measures what fits here, and shows the trials as they are made.
 fn measure(
     grid: &Grid,
     (args, results): (&SweepArgs, &Path),
-    subjects: &Subjects,
+    workloads: &Workloads,
     confidence: f64,
     output: &Output,
 ) -> Result<()> {
-    let settings =
-        Settings { results: results, memory_limit: args.limits.memory_limit, script: args.script.as_deref() };
-    let mut benches: HashMap<Engine, Session> = HashMap::new();
-    for (run, _) in &grid.runs {
-        if let Entry::Vacant(place) = benches.entry(run.engine) {
-            place.insert(Session::open(run.engine, &settings)?);
-        }
-    }
+    let settings = Settings { results, memory_limit: args.limits.memory_limit, script: args.script.as_deref() };
+    let what = Sweeping { grid, workloads, repeats: args.repeats, trial_time: args.trial_time, confidence, settings };
     let bar = output.bar((grid.runs.len() * args.repeats) as u64);
-    // In turns, so that a bad minute of the machine is not all that is seen of a configuration; and each in another order,
-    // so that it does not fall on the same neighbours.
-    for round in 1..=args.repeats {
-        let mut order: Vec<_> = grid.runs.iter().collect();
-        if args.repeats > 1 {
-            order.shuffle(&mut ChaCha8Rng::seed_from_u64(round as u64));
-        }
-        for (run, values) in order {
-            bar.inc(1);
-            bar.set_message(values.join(", "));
-            let Some(bench) = benches.get_mut(&run.engine) else { continue };
-            let mut trial = run.clone();
-            run_file::anchor(&mut trial);
-            if bench.times_measured(&trial) >= round || bench.died(&trial).is_some() {
-                continue;
+    let swept = sweep::measure(&what, interrupted(), &mut |event| {
+        match event {
+            SweepEvent::Begins(values) => {
+                bar.inc(1);
+                bar.set_message(values.join(", "));
             }
-            let plan = bench.assess(&subjects[&key(run)].padded(), &trial, confidence)?;
-            // Of what was killed for reasons unknown more is to be known.
-            if !(plan.fits() || bench.killed(&trial).is_some() && plan.fits_by_formula()) {
-                continue;
-            }
-            let time = TrialLimits { time: args.trial_time, silence: args.trial_time };
-            if let Some(seen) = trial::measure(bench, &trial, (time, &plan), (args.script.as_deref(), interrupted()))? {
+            SweepEvent::Ends(values, seen) => {
                 let text = format!("  {}: {}", values.join(", "), calibrate::seen(seen));
                 bar.suspend(|| output.part(&text))?;
             }
-            if interrupted().load(Ordering::Relaxed) {
-                bar.finish_and_clear();
-                let (done, all) = progress(grid, args.repeats, &benches, (subjects, confidence))?;
-                let what = format!("{done} of {all} trials are measured and saved; nothing is ranked yet");
-                return Err(Error::Interrupted { kept: what, resume: Some(typed_again(None)) });
-            }
         }
-    }
+        Ok(())
+    })?;
     bar.finish_and_clear();
-    Ok(())
-}
-
-/// Trials that are measured, and those that there will be.
-fn progress(
-    grid: &Grid,
-    repeats: usize,
-    benches: &HashMap<Engine, Session>,
-    (subjects, confidence): (&Subjects, f64),
-) -> Result<(usize, usize)> {
-    let (mut done, mut all) = (0, 0);
-    for (run, _) in &grid.runs {
-        let mut trial = run.clone();
-        run_file::anchor(&mut trial);
-        let Some(bench) = benches.get(&run.engine) else { continue };
-        let times = bench.times_measured(&trial).min(repeats);
-        if times > 0 || bench.assess(&subjects[&key(run)].padded(), &trial, confidence)?.fits() {
-            done += times;
-            all += repeats;
-        }
-    }
-    Ok((done, all))
+    let Swept::Interrupted { done, all } = swept else { return Ok(()) };
+    let kept = format!("{done} of {all} trials are measured and saved; nothing is ranked yet");
+    Err(Error::Interrupted { kept, resume: Some(typed_again(None)) })
 }

@@ -6,6 +6,7 @@ pub(crate) mod calibration;
 pub(crate) mod engine;
 pub(crate) mod run_file;
 pub(crate) mod session;
+pub(crate) mod sweep;
 pub(crate) mod trial;
 pub(crate) mod trials;
 pub(crate) mod workload;

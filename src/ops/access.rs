@@ -1,29 +1,8 @@
-//! The numbers of a tensor on the CPU, and which back end works on it.
+//! The numbers of a tensor on the CPU.
 
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
-
-use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 
 use crate::ops::matmul::View;
-
-static COMPOSED: AtomicBool = AtomicBool::new(false);
-
-/// From here on the CPU computes as other devices do, by candle's operations alone: so that what runs on Metal can be
-/// proved on a machine without it.
-pub fn compose_everything() {
-    COMPOSED.store(true, Relaxed);
-}
-
-/// Whether this tensor is worked on by the fused kernels.
-pub(crate) fn fused(t: &Tensor) -> bool {
-    fused_on(t.device())
-}
-
-/// Whether tensors on this device are.
-pub(crate) fn fused_on(device: &Device) -> bool {
-    device.is_cpu() && !COMPOSED.load(Relaxed)
-}
 
 /// Calls `f` with the numbers of a contiguous f32 tensor on the CPU.
 pub(crate) fn with_slice<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {

@@ -5,37 +5,40 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
 
 use crate::ops::access::*;
+use crate::ops::backend::Backend;
 use crate::ops::kernels;
 use crate::spec::model::Activation;
 
-/// `act(x)`
-pub(crate) fn act(a: Activation, x: &Tensor) -> Result<Tensor> {
-    if fused(x) { map1(x, |x| kernels::act(a, x)) } else { composed_act(a, x) }
-}
-
-/// `act'(x) g`; uses up `g`.
-pub(crate) fn act_bwd(a: Activation, x: &Tensor, g: Tensor) -> Result<Tensor> {
-    if !fused(x) {
-        return composed_slope(a, x)? * g;
+impl Backend {
+    /// `act(x)`
+    pub(crate) fn act(self, a: Activation, x: &Tensor) -> Result<Tensor> {
+        if self.fused() { map1(x, |x| kernels::act(a, x)) } else { composed_act(a, x) }
     }
-    g.inplace_op2(x, &ActBackward(a))?;
-    Ok(g)
-}
 
-/// `act(gate) * up`
-pub(crate) fn gated(a: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if fused(gate) { map2(gate, up, |x, y| kernels::gated(a, x, y)) } else { composed_act(a, gate)? * up }
-}
-
-/// Gradients of [`gated`] with respect to gate and up; uses up `up`.
-pub(crate) fn gated_bwd(a: Activation, gate: &Tensor, up: Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
-    if !fused(gate) {
-        return Ok((((composed_slope(a, gate)? * up)? * g)?, (composed_act(a, gate)? * g)?));
+    /// `act'(x) g`; uses up `g`.
+    pub(crate) fn act_bwd(self, a: Activation, x: &Tensor, g: Tensor) -> Result<Tensor> {
+        if !self.fused() {
+            return composed_slope(a, x)? * g;
+        }
+        g.inplace_op2(x, &ActBackward(a))?;
+        Ok(g)
     }
-    let op = GatedBackward { activation: a, dgate: Mutex::default() };
-    up.inplace_op3(gate, g, &op)?;
-    let dgate = op.dgate.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok((like(gate, dgate)?, up))
+
+    /// `act(gate) * up`
+    pub(crate) fn gated(self, a: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        if self.fused() { map2(gate, up, |x, y| kernels::gated(a, x, y)) } else { composed_act(a, gate)? * up }
+    }
+
+    /// Gradients of [`Backend::gated`] with respect to gate and up; uses up `up`.
+    pub(crate) fn gated_bwd(self, a: Activation, gate: &Tensor, up: Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
+        if !self.fused() {
+            return Ok((((composed_slope(a, gate)? * up)? * g)?, (composed_act(a, gate)? * g)?));
+        }
+        let op = GatedBackward { activation: a, dgate: Mutex::default() };
+        up.inplace_op3(gate, g, &op)?;
+        let dgate = op.dgate.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok((like(gate, dgate)?, up))
+    }
 }
 
 struct ActBackward(Activation);

@@ -11,13 +11,16 @@ use std::ops::Range;
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
-use crate::ops::access::{fused, with_slice};
+use crate::ops::access::with_slice;
+use crate::ops::backend::Backend;
 use crate::ops::kernels;
 use crate::ops::matmul::{Into, Shared, View, gemm};
 
 /// What attention needs to know of the model and of the run.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
+    /// What computes.
+    pub backend: Backend,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads.
@@ -55,7 +58,7 @@ impl Shape {
 
     /// `o [rows, heads * head_dim]` from `q` of that shape and `k`, `v` of `[rows, kv_heads * head_dim]`.
     pub(crate) fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, examples: &[Range<usize>]) -> Result<Tensor> {
-        if !fused(q) {
+        if !self.backend.fused() {
             return self.forward_composed(q, k, v, examples);
         }
         let mut out = vec![0f32; q.elem_count()];
@@ -72,7 +75,7 @@ impl Shape {
         g: &Tensor,
         examples: &[Range<usize>],
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        if !fused(q) {
+        if !self.backend.fused() {
             return self.backward_composed((q, k, v), g, examples);
         }
         let (mut dq, mut dk, mut dv) =

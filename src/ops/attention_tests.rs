@@ -8,7 +8,16 @@ fn random(rows: usize, width: usize, seed: u64) -> Tensor {
 }
 
 fn shapes() -> Vec<Shape> {
-    let base = Shape { heads: 4, kv_heads: 2, head_dim: 3, scale: 0.7, softcap: None, window: None, chunk: 4 };
+    let base = Shape {
+        backend: Backend::Fused,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 3,
+        scale: 0.7,
+        softcap: None,
+        window: None,
+        chunk: 4,
+    };
     vec![
         base.clone(),
         Shape { kv_heads: 1, window: Some(3), ..base.clone() },

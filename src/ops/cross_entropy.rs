@@ -5,22 +5,26 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{CpuStorage, D, Layout, Result, Tensor};
 
 use crate::ops::access::*;
+use crate::ops::backend::Backend;
 use crate::ops::kernels;
 
-/// Sum of the cross-entropies of `logits [rows, vocab]` and its gradient times `scale`; uses up the logits.
-pub(crate) fn cross_entropy(
-    logits: Tensor,
-    targets: &[u32],
-    softcap: Option<f64>,
-    scale: f64,
-) -> Result<(f64, Tensor)> {
-    if !fused(&logits) {
-        return cross_entropy_composed(&logits, targets, softcap, scale);
+impl Backend {
+    /// Sum of the cross-entropies of `logits [rows, vocab]` and its gradient times `scale`; uses up the logits.
+    pub(crate) fn cross_entropy(
+        self,
+        logits: Tensor,
+        targets: &[u32],
+        softcap: Option<f64>,
+        scale: f64,
+    ) -> Result<(f64, Tensor)> {
+        if !self.fused() {
+            return cross_entropy_composed(&logits, targets, softcap, scale);
+        }
+        let op = CrossEntropy { targets, softcap: softcap.map(|c| c as f32), scale: scale as f32, loss: 0.0.into() };
+        logits.inplace_op1(&op)?;
+        let loss = *op.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((loss, logits))
     }
-    let op = CrossEntropy { targets, softcap: softcap.map(|c| c as f32), scale: scale as f32, loss: 0.0.into() };
-    logits.inplace_op1(&op)?;
-    let loss = *op.loss.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok((loss, logits))
 }
 
 struct CrossEntropy<'a> {

@@ -6,6 +6,7 @@
 mod access;
 mod activation;
 pub(crate) mod attention;
+mod backend;
 mod cross_entropy;
 pub mod device;
 pub(crate) mod kernels;
@@ -18,12 +19,10 @@ mod vector;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use self::access::compose_everything;
 pub(crate) use self::access::*;
-pub(crate) use self::activation::*;
-pub(crate) use self::cross_entropy::cross_entropy;
+pub use self::backend::Backend;
 pub(crate) use self::norm::NormWeights;
-pub(crate) use self::product::*;
+pub(crate) use self::product::{place_rows, product_into_columns};
 pub(crate) use self::rope::RopeTables;
 
 #[cfg(test)]

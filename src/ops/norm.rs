@@ -3,12 +3,14 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use crate::ops::access::*;
+use crate::ops::backend::Backend;
 use crate::ops::kernels;
 use crate::spec::model::Norm;
 
 /// A frozen norm.
 #[derive(Clone, Debug)]
 pub(crate) struct NormWeights {
+    backend: Backend,
     weight: Tensor,
     bias: Option<Tensor>,
     eps: f64,
@@ -16,15 +18,15 @@ pub(crate) struct NormWeights {
 
 impl NormWeights {
     /// `weight` and `bias` as stored; the family's offset is added here, once.
-    pub(crate) fn new(norm: &Norm, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+    pub(crate) fn new(backend: Backend, norm: &Norm, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let weight = (weight.to_dtype(DType::F32)? + norm.offset)?;
         let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
-        Ok(Self { weight, bias, eps: norm.eps })
+        Ok(Self { backend, weight, bias, eps: norm.eps })
     }
 
     /// `y [rows, width]`
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if !fused(x) {
+        if !self.backend.fused() {
             return self.forward_composed(x);
         }
         let eps = self.eps as f32;
@@ -36,7 +38,7 @@ impl NormWeights {
 
     /// Gradient with respect to `x`.
     pub(crate) fn backward(&self, x: &Tensor, g: &Tensor) -> Result<Tensor> {
-        if !fused(x) {
+        if !self.backend.fused() {
             return self.backward_composed(x, g);
         }
         let (eps, layer) = (self.eps as f32, self.bias.is_some());

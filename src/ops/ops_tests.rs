@@ -34,7 +34,7 @@ fn norms() {
     let (w, b) = (random(1, 11, 3).squeeze(0).unwrap(), random(1, 11, 4).squeeze(0).unwrap());
     for (offset, bias) in [(0.0, None), (1.0, None), (0.0, Some(&b))] {
         let norm = Norm { layer_norm: bias.is_some(), eps: 1e-3, offset };
-        let norm = NormWeights::new(&norm, &w, bias).unwrap();
+        let norm = NormWeights::new(Backend::Fused, &norm, &w, bias).unwrap();
         close(&norm.forward(&x).unwrap(), &norm.forward_composed(&x).unwrap(), 1e-5, "forward");
         let dx = norm.backward(&x, &g).unwrap();
         close(&dx, &norm.backward_composed(&x, &g).unwrap(), 1e-5, "backward");
@@ -46,14 +46,14 @@ fn norms() {
 fn activations() {
     let (x, up, g) = (random(3, 7, 1), random(3, 7, 2), random(3, 7, 3));
     for a in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
-        close(&act(a, &x).unwrap(), &composed_act(a, &x).unwrap(), 1e-5, "act");
+        close(&Backend::Fused.act(a, &x).unwrap(), &composed_act(a, &x).unwrap(), 1e-5, "act");
         let own = |t: &Tensor| t.force_contiguous().unwrap(); // what is used up, others hold
-        let dx = act_bwd(a, &x, own(&g)).unwrap();
+        let dx = Backend::Fused.act_bwd(a, &x, own(&g)).unwrap();
         close(&dx, &(composed_slope(a, &x).unwrap() * &g).unwrap(), 1e-5, "act_bwd");
-        check_gradient(&x, &g, &dx, |x| act(a, x).unwrap(), "act");
-        let (dgate, dup) = gated_bwd(a, &x, own(&up), &g).unwrap();
-        check_gradient(&x, &g, &dgate, |x| gated(a, x, &up).unwrap(), "gate");
-        check_gradient(&up, &g, &dup, |up| gated(a, &x, up).unwrap(), "up");
+        check_gradient(&x, &g, &dx, |x| Backend::Fused.act(a, x).unwrap(), "act");
+        let (dgate, dup) = Backend::Fused.gated_bwd(a, &x, own(&up), &g).unwrap();
+        check_gradient(&x, &g, &dgate, |x| Backend::Fused.gated(a, x, &up).unwrap(), "gate");
+        check_gradient(&up, &g, &dup, |up| Backend::Fused.gated(a, &x, up).unwrap(), "up");
     }
 }
 
@@ -62,7 +62,7 @@ fn rope_rotates_back() {
     let (head_dim, heads, dims) = (6, 3, 4);
     let x = random(5, heads * head_dim, 1);
     let positions = [0, 1, 2, 0, 7];
-    let tables = RopeTables::new(&[1.0, 0.3], 1.1, 8, &Device::Cpu).unwrap();
+    let tables = RopeTables::new(&[1.0, 0.3], 1.1, 8, (&Device::Cpu, Backend::Fused)).unwrap();
     assert_eq!(tables.half * 2, dims);
     let y = tables.apply(&x, head_dim, &positions, false).unwrap();
     close(&y, &tables.apply_composed(&x, head_dim, &positions, 1.0).unwrap(), 1e-6, "rope");
@@ -78,7 +78,7 @@ fn cross_entropy_and_its_gradient() {
     let z = random(4, 9, 1);
     let targets = [3, 0, 8, 3];
     for softcap in [None, Some(1.7)] {
-        let loss_of = |z: &Tensor| cross_entropy(z.copy().unwrap(), &targets, softcap, 0.25).unwrap();
+        let loss_of = |z: &Tensor| Backend::Fused.cross_entropy(z.copy().unwrap(), &targets, softcap, 0.25).unwrap();
         let (loss, g) = loss_of(&z);
         let (loss2, g2) = cross_entropy_composed(&z, &targets, softcap, 0.25).unwrap();
         assert!((loss - loss2).abs() < 1e-5);

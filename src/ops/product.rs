@@ -3,16 +3,38 @@
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
 
 use crate::ops::access::*;
+use crate::ops::backend::Backend;
 use crate::ops::kernels;
 use crate::ops::matmul::{Into, gemm_strided};
 
-/// `a + b`, where nobody else holds `a`: on the CPU it is done in its memory.
-pub(crate) fn add(a: Tensor, b: &Tensor) -> Result<Tensor> {
-    if !fused(&a) {
-        return a.broadcast_add(b);
+impl Backend {
+    /// `a + b`, where nobody else holds `a`: on the CPU it is done in its memory.
+    pub(crate) fn add(self, a: Tensor, b: &Tensor) -> Result<Tensor> {
+        if !self.fused() {
+            return a.broadcast_add(b);
+        }
+        a.inplace_op2(b, &AddInto)?;
+        Ok(a)
     }
-    a.inplace_op2(b, &AddInto)?;
-    Ok(a)
+
+    /// `scale * a b` of two matrices with any strides.
+    pub(crate) fn product(self, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+        if !self.fused() {
+            let y = a.matmul(b)?;
+            return if scale == 1.0 { Ok(y) } else { y * scale };
+        }
+        let data = with_view(a, |a| with_view(b, |b| crate::ops::matmul::product(a, b, scale as f32)))??;
+        Tensor::from_vec(data, (a.dim(0)?, b.dim(1)?), a.device())
+    }
+
+    /// `out + scale * a b`, where nobody else holds `out`: on the CPU it is done in its memory.
+    pub(crate) fn add_product(self, out: Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+        if !self.fused() {
+            return &out + (a.contiguous()?.matmul(b)? * scale)?;
+        }
+        out.inplace_op3(a, b, &Product { first_column: 0, scale, into: Into::Accumulate })?;
+        Ok(out)
+    }
 }
 
 /// Writes row i of `part` to row `targets[i].0` of `out`, which nobody else holds; the rows are distinct.
@@ -44,28 +66,9 @@ impl InplaceOp2 for AddInto {
     }
 }
 
-/// `scale * a b` of two matrices with any strides.
-pub(crate) fn product(a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-    if !fused(a) {
-        let y = a.matmul(b)?;
-        return if scale == 1.0 { Ok(y) } else { y * scale };
-    }
-    let data = with_view(a, |a| with_view(b, |b| crate::ops::matmul::product(a, b, scale as f32)))??;
-    Tensor::from_vec(data, (a.dim(0)?, b.dim(1)?), a.device())
-}
-
 /// Writes `a b` into the columns of `out` from `first` on; nobody else holds `out`, which is on the CPU.
 pub(crate) fn product_into_columns(out: &Tensor, first: usize, a: &Tensor, b: &Tensor) -> Result<()> {
     out.inplace_op3(a, b, &Product { first_column: first, scale: 1.0, into: Into::Overwrite })
-}
-
-/// `out + scale * a b`, where nobody else holds `out`: on the CPU it is done in its memory.
-pub(crate) fn add_product(out: Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
-    if !fused(&out) {
-        return &out + (a.contiguous()?.matmul(b)? * scale)?;
-    }
-    out.inplace_op3(a, b, &Product { first_column: 0, scale, into: Into::Accumulate })?;
-    Ok(out)
 }
 
 /// A product into the columns of its output from `first_column` on.

@@ -1,13 +1,15 @@
 //! Rotary position embedding.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use crate::ops::access::*;
+use crate::ops::backend::Backend;
 use crate::ops::kernels;
 
 /// Cosines and sines for every position: `[positions, half]` each.
 #[derive(Clone, Debug)]
 pub(crate) struct RopeTables {
+    backend: Backend,
     cos: Tensor,
     sin: Tensor,
     pub(super) half: usize,
@@ -15,19 +17,24 @@ pub(crate) struct RopeTables {
 
 impl RopeTables {
     /// From inverse frequencies and the factor that some scalings put on both tables.
-    pub(crate) fn new(inv_freq: &[f64], factor: f64, positions: usize, device: &candle_core::Device) -> Result<Self> {
+    pub(crate) fn new(
+        inv_freq: &[f64],
+        factor: f64,
+        positions: usize,
+        (device, backend): (&Device, Backend),
+    ) -> Result<Self> {
         let half = inv_freq.len();
         let angles = || (0..positions).flat_map(|p| inv_freq.iter().map(move |f| (p as f64 * f) as f32));
         let cos: Vec<f32> = angles().map(|a| a.cos() * factor as f32).collect();
         let sin: Vec<f32> = angles().map(|a| a.sin() * factor as f32).collect();
         let make = |v| Tensor::from_vec(v, (positions, half), device);
-        Ok(Self { cos: make(cos)?, sin: make(sin)?, half })
+        Ok(Self { backend, cos: make(cos)?, sin: make(sin)?, half })
     }
 
     /// Rotates `x [rows, heads * head_dim]`; row r stands at `positions[r]`. `backward` rotates back.
     pub(crate) fn apply(&self, x: &Tensor, head_dim: usize, positions: &[u32], backward: bool) -> Result<Tensor> {
         let sign = if backward { -1.0 } else { 1.0 };
-        if !fused(x) {
+        if !self.backend.fused() {
             return self.apply_composed(x, head_dim, positions, sign);
         }
         let data = with_slice(x, |x| {

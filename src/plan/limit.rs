@@ -32,8 +32,7 @@ pub enum LimitKind {
 
 impl LimitKind {
     /// As it is shown, and written in files.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::FreeMemory => "free memory",
             Self::WorkingSet => "Metal working set",

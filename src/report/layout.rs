@@ -26,12 +26,20 @@ const COLOURS: [(char, AnsiColor); 7] = [
 
 /// Text in a style: bold, dimmed and the colours above.
 pub(crate) fn paint(text: &str, style: Style) -> String {
+    if text.is_empty() {
+        return String::new();
+    }
     let mut marks = String::new();
     let effects = [(Effects::BOLD, BOLD), (Effects::DIMMED, DIM)];
     marks.extend(effects.iter().filter(|(e, _)| style.get_effects().contains(*e)).map(|(_, mark)| mark));
     let colour = style.get_fg_color();
     marks.extend(COLOURS.iter().filter(|(_, c)| colour == Some(Color::Ansi(*c))).map(|(mark, _)| mark));
     if marks.is_empty() { text.to_owned() } else { format!("{marks}{text}{RESET}") }
+}
+
+/// Characters of a text that are seen.
+pub(crate) fn seen(text: &str) -> usize {
+    text.chars().filter(|c| *c != RESET && style(*c).is_none()).count()
 }
 
 /// The style that a mark stands for.

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::plan::Verdict;
 use crate::report::columns::{self, Side, indented};
-use crate::report::layout::paint;
+use crate::report::layout::{paint, seen};
 use crate::units::{Bytes, Estimate, Seconds};
 
 /// One configuration on one machine.
@@ -86,8 +86,6 @@ const SHOWN: usize = 8;
 /// Characters of a value that are shown at most, and those that it keeps on the shortest line.
 const WIDEST: usize = 24;
 const NARROWEST: usize = 6;
-/// Characters of the time.
-const TIME: usize = 12;
 
 impl Sweep {
     /// Sorts the rows and marks the front of every machine; the machines stay in their order.
@@ -161,37 +159,19 @@ impl Sweep {
         let mut fields: Vec<(&str, usize)> =
             self.varied.iter().enumerate().map(|(i, f)| column(i, f, &shown)).collect();
         // Where the line is short, the time goes, which follows from the speed; then the widest values are cut.
-        let taken = |columns: &[(&str, usize)]| {
-            2 + columns.iter().map(|(_, w)| w + 2).sum::<usize>() + 10 + 8 + if best.is_empty() { 7 } else { 0 }
+        let mut timed = true;
+        let lines = loop {
+            let lines = laid_out(&shown, &fields, best.is_empty(), timed);
+            if lines.iter().all(|line| seen(line) + 2 <= width) {
+                break lines;
+            }
+            let widest = fields.iter_mut().max_by_key(|(_, w)| *w).filter(|(_, w)| *w > NARROWEST);
+            match (timed, widest) {
+                (true, _) => timed = false,
+                (false, Some(field)) => field.1 -= 1,
+                (false, None) => break lines,
+            }
         };
-        let timed = taken(&fields) + TIME <= width;
-        while taken(&fields) > width
-            && let Some(widest) = fields.iter_mut().max_by_key(|(_, w)| *w).filter(|(_, w)| *w > NARROWEST)
-        {
-            widest.1 -= 1;
-        }
-        let named = best.is_empty();
-        let mut sides = vec![Side::Left; fields.len() + usize::from(named)];
-        sides.push(Side::Right);
-        let cut = |text: &str, w: usize| text.chars().take(w).collect::<String>();
-        let mut head: Vec<String> = fields.iter().map(|(title, w)| cut(title, *w)).collect();
-        head.extend(named.then(String::new));
-        head.extend(["at most", "tok/s"].map(String::from));
-        head.extend(timed.then(|| "time".into()));
-        let mut table = vec![head];
-        for row in &shown {
-            let mut cells: Vec<String> = row.values.iter().zip(&fields).map(|(v, (_, w))| cut(brief(v), *w)).collect();
-            cells.extend(named.then(|| match row.verdict {
-                Verdict::Fits => String::new(), // said above
-                Verdict::Tight => paint("tight", YELLOW),
-                Verdict::Pages => paint("pages", YELLOW),
-                Verdict::DoesNotFit => paint("no", RED),
-            }));
-            cells.extend([row.memory_bytes.high.to_string(), format!("{:.0}", row.tokens_per_s.point)]);
-            cells.extend(timed.then(|| row.total_time_s.point.to_string()));
-            table.push(cells);
-        }
-        let lines = columns::lines(&table, &sides);
         *out += &indented(&lines[..1], 2);
         for (row, line) in shown.iter().zip(&lines[1..]) {
             let _ = writeln!(out, "  {line}");
@@ -256,6 +236,32 @@ impl Sweep {
         };
         (head.map(str::to_owned).collect(), self.rows.iter().map(line).collect())
     }
+}
+
+/// A line of titles, and one a row: its values, each no wider than its field, the verdict where it is not the same for
+/// all, and what the run takes.
+fn laid_out(rows: &[&Row], fields: &[(&str, usize)], judged: bool, timed: bool) -> Vec<String> {
+    let mut sides = vec![Side::Left; fields.len() + usize::from(judged)];
+    sides.push(Side::Right);
+    let cut = |text: &str, w: usize| text.chars().take(w).collect::<String>();
+    let mut head: Vec<String> = fields.iter().map(|(title, w)| cut(title, *w)).collect();
+    head.extend(judged.then(String::new));
+    head.extend(["at most", "tok/s"].map(String::from));
+    head.extend(timed.then(|| "time".into()));
+    let mut table = vec![head];
+    for row in rows {
+        let mut cells: Vec<String> = row.values.iter().zip(fields).map(|(v, (_, w))| cut(brief(v), *w)).collect();
+        cells.extend(judged.then(|| match row.verdict {
+            Verdict::Fits => String::new(), // said above
+            Verdict::Tight => paint("tight", YELLOW),
+            Verdict::Pages => paint("pages", YELLOW),
+            Verdict::DoesNotFit => paint("no", RED),
+        }));
+        cells.extend([row.memory_bytes.high.to_string(), format!("{:.0}", row.tokens_per_s.point)]);
+        cells.extend(timed.then(|| row.total_time_s.point.to_string()));
+        table.push(cells);
+    }
+    columns::lines(&table, &sides)
 }
 
 /// Title and width of a column of values.

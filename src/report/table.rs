@@ -180,7 +180,7 @@ fn memory(assessment: &Assessment, width: usize) -> String {
 
 fn binds(plan: &Plan) -> String {
     match &plan.binds {
-        Binding::Time { model } => format!("time: {model} fits, but would not finish in time"),
+        Binding::Time { model } => format!("time: {model} would not finish in time"),
         Binding::Memory { model, name } => format!("{name}: no run of {model} fits"),
         Binding::Nothing => match plan.best.assessment.binding() {
             Some(limit) => format!("{} is the tightest limit", limit.kind),

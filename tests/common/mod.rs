@@ -4,6 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::{Device, Tensor};
+use headroom::ops::Backend;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
 /// The models that `tests/fixtures/reference/make.py` made.
 pub const FAMILIES: [&str; 14] = [
     "llama",
@@ -22,9 +27,24 @@ pub const FAMILIES: [&str; 14] = [
     "phi3",
 ];
 
+/// What computes: the fused kernels, and in `tests/composed.rs` candle's operations alone.
+pub fn backend() -> Backend {
+    if env!("CARGO_CRATE_NAME") == "composed" { Backend::Composed } else { Backend::Fused }
+}
+
 /// A file or folder of the fixtures.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// Numbers with this mean and standard deviation, the same for the same name and shape.
+pub fn drawn(name: &str, shape: &[usize], mean: f32, sd: f32) -> Tensor {
+    // FNV-1a: tensors of other names are others.
+    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let reach = 3f32.sqrt() * sd;
+    let data: Vec<f32> = (0..shape.iter().product()).map(|_| mean + rng.random_range(-reach..=reach)).collect();
+    Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
 }
 
 /// The header and the rows of a CSV file.

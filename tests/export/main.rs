@@ -20,6 +20,7 @@ use common::{FAMILIES, fixture};
 use headroom::checkpoint::adapter::AdapterFile;
 use headroom::checkpoint::source::ModelSource;
 use headroom::data::batches::MicroBatch;
+use headroom::ops::Backend;
 use headroom::spec::run::{Lora, RunConfig};
 use headroom::trainer::candle::nn::decoder::Decoder;
 
@@ -45,7 +46,9 @@ fn logits(model: &Path, tokens: &[u32]) -> Vec<Vec<f32>> {
     let text = "model = \"m\"\ndata = \"d\"\n[recipe]\nmax_seq_length = 64\n[execution]\nweights = \"f32\"";
     let run = RunConfig::from_toml(text, Path::new("run.toml")).unwrap();
     let source = ModelSource::Folder(model.into());
-    let decoder = Decoder::load(&source.weights().unwrap(), &source.spec().unwrap(), &run, &Device::Cpu).unwrap();
+    let decoder =
+        Decoder::load(&source.weights().unwrap(), &source.spec().unwrap(), &run, (&Device::Cpu, Backend::Fused))
+            .unwrap();
     let n = tokens.len();
     let batch = MicroBatch { tokens: tokens.to_vec(), examples: std::iter::once(0..n).collect(), targets: vec![] };
     decoder.logits(&batch, &(0..n as u32).collect::<Vec<_>>()).unwrap().to_vec2().unwrap()
@@ -75,10 +78,10 @@ fn fusing_keeps_shards_formats_and_companions() {
     let work = tempfile::tempdir().unwrap();
     let base = fixture("hf_folder");
     let (name, out) = ("model.layers.1.self_attn.k_proj", [32usize, 64]);
-    let pair = |rows, columns| Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap();
+    let part = |side: &str, rows, columns| common::drawn(side, &[rows, columns], 0.0, 1.0);
     let tensors = [
-        (format!("base_model.model.{name}.lora_A.weight"), pair(3, out[1])),
-        (format!("base_model.model.{name}.lora_B.weight"), pair(out[0], 3)),
+        (format!("base_model.model.{name}.lora_A.weight"), part("A", 3, out[1])),
+        (format!("base_model.model.{name}.lora_B.weight"), part("B", out[0], 3)),
     ];
     let adapter = work.path().join("adapter");
     std::fs::create_dir(&adapter).unwrap();

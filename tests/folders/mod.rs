@@ -5,18 +5,22 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{Value, write};
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use headroom::checkpoint::tensor_file;
 use headroom::spec::model::ModelSpec;
 
-fn random(shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 0.05, shape, &Device::Cpu).unwrap()
+#[path = "../common/mod.rs"]
+mod common;
+
+fn random(name: &str, shape: &[usize]) -> Tensor {
+    common::drawn(name, shape, 0.0, 0.05)
 }
 
 /// As transformers saves it, in f32.
 pub fn dense(spec: &ModelSpec, config: &str, at: &Path) {
     std::fs::write(at.join("config.json"), config).unwrap();
-    let tensors: HashMap<String, Tensor> = spec.tensors().into_iter().map(|t| (t.name, random(&t.shape))).collect();
+    let tensors: HashMap<String, Tensor> =
+        spec.tensors().into_iter().map(|t| (t.name.clone(), random(&t.name, &t.shape))).collect();
     tensor_file::save(&at.join("model.safetensors"), &tensors).unwrap();
 }
 
@@ -34,14 +38,19 @@ pub fn mlx(spec: &ModelSpec, config: &str, (bits, group): (usize, usize), at: &P
         let name = t.name.replacen("transformer.", "model.", 1);
         match *t.shape.as_slice() {
             [rows, columns] if columns % group == 0 => {
-                let words = Tensor::rand(0f32, 4e9, (rows, columns * bits / 32), &Device::Cpu).unwrap();
+                let words = common::drawn(&name, &[rows, columns * bits / 32], 2e9, 1e9);
                 let path = name.strip_suffix("weight").unwrap();
-                tensors.insert(format!("{path}scales"), half((random(&[rows, columns / group]) * 0.1).unwrap()));
-                tensors.insert(format!("{path}biases"), half(random(&[rows, columns / group])));
+                tensors.insert(
+                    format!("{path}scales"),
+                    half((random(&format!("{path}scales"), &[rows, columns / group]) * 0.1).unwrap()),
+                );
+                tensors
+                    .insert(format!("{path}biases"), half(random(&format!("{path}biases"), &[rows, columns / group])));
                 tensors.insert(name, words.to_dtype(DType::U32).unwrap());
             }
             _ => {
-                tensors.insert(name, half(random(&t.shape)));
+                let numbers = half(random(&name, &t.shape));
+                tensors.insert(name, numbers);
             }
         }
     }
@@ -70,7 +79,7 @@ pub fn gguf(spec: &ModelSpec, at: &Path) -> PathBuf {
             _ if wide => GgmlDType::Q6K,
             _ => GgmlDType::Q4K,
         };
-        (spec.gguf_name(&t.name).unwrap(), QTensor::quantize(&random(&t.shape), dtype).unwrap())
+        (spec.gguf_name(&t.name).unwrap(), QTensor::quantize(&random(&t.name, &t.shape), dtype).unwrap())
     };
     let tensors: Vec<(String, QTensor)> = spec.tensors().iter().map(quantised).collect();
     let path = at.join("model.gguf");

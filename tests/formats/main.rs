@@ -24,6 +24,7 @@ use headroom::checkpoint::tensor_file;
 use headroom::checkpoint::text::Text;
 use headroom::data::batches::{Batches, MicroBatch};
 use headroom::data::example::Example;
+use headroom::ops::Backend;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::model::storage::Format;
 use headroom::spec::run::{Recipe, RunConfig, Weights};
@@ -42,10 +43,6 @@ struct Model {
 
 /// A model with adapters whose B is not zero.
 fn open(path: &Path, weights: &str) -> Model {
-    // The same tests once more, by candle's operations alone: see tests/composed.rs.
-    if env!("CARGO_CRATE_NAME") == "composed" {
-        headroom::ops::compose_everything();
-    }
     let text = format!(
         r#"
         model = "m"
@@ -69,7 +66,8 @@ fn open(path: &Path, weights: &str) -> Model {
     let run = RunConfig::from_toml(&text, Path::new("run.toml")).unwrap();
     let source = ModelSource::find(path.to_str().unwrap()).unwrap();
     let spec = source.spec().unwrap();
-    let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, &Device::Cpu).unwrap();
+    let mut decoder =
+        Decoder::load(&source.weights().unwrap(), &spec, &run, (&Device::Cpu, common::backend())).unwrap();
     for i in 0..decoder.sites.len() {
         let fresh = adapter::fresh(&decoder.sites[i], i, 4, 7, &Device::Cpu).unwrap();
         let (out, rank) = fresh.b.dims2().unwrap();
@@ -176,7 +174,8 @@ fn a_quantised_base_learns_what_its_dequantised_self_learns() {
             .map(|t| {
                 let norm = t.name.contains("norm") || t.name.contains("ln_");
                 let (mean, sd) = if norm && t.name.ends_with("weight") { (1f32, 0.2) } else { (0.0, 0.06) };
-                (t.name, Tensor::randn(mean, sd, t.shape, &Device::Cpu).unwrap())
+                let numbers = common::drawn(&t.name, &t.shape, mean, sd);
+                (t.name, numbers)
             })
             .collect();
         let quantised = tempfile::tempdir().unwrap();
@@ -191,7 +190,7 @@ fn a_quantised_base_learns_what_its_dequantised_self_learns() {
             let held = |t: &Tensor| match t.dims() {
                 [rows, _] => {
                     let stored = Stored::Dense(t.clone()).put(weights.format().unwrap(), &Device::Cpu).unwrap();
-                    stored.panel(0, *rows).unwrap()
+                    stored.panel(Backend::Fused, 0, *rows).unwrap()
                 }
                 _ => t.clone(),
             };

@@ -157,10 +157,12 @@ pub(crate) fn a_resumed_run_clears_only_what_a_run_wrote() {
 /// A page or a table that a verb did not make is not replaced by it.
 #[test]
 pub(crate) fn pages_of_others_stay() {
-    let cases: [(&str, &[&str]); 3] = [
+    let cases: [(&str, &[&str]); 5] = [
         ("reports/done/index.html", &["report", "runs/done"]),
         ("reports/done/data.csv", &["report", "runs/done"]),
+        ("reports/done/data.parquet", &["report", "runs/done"]),
         ("reports/grid/sweep.csv", &["sweep", "grid.toml"]),
+        ("reports/grid/sweep.parquet", &["sweep", "grid.toml"]),
     ];
     let mut table = Table::default();
     table.try_all("pages of others", &cases, Desk::new, |desk, (there, args)| {

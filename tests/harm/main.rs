@@ -92,17 +92,17 @@ const VERBS: [Verb; 18] = [
     verb(&["doctor"], &[]),
     verb(&["plan", "--ram", "8G", "--out", "plan.toml"], &["plan.toml"]),
     verb(&["predict", "exp.toml", "--timeline"], &[]),
-    verb(&["sweep", "grid.toml"], &["reports/grid/sweep.csv", "reports/grid/index.html"]),
+    verb(&["sweep", "grid.toml"], &["reports/grid/sweep.csv", "reports/grid/sweep.parquet", "reports/grid/index.html"]),
     verb(
         &["sweep", "grid.toml", "--measure", "--script", "script.json"],
-        &["reports/grid/sweep.csv", "reports/grid/index.html", "results"],
+        &["reports/grid/sweep.csv", "reports/grid/sweep.parquet", "reports/grid/index.html", "results"],
     ),
     verb(&["calibrate", "exp.toml", "--script", "script.json", "--time-limit", "20s"], &["results"]),
     verb(&["launch", "exp.toml", "--save-every", "2"], &["runs/exp", "results"]),
     verb(&["launch", "exp.toml", "--out", "fresh", "--save-every", "2"], &["fresh", "results"]),
     verb(&["launch", "exp.toml", "--out", "empty"], &["empty", "results"]),
     verb(&["launch", "exp.toml", "--out", "deep/er", "--results", "there"], &["deep/er", "there"]),
-    verb(&["report", "runs/done"], &["reports/done/index.html", "reports/done/data.csv"]),
+    verb(&["report", "runs/done"], &["reports/done/index.html", "reports/done/data.csv", "reports/done/data.parquet"]),
     verb(&["generate", "Hello", "--adapter", "runs/done", "--max-tokens", "3"], &[]),
     verb(&["export", "runs/done", "--format", "peft", "--out", "out"], &["out"]),
     verb(&["export", "runs/done", "--format", "mlx-lm", "--out", "out"], &["out"]),
@@ -115,7 +115,14 @@ const VERBS: [Verb; 18] = [
 /// The slowest of them, by far.
 const AUTO: Verb = verb(
     &["auto", "--model", "./model", "--data", "data/train.jsonl", "--script", "script.json", "--out", "runs/auto"],
-    &["runs/auto", "runs/auto.toml", "results", "reports/auto/index.html", "reports/auto/data.csv"],
+    &[
+        "runs/auto",
+        "runs/auto.toml",
+        "results",
+        "reports/auto/index.html",
+        "reports/auto/data.csv",
+        "reports/auto/data.parquet",
+    ],
 );
 
 fn unharmed(before: &Listing, world: &World, own: &[&str]) -> Result<(), String> {

@@ -104,7 +104,9 @@ pub(crate) fn adapters_on_the_last_layers_only_get_the_same_gradients() {
     let mut fixture = open("llama", ODD);
     fixture.run.recipe.lora.num_layers = 1;
     let source = ModelSource::Folder(fixture.folder.clone());
-    let mut few = Decoder::load(&source.weights().unwrap(), &fixture.spec, &fixture.run, &Device::Cpu).unwrap();
+    let mut few =
+        Decoder::load(&source.weights().unwrap(), &fixture.spec, &fixture.run, (&Device::Cpu, common::backend()))
+            .unwrap();
     let all = adapted("llama", ODD);
     // The same adapters everywhere; the first layers' are part of the base of neither run, so compare at B = start.
     let offset = all.decoder.sites.len() - few.sites.len();
@@ -153,7 +155,9 @@ pub(crate) fn a_step_with_few_targets_moves_each_adapter_against_its_gradient() 
     fixture.run.recipe.lora.target_modules = vec!["v_proj".into(), "down_proj".into()];
     fixture.run.recipe.lora.num_layers = 2;
     let source = ModelSource::Folder(fixture.folder.clone());
-    let mut decoder = Decoder::load(&source.weights().unwrap(), &fixture.spec, &fixture.run, &Device::Cpu).unwrap();
+    let mut decoder =
+        Decoder::load(&source.weights().unwrap(), &fixture.spec, &fixture.run, (&Device::Cpu, common::backend()))
+            .unwrap();
     assert_eq!(decoder.sites.len(), 4);
     let all = adapted("qwen2", ODD);
     for i in 0..decoder.sites.len() {

@@ -74,10 +74,6 @@ fn open(family: &str, execution: &str) -> Fixture {
 
 /// The same, with this in `[recipe]` in the place of what the fixture was made with.
 fn opened(family: &str, learning: Option<&'static str>, execution: &str) -> Fixture {
-    // The same tests once more, by candle's operations alone: see tests/composed.rs.
-    if env!("CARGO_CRATE_NAME") == "composed" {
-        headroom::ops::compose_everything();
-    }
     let fixtures = fixture("reference");
     let plain = (family, family, "lora = { rank = 4, alpha = 6 }");
     let (name, family, made_with) = VARIANTS.into_iter().find(|(name, ..)| *name == family).unwrap_or(plain);
@@ -104,7 +100,7 @@ fn opened(family: &str, learning: Option<&'static str>, execution: &str) -> Fixt
     let run = RunConfig::from_toml(&text, Path::new("run.toml")).unwrap();
     let source = ModelSource::Folder(folder.clone());
     let spec = source.spec().unwrap();
-    let decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, &Device::Cpu).unwrap();
+    let decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, (&Device::Cpu, common::backend())).unwrap();
     let rows = std::fs::read_to_string(folder.join("rows.jsonl")).unwrap();
     let rows = rows
         .lines()

@@ -20,6 +20,7 @@ use assert_cmd::Command;
 use candle_core::{Device, Tensor};
 use common::fixture;
 use headroom::checkpoint::source::{ModelSource, public_name};
+use headroom::ops::Backend;
 use headroom::spec::run::RunConfig;
 use headroom::trainer::candle::nn::adapter;
 use headroom::trainer::candle::nn::decoder::Decoder;
@@ -88,7 +89,7 @@ fn loaded(model: &Path, weights: &str) -> Result<Decoder, String> {
     let source = ModelSource::find(model.to_str().unwrap()).map_err(|e| e.to_string())?;
     let spec = source.spec().map_err(|e| e.to_string())?;
     let store = source.weights().map_err(|e| e.to_string())?;
-    Decoder::load(&store, &spec, &run, &Device::Cpu).map_err(|e| e.to_string())
+    Decoder::load(&store, &spec, &run, (&Device::Cpu, Backend::Fused)).map_err(|e| e.to_string())
 }
 
 fn not_loaded(model: &Path, weights: &str, part: &str) {

@@ -5,17 +5,17 @@ use rayon::prelude::*;
 
 use crate::ops::attention::{Chunk, Qkv, Shape};
 use crate::ops::matmul::{Into, Shared, View, gemm};
-use crate::ops::{fused, with_slice};
+use crate::ops::with_slice;
 
 impl Shape {
     /// The last rows of [`Shape::forward`] of one text: `o [rows, heads * head_dim]` from `q` of that shape and all `k`, `v`
     /// of `[length, kv_heads * head_dim]`, with `rows <= length`.
-    pub fn forward_last(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward_last(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (rows, length) = (q.dim(0)?, k.dim(0)?);
         if rows == length {
             return self.forward(q, k, v, std::slice::from_ref(&(0..length)));
         }
-        if !fused(q) {
+        if !self.backend.fused() {
             return self.forward_last_composed(q, k, v);
         }
         let mut out = vec![0f32; q.elem_count()];

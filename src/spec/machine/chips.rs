@@ -196,7 +196,7 @@ impl Machine {
 
     /// The plainest Mac sold with this much memory: the oldest base chip with the fewest GPU cores, and where no
     /// base chip is sold with it, the chip with the least bandwidth.
-    pub fn plainest(ram: Bytes) -> Result<Self> {
+    pub(crate) fn plainest(ram: Bytes) -> Result<Self> {
         let sold = || all().iter().filter(|c| c.ram_options().any(|r| r == ram));
         let base = sold().filter(|c| c.base()).min_by_key(|c| (c.year, c.gpu_cores));
         let any = || sold().min_by(|a, b| a.bandwidth_gb_s.total_cmp(&b.bandwidth_gb_s));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 /// The model and data that ship inside the binary.
-pub const BUILTIN: &str = "builtin";
+pub(crate) const BUILTIN: &str = "builtin";
 
 /// Where the rows are: one path, or one for training and one for validation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,11 +15,13 @@ pub(crate) mod packing;
 pub(crate) mod recipe;
 
 pub use self::config::{Engine, RunConfig};
-pub use self::data::{BUILTIN, Data, DataSplit};
+pub(crate) use self::data::BUILTIN;
+pub use self::data::{Data, DataSplit};
 pub use self::execution::{Execution, Residency};
 pub use self::lengths::TokenLengths;
 pub(crate) use self::names::{LONGEST_NAME, public_name, toml_error};
-pub use self::recipe::{DEFAULT_EPOCHS, Lora, LrSchedule, OPTIMIZER_BLOCK, Optimizer, Recipe};
+pub(crate) use self::recipe::{DEFAULT_EPOCHS, OPTIMIZER_BLOCK};
+pub use self::recipe::{Lora, LrSchedule, Optimizer, Recipe};
 pub use crate::spec::model::storage::Weights;
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub enum Optimizer {
 }
 
 /// Numbers that share a scale in [`Optimizer::Adamw8bit`].
-pub const OPTIMIZER_BLOCK: usize = 256;
+pub(crate) const OPTIMIZER_BLOCK: usize = 256;
 /// Tensors of fewer numbers keep their moments in f32, as in bitsandbytes.
 const SMALLEST_QUANTISED: usize = 4096;
 
@@ -132,7 +132,7 @@ impl Default for Recipe {
 }
 
 /// Passes over the data when neither `steps` nor `epochs` is given.
-pub const DEFAULT_EPOCHS: f64 = 3.0;
+pub(crate) const DEFAULT_EPOCHS: f64 = 3.0;
 
 /// More passes than these are a slip of the pen, and steps are counted from them.
 const MOST_EPOCHS: f64 = 1e6;

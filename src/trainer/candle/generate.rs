@@ -8,6 +8,7 @@ use crate::checkpoint::adapter::AdapterFile;
 use crate::checkpoint::source::ModelSource;
 use crate::checkpoint::text::{Message, Text};
 use crate::error::{Error, Result};
+use crate::ops::Backend;
 use crate::ops::device::device;
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Data, RunConfig};
@@ -108,7 +109,9 @@ fn decoder(
     if let Some(folder) = adapter {
         run.recipe.lora = AdapterFile::read(folder)?.lora();
     }
-    let mut decoder = Decoder::load(&source.weights()?, spec, &run, &device())?;
+    let device = device();
+    let on = (&device, Backend::of(&device));
+    let mut decoder = Decoder::load(&source.weights()?, spec, &run, on)?;
     if let Some(folder) = adapter {
         adapter::load(&mut decoder, &run, folder)?;
     }

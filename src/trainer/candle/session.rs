@@ -14,6 +14,7 @@ use crate::data::example::Example;
 use crate::data::examples::Rows;
 use crate::error::{Error, Result};
 use crate::memory;
+use crate::ops::Backend;
 use crate::ops::device::{autoreleased, device, prepare_products};
 use crate::spec::record::{Job, Outcome, Step};
 use crate::spec::run::RunConfig;
@@ -68,7 +69,7 @@ impl Session {
         if device.is_cpu() {
             prepare_products();
         }
-        let mut decoder = Decoder::load(&source.weights()?, &spec, &run, &device)?;
+        let mut decoder = Decoder::load(&source.weights()?, &spec, &run, (&device, Backend::of(&device)))?;
         for i in 0..decoder.sites.len() {
             let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, run.seed, &device)?;
             decoder.set_adapter(i, fresh)?;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use crate::checkpoint::adapter::AdapterGrad;
-use crate::ops::{self, NormWeights, RopeTables, attention};
+use crate::ops::{Backend, NormWeights, RopeTables, attention};
 use crate::spec::model::Mlp;
 use crate::spec::model::tensors::Role;
 use crate::trainer::candle::nn::linear::{DropoutKey, Linear, Use};
@@ -19,6 +19,8 @@ use crate::trainer::candle::nn::tape::{AttentionTape, Projected, Rows, Tape};
 /// A block with its weights.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
+    /// What computes.
+    pub backend: Backend,
     /// Before attention.
     pub input_norm: NormWeights,
     /// After attention, inside the residual.
@@ -77,7 +79,7 @@ impl Block {
     pub(crate) fn forward_keep(&self, x: &Tensor, rows: &Rows) -> Result<(Tensor, Tape)> {
         let (attention, mid) = self.attend(x, rows)?;
         let (gate_up, hidden) = self.mlp_hidden(&self.mlp_norm.forward(&mid)?, rows, 0)?;
-        let y = ops::add(self.mlp_out(&hidden, rows, 0)?, &mid)?;
+        let y = self.backend.add(self.mlp_out(&hidden, rows, 0)?, &mid)?;
         Ok((y, Tape { x: x.clone(), attention, mid, mlp: Some(gate_up) }))
     }
 
@@ -121,7 +123,7 @@ impl Block {
         if let Some(norm) = &self.post_attention_norm {
             y = norm.forward(&y)?;
         }
-        ops::add(y, x)
+        self.backend.add(y, x)
     }
 
     pub(super) fn qkv(&self, normed: &Tensor, rows: &Rows) -> Result<Projected> {
@@ -187,7 +189,7 @@ impl Block {
         to.need_dx = need_dx;
         let d_normed = self.qkv_backward(&normed, (dq, dk, dv), to)?;
         match d_normed {
-            Some(d) if need_dx => Ok(Some(ops::add(self.input_norm.backward(x, &d)?, &g)?)),
+            Some(d) if need_dx => Ok(Some(self.backend.add(self.input_norm.backward(x, &d)?, &g)?)),
             _ => Ok(None),
         }
     }
@@ -212,7 +214,7 @@ impl Block {
         for (role, d) in [(Role::Q, dq), (Role::K, dk), (Role::V, dv)] {
             let part = self.back(role, normed, &d, to)?;
             sum = match (sum, part) {
-                (Some(sum), Some(part)) => Some(ops::add(sum, &part)?),
+                (Some(sum), Some(part)) => Some(self.backend.add(sum, &part)?),
                 (_, part) => part,
             };
         }
@@ -226,7 +228,7 @@ impl Block {
         let act = self.mlp.activation;
         if !self.mlp.gated {
             let up = self.run(Role::Up, n, rows, first)?;
-            let hidden = ops::act(act, &up)?;
+            let hidden = self.backend.act(act, &up)?;
             return Ok(((up, None), hidden));
         }
         let (gate, up) = if self.mlp.fused {
@@ -237,7 +239,7 @@ impl Block {
         } else {
             (self.run(Role::Gate, n, rows, first)?, self.run(Role::Up, n, rows, first)?)
         };
-        let hidden = ops::gated(act, &gate, &up)?;
+        let hidden = self.backend.gated(act, &gate, &up)?;
         Ok(((gate, Some(up)), hidden))
     }
 
@@ -261,7 +263,7 @@ impl Block {
             let part = mid.narrow(0, span.start, span.len())?;
             let (gate_up, hidden) = self.mlp_hidden(&self.mlp_norm.forward(&part)?, rows, span.start)?;
             drop(gate_up);
-            let y = ops::add(self.mlp_out(&hidden, rows, span.start)?, &part)?;
+            let y = self.backend.add(self.mlp_out(&hidden, rows, span.start)?, &part)?;
             out.slice_set(&y, 0, span.start)?;
         }
         Ok(out)
@@ -283,18 +285,18 @@ impl Block {
             let ((gate, up), hidden) = match &kept {
                 Some((gate, Some(up))) => {
                     let (gate, up) = (cut(gate)?, cut(up)?);
-                    let hidden = ops::gated(self.mlp.activation, &gate, &up)?;
+                    let hidden = self.backend.gated(self.mlp.activation, &gate, &up)?;
                     ((gate, Some(up)), hidden)
                 }
                 Some((up, None)) => {
                     let up = cut(up)?;
-                    let hidden = ops::act(self.mlp.activation, &up)?;
+                    let hidden = self.backend.act(self.mlp.activation, &up)?;
                     ((up, None), hidden)
                 }
                 None => self.mlp_hidden(&n, to.rows, span.start)?,
             };
             let dn = self.mlp_chunk_backward(&n, (gate, up), hidden, &g, to)?;
-            let dx = ops::add(self.mlp_norm.backward(&mid, &dn)?, &g)?;
+            let dx = self.backend.add(self.mlp_norm.backward(&mid, &dn)?, &g)?;
             out.slice_set(&dx, 0, span.start)?;
         }
         to.first_row = 0;
@@ -318,11 +320,11 @@ impl Block {
         drop((g_out, hidden));
         let act = self.mlp.activation;
         let Some(up) = up else {
-            let d = ops::act_bwd(act, &gate, d_hidden)?;
+            let d = self.backend.act_bwd(act, &gate, d_hidden)?;
             drop(gate);
             return must(self.back(Role::Up, n, &d, to)?);
         };
-        let (dgate, dup) = ops::gated_bwd(act, &gate, up, &d_hidden)?;
+        let (dgate, dup) = self.backend.gated_bwd(act, &gate, up, &d_hidden)?;
         drop((gate, d_hidden));
         if self.mlp.fused {
             let both = Tensor::cat(&[dgate, dup], 1)?;
@@ -331,7 +333,7 @@ impl Block {
         let through_gate = must(self.back(Role::Gate, n, &dgate, to)?)?;
         drop(dgate);
         let through_up = must(self.back(Role::Up, n, &dup, to)?)?;
-        ops::add(through_gate, &through_up)
+        self.backend.add(through_gate, &through_up)
     }
 }
 

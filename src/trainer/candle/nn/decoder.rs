@@ -6,7 +6,7 @@ use crate::checkpoint::adapter::Adapter;
 use crate::checkpoint::weights::BaseWeights;
 use crate::data::batches::MicroBatch;
 use crate::error::Result;
-use crate::ops::{self, NormWeights};
+use crate::ops::{Backend, NormWeights, place_rows};
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::{Lora, RunConfig};
 use crate::trainer::candle::nn::block::{Block, Grads};
@@ -68,17 +68,26 @@ pub struct Decoder {
     /// Where the adapters are.
     pub sites: Vec<Site>,
     device: Device,
+    backend: Backend,
 }
 
 impl Decoder {
-    /// Loads the base and puts `adapters`, one per site, on it.
-    pub fn load(base: &BaseWeights, spec: &ModelSpec, run: &RunConfig, device: &Device) -> Result<Self> {
+    /// Loads the base onto `device`, to be computed by `backend`; there are no adapters on it yet.
+    ///
+    /// # Errors
+    /// Where a tensor is missing, has another shape than `spec` says, or cannot be converted to the run's format.
+    pub fn load(
+        base: &BaseWeights,
+        spec: &ModelSpec,
+        run: &RunConfig,
+        (device, backend): (&Device, Backend),
+    ) -> Result<Self> {
         base.check(spec)?;
-        let loader = Loader { base, spec, run, device };
+        let loader = Loader { base, spec, run, device, backend };
         let ropes = loader.ropes()?;
         let vocab = [spec.vocab_size, spec.hidden_size];
         let table = |name: &str, shape: &[usize]| {
-            Ok::<_, crate::error::Error>(Frozen::new(loader.matrix(name, shape)?, None, false)?)
+            Ok::<_, crate::error::Error>(Frozen::new(backend, loader.matrix(name, shape)?, None, false)?)
         };
         // The reference multiplies by the scale rounded to the checkpoint's format.
         let scale = Tensor::new(spec.embedding_scale, &Device::Cpu)?;
@@ -104,6 +113,7 @@ impl Decoder {
             grad_checkpoint: run.execution.grad_checkpoint,
             sites: sites(spec, &run.recipe.lora)?,
             device: device.clone(),
+            backend,
         })
     }
 
@@ -136,7 +146,7 @@ impl Decoder {
         }
         if let Some(table) = &self.positions {
             let at = Tensor::from_slice(&rows.positions, rows.positions.len(), &self.device)?;
-            x = ops::add(x, &table.rows(&at)?)?;
+            x = self.backend.add(x, &table.rows(&at)?)?;
         }
         Ok(x)
     }
@@ -171,7 +181,7 @@ impl Decoder {
         let mut sum = 0.0;
         for targets in batch.targets.chunks(self.loss_chunk) {
             let (_, logits, tokens) = self.logits_of(&x, targets)?;
-            sum += ops::cross_entropy(logits, &tokens, self.softcap, 1.0)?.0;
+            sum += self.backend.cross_entropy(logits, &tokens, self.softcap, 1.0)?.0;
         }
         Ok(sum)
     }
@@ -233,7 +243,7 @@ impl Decoder {
         for targets in batch.targets.chunks(self.loss_chunk) {
             let (part, dx) = self.loss_of(&x, targets, scale)?;
             loss += part;
-            ops::place_rows(&g, &dx, targets)?;
+            place_rows(&g, &dx, targets)?;
         }
         Ok((loss, g))
     }
@@ -249,7 +259,7 @@ impl Decoder {
     /// Loss of some targets and its gradient with respect to their rows of `x`.
     fn loss_of(&self, x: &Tensor, targets: &[(u32, u32)], scale: f64) -> Result<(f64, Tensor)> {
         let (rows, logits, tokens) = self.logits_of(x, targets)?;
-        let (loss, d_logits) = ops::cross_entropy(logits, &tokens, self.softcap, scale)?;
+        let (loss, d_logits) = self.backend.cross_entropy(logits, &tokens, self.softcap, scale)?;
         let d_normed = self.head().backward(&d_logits)?;
         drop(d_logits);
         Ok((loss, self.final_norm.backward(&rows, &d_normed)?))

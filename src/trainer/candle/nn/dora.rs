@@ -10,7 +10,7 @@
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 
 use crate::checkpoint::adapter::{Adapter, AdapterGrad};
-use crate::ops::{self, fused, kernels, slice, slice_mut, with_slice};
+use crate::ops::{Backend, kernels, slice, slice_mut, with_slice};
 use crate::trainer::candle::nn::linear::{Linear, Use};
 use crate::trainer::candle::nn::norms::Norms;
 
@@ -38,17 +38,17 @@ impl Linear {
 
     /// `d W' + scale d A' B'`
     fn undirected(&self, dropped: &Tensor, hidden: &Tensor, b: &Tensor) -> Result<Tensor> {
-        ops::add_product(self.frozen.product(dropped)?, hidden, &b.t()?, 1.0)
+        self.frozen.backend.add_product(self.frozen.product(dropped)?, hidden, &b.t()?, 1.0)
     }
 
     /// [`Linear::forward`] with DoRA.
     pub(super) fn forward_dora(&self, x: &Tensor, at: Use, dora: Dora<'_>) -> Result<Tensor> {
         let dropped = self.dropped(x, at)?;
-        let hidden = ops::product(&dropped, &dora.adapter.a.t()?, self.lora.scale)?;
+        let hidden = self.frozen.backend.product(&dropped, &dora.adapter.a.t()?, self.lora.scale)?;
         let y = self.undirected(&dropped, &hidden, &dora.adapter.b)?;
-        let mut y = scale_columns(y, &dora.factor()?)?;
+        let mut y = scale_columns(self.frozen.backend, y, &dora.factor()?)?;
         if self.drops(at) {
-            y = ops::add(y, &self.frozen.product(&(x - &dropped)?)?)?;
+            y = self.frozen.backend.add(y, &self.frozen.product(&(x - &dropped)?)?)?;
         }
         self.frozen.add_bias(y)
     }
@@ -63,32 +63,36 @@ impl Linear {
         (need_dx, grad): (bool, &mut Option<AdapterGrad>),
     ) -> Result<Option<Tensor>> {
         let Adapter { a, b, .. } = dora.adapter;
-        let through = scale_columns(if fused(g) { g.force_contiguous()? } else { g.clone() }, &dora.factor()?)?;
+        let through = scale_columns(
+            self.frozen.backend,
+            if self.frozen.backend.fused() { g.force_contiguous()? } else { g.clone() },
+            &dora.factor()?,
+        )?;
         let dx = if need_dx { Some(self.frozen.backward(&through)?) } else { None };
         let dropped = self.dropped(x, at)?;
-        let hidden = ops::product(&dropped, &a.t()?, self.lora.scale)?;
-        let d_hidden = ops::product(&through, b, self.lora.scale)?;
-        let along = column_dots(g, &self.undirected(&dropped, &hidden, b)?)?;
+        let hidden = self.frozen.backend.product(&dropped, &a.t()?, self.lora.scale)?;
+        let d_hidden = self.frozen.backend.product(&through, b, self.lora.scale)?;
+        let along = column_dots(self.frozen.backend, g, &self.undirected(&dropped, &hidden, b)?)?;
         let d_magnitude = (along / &dora.norms.current)?;
         let old = dora.adapter.grad_or_zero(grad)?;
         *grad = Some(AdapterGrad {
-            a: ops::add_product(old.a, &d_hidden.t()?, &dropped, 1.0)?,
-            b: ops::add_product(old.b, &through.t()?, &hidden, 1.0)?,
+            a: self.frozen.backend.add_product(old.a, &d_hidden.t()?, &dropped, 1.0)?,
+            b: self.frozen.backend.add_product(old.b, &through.t()?, &hidden, 1.0)?,
             magnitude: old.magnitude.map(|old| old + d_magnitude).transpose()?,
         });
         drop((hidden, dropped, through));
         let Some(dx) = dx else { return Ok(None) };
-        let dx = ops::add_product(dx, &d_hidden, a, 1.0)?;
+        let dx = self.frozen.backend.add_product(dx, &d_hidden, a, 1.0)?;
         let Some(mask) = self.mask(x, at)? else { return Ok(Some(dx)) };
         let whole = self.frozen.backward(g)?;
         // What reached the dropped input, and what reached the rest of it.
-        Ok(Some(ops::add((whole * mask.affine(-1.0, 1.0)?)?, &(dx * mask)?)?))
+        Ok(Some(self.frozen.backend.add((whole * mask.affine(-1.0, 1.0)?)?, &(dx * mask)?)?))
     }
 }
 
 /// Column j of `y [rows, width]` times `factor[j]`, where nobody else holds `y`: on the CPU it is done in its memory.
-fn scale_columns(y: Tensor, factor: &Tensor) -> Result<Tensor> {
-    if !fused(&y) {
+fn scale_columns(backend: Backend, y: Tensor, factor: &Tensor) -> Result<Tensor> {
+    if !backend.fused() {
         return y.broadcast_mul(factor);
     }
     y.inplace_op2(factor, &ScaleColumns)?;
@@ -109,8 +113,8 @@ impl InplaceOp2 for ScaleColumns {
 }
 
 /// `sum over rows of g y`, `[width]`, of two `[rows, width]`.
-fn column_dots(g: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if !fused(g) {
+fn column_dots(backend: Backend, g: &Tensor, y: &Tensor) -> Result<Tensor> {
+    if !backend.fused() {
         return (g * y)?.sum(0);
     }
     let width = g.dim(1)?;

@@ -4,6 +4,7 @@ use candle_core::{DType, Device};
 
 use super::*;
 use crate::checkpoint::stored::Stored;
+use crate::ops::Backend;
 use crate::ops::testing::{self, dot, moved, values, worst};
 use crate::spec::run::Weights;
 use crate::trainer::candle::nn::frozen::Frozen;
@@ -26,7 +27,7 @@ fn row(width: usize, seed: u64) -> Tensor {
 fn linear(weights: Weights, transposed: bool, dropout: f64) -> Linear {
     let shape = if transposed { (IN, OUT) } else { (OUT, IN) };
     let weight = Stored::Dense(random(shape, 1)).put(weights.format().unwrap(), &Device::Cpu).unwrap();
-    let frozen = Frozen::new(weight, Some(row(OUT, 2)), transposed).unwrap();
+    let frozen = Frozen::new(Backend::Fused, weight, Some(row(OUT, 2)), transposed).unwrap();
     let mut linear = Linear::new(frozen, LoraSettings { scale: SCALE, dropout, use_dora: true });
     let magnitude = Some((row(OUT, 7) + 2.0).unwrap());
     linear.set_adapter(Adapter { a: random((3, IN), 3), b: random((OUT, 3), 4), magnitude }).unwrap();
@@ -132,7 +133,7 @@ fn a_fresh_magnitude_changes_nothing_and_a_row_of_zeros_stays_one() {
     let mut data = values(&random((OUT, IN), 1));
     data[IN..2 * IN].fill(0.0);
     let weight = Stored::Dense(Tensor::from_vec(data, (OUT, IN), &Device::Cpu).unwrap());
-    let frozen = Frozen::new(weight, Some(row(OUT, 2)), false).unwrap();
+    let frozen = Frozen::new(Backend::Fused, weight, Some(row(OUT, 2)), false).unwrap();
     let mut linear = Linear::new(frozen, LoraSettings { scale: SCALE, dropout: 0.0, use_dora: true });
     let b = Tensor::zeros((OUT, 3), DType::F32, &Device::Cpu).unwrap();
     linear.set_adapter(Adapter { a: random((3, IN), 3), b, magnitude: None }).unwrap();

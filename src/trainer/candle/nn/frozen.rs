@@ -3,12 +3,14 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::checkpoint::stored::Stored;
-use crate::ops;
+use crate::ops::Backend;
 use crate::trainer::candle::nn::panels::{Panels, product_by_panels, sum_over_panels};
 
 /// A frozen weight in its storage format.
 #[derive(Clone, Debug)]
 pub(crate) struct Frozen {
+    /// What computes.
+    pub(super) backend: Backend,
     weight: Stored,
     bias: Option<Tensor>,
     /// Stored `[in, out]` (GPT-2) and not `[out, in]`.
@@ -17,9 +19,9 @@ pub(crate) struct Frozen {
 
 impl Frozen {
     /// `weight [out, in]`, or `[in, out]` if `transposed`; `bias [out]`.
-    pub(crate) fn new(weight: Stored, bias: Option<Tensor>, transposed: bool) -> Result<Self> {
+    pub(crate) fn new(backend: Backend, weight: Stored, bias: Option<Tensor>, transposed: bool) -> Result<Self> {
         let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
-        Ok(Self { weight, bias, transposed })
+        Ok(Self { backend, weight, bias, transposed })
     }
 
     /// `x W' + b`, `[rows, out]`
@@ -30,17 +32,21 @@ impl Frozen {
     /// `x W'`, `[rows, out]`
     pub(crate) fn product(&self, x: &Tensor) -> Result<Tensor> {
         match (self.weight.f32(), self.transposed) {
-            (Some(w), false) => ops::product(x, &w.t()?, 1.0),
-            (Some(w), true) => ops::product(x, w, 1.0),
-            (None, false) => product_by_panels(x, Panels::new(&self.weight)?),
-            (None, true) => sum_over_panels(x, Panels::new(&self.weight)?),
+            (Some(w), false) => self.backend.product(x, &w.t()?, 1.0),
+            (Some(w), true) => self.backend.product(x, w, 1.0),
+            (None, false) => product_by_panels(self.backend, x, self.panels()?),
+            (None, true) => sum_over_panels(self.backend, x, self.panels()?),
         }
+    }
+
+    fn panels(&self) -> Result<Panels<'_>> {
+        Panels::new(self.backend, &self.weight)
     }
 
     /// `y + b`
     pub(crate) fn add_bias(&self, y: Tensor) -> Result<Tensor> {
         match &self.bias {
-            Some(bias) => ops::add(y, bias),
+            Some(bias) => self.backend.add(y, bias),
             None => Ok(y),
         }
     }
@@ -48,17 +54,17 @@ impl Frozen {
     /// `g W`, the gradient with respect to `x`.
     pub(crate) fn backward(&self, g: &Tensor) -> Result<Tensor> {
         match (self.weight.f32(), self.transposed) {
-            (Some(w), false) => ops::product(g, w, 1.0),
-            (Some(w), true) => ops::product(g, &w.t()?, 1.0),
-            (None, false) => sum_over_panels(g, Panels::new(&self.weight)?),
-            (None, true) => product_by_panels(g, Panels::new(&self.weight)?),
+            (Some(w), false) => self.backend.product(g, w, 1.0),
+            (Some(w), true) => self.backend.product(g, &w.t()?, 1.0),
+            (None, false) => sum_over_panels(self.backend, g, self.panels()?),
+            (None, true) => product_by_panels(self.backend, g, self.panels()?),
         }
     }
 
     /// Squared norm of the weights of each output, `[out]`.
     pub(crate) fn squares(&self) -> Result<Tensor> {
         let along = usize::from(!self.transposed);
-        let parts = Panels::new(&self.weight)?.map(|panel| panel?.1.sqr()?.sum(along));
+        let parts = self.panels()?.map(|panel| panel?.1.sqr()?.sum(along));
         match self.transposed {
             false => Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0),
             true => Tensor::stack(&parts.collect::<Result<Vec<_>>>()?, 0)?.sum(0),
@@ -67,6 +73,6 @@ impl Frozen {
 
     /// Selected rows of `[out, in]`, in f32: the embedding's lookup.
     pub(crate) fn rows(&self, ids: &Tensor) -> Result<Tensor> {
-        self.weight.rows(ids)
+        self.weight.rows(self.backend, ids)
     }
 }

@@ -7,7 +7,6 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::checkpoint::adapter::{Adapter, AdapterGrad};
-use crate::ops;
 use crate::trainer::candle::nn::frozen::Frozen;
 use crate::trainer::candle::nn::norms::Norms;
 
@@ -112,8 +111,8 @@ impl Linear {
         }
         let y = self.frozen.forward(x)?;
         let Some(Adapter { a, b, .. }) = &self.adapter else { return Ok(y) };
-        let hidden = ops::product(&self.dropped(x, at)?, &a.t()?, self.lora.scale)?;
-        ops::add_product(y, &hidden, &b.t()?, 1.0)
+        let hidden = self.frozen.backend.product(&self.dropped(x, at)?, &a.t()?, self.lora.scale)?;
+        self.frozen.backend.add_product(y, &hidden, &b.t()?, 1.0)
     }
 
     /// Gradient with respect to `x`, unless `need_dx` is false; that of the adapter is added to `grad`.
@@ -130,18 +129,20 @@ impl Linear {
         let dx = if need_dx { Some(self.frozen.backward(g)?) } else { None };
         let Some(adapter @ Adapter { a, b, .. }) = &self.adapter else { return Ok(dx) };
         let x = self.dropped(x, at)?;
-        let hidden = ops::product(&x, &a.t()?, self.lora.scale)?;
-        let d_hidden = ops::product(g, b, self.lora.scale)?;
+        let hidden = self.frozen.backend.product(&x, &a.t()?, self.lora.scale)?;
+        let d_hidden = self.frozen.backend.product(g, b, self.lora.scale)?;
         let old = adapter.grad_or_zero(grad)?;
         *grad = Some(AdapterGrad {
-            a: ops::add_product(old.a, &d_hidden.t()?, &x, 1.0)?,
-            b: ops::add_product(old.b, &g.t()?, &hidden, 1.0)?,
+            a: self.frozen.backend.add_product(old.a, &d_hidden.t()?, &x, 1.0)?,
+            b: self.frozen.backend.add_product(old.b, &g.t()?, &hidden, 1.0)?,
             magnitude: None,
         });
         let Some(dx) = dx else { return Ok(None) };
         match self.mask(&x, at)? {
-            Some(mask) => Ok(Some(ops::add(dx, &(ops::product(&d_hidden, a, 1.0)? * mask)?)?)),
-            None => Ok(Some(ops::add_product(dx, &d_hidden, a, 1.0)?)),
+            Some(mask) => {
+                Ok(Some(self.frozen.backend.add(dx, &(self.frozen.backend.product(&d_hidden, a, 1.0)? * mask)?)?))
+            }
+            None => Ok(Some(self.frozen.backend.add_product(dx, &d_hidden, a, 1.0)?)),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::checkpoint::stored::Stored;
+use crate::ops::Backend;
 use crate::ops::testing::{self, dot, moved, values};
 use crate::trainer::candle::nn::frozen::Frozen;
 
@@ -17,7 +18,7 @@ fn linear(transposed: bool) -> Linear {
     let weight = if transposed { random((IN, OUT), 1) } else { random((OUT, IN), 1) };
     let bias = random((1, OUT), 2).squeeze(0).unwrap();
     Linear {
-        frozen: Frozen::new(Stored::Dense(weight), Some(bias), transposed).unwrap(),
+        frozen: Frozen::new(Backend::Fused, Stored::Dense(weight), Some(bias), transposed).unwrap(),
         adapter: Some(Adapter { a: random((3, IN), 3), b: random((OUT, 3), 4), magnitude: None }),
         norms: None,
         lora: LoraSettings { scale: 1.7, dropout: 0.4, use_dora: false },

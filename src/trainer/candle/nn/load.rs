@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 use crate::checkpoint::stored::Stored;
 use crate::checkpoint::weights::BaseWeights;
 use crate::error::{Error, Result};
-use crate::ops::{NormWeights, RopeTables, attention};
+use crate::ops::{Backend, NormWeights, RopeTables, attention};
 use crate::spec::model::frequencies::inverse_frequencies;
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::RunConfig;
@@ -28,6 +28,8 @@ pub(crate) struct Loader<'a> {
     pub run: &'a RunConfig,
     /// Where to.
     pub device: &'a Device,
+    /// What computes there.
+    pub backend: Backend,
 }
 
 impl Loader<'_> {
@@ -51,7 +53,7 @@ impl Loader<'_> {
     pub(crate) fn norm(&self, path: &str, width: usize, layer_norm: bool) -> Result<NormWeights> {
         let weight = self.tensor(&format!("{path}.weight"), &[width])?;
         let bias = if layer_norm { Some(self.tensor(&format!("{path}.bias"), &[width])?) } else { None };
-        Ok(NormWeights::new(&self.spec.norm, &weight, bias.as_ref())?)
+        Ok(NormWeights::new(self.backend, &self.spec.norm, &weight, bias.as_ref())?)
     }
 
     /// Rope tables of the layers that see everything and of those with a window.
@@ -60,7 +62,7 @@ impl Loader<'_> {
         let length = self.run.recipe.max_seq_length;
         let make = |rope| {
             let (frequencies, factor) = inverse_frequencies(rope, length);
-            Ok::<_, Error>(Arc::new(RopeTables::new(&frequencies, factor, length, self.device)?))
+            Ok::<_, Error>(Arc::new(RopeTables::new(&frequencies, factor, length, (self.device, self.backend))?))
         };
         let global = make(global)?;
         let local = local.as_ref().map_or_else(|| Ok(global.clone()), make)?;
@@ -83,10 +85,11 @@ impl Loader<'_> {
             let weight = self.matrix(&format!("{path}.{}.weight", p.path), &shape)?;
             let bias =
                 if p.bias { Some(self.tensor(&format!("{path}.{}.bias", p.path), &[p.out_features])?) } else { None };
-            linears.push((p.role, Linear::new(Frozen::new(weight, bias, spec.conv1d())?, lora)));
+            linears.push((p.role, Linear::new(Frozen::new(self.backend, weight, bias, spec.conv1d())?, lora)));
         }
         let window = a.windows.get(i).copied().flatten();
         Ok(Block {
+            backend: self.backend,
             input_norm: norm(names.input)?,
             post_attention_norm: names.post_attention.map(norm).transpose()?,
             mlp_norm: norm(names.pre_mlp)?,
@@ -96,6 +99,7 @@ impl Loader<'_> {
             linears,
             rope: ropes[usize::from(window.is_some())].clone(),
             attention: attention::Shape {
+                backend: self.backend,
                 heads: a.num_attention_heads,
                 kv_heads: a.num_key_value_heads,
                 head_dim: a.head_dim,

@@ -3,7 +3,6 @@
 use candle_core::{Result, Tensor};
 
 use crate::checkpoint::adapter::Adapter;
-use crate::ops;
 use crate::trainer::candle::nn::frozen::Frozen;
 
 /// A row of weights whose square sums to less is taken to have this, so that a row of zeros stays one.
@@ -27,8 +26,8 @@ impl Norms {
         };
         let Adapter { a, b, .. } = adapter;
         let aw = frozen.product(a)?.t()?.contiguous()?;
-        let gram = ops::product(a, &a.t()?, scale * scale)?;
-        let mixed = ops::add_product((aw * (2.0 * scale))?, b, &gram, 1.0)?;
+        let gram = frozen.backend.product(a, &a.t()?, scale * scale)?;
+        let mixed = frozen.backend.add_product((aw * (2.0 * scale))?, b, &gram, 1.0)?;
         let moved = (mixed * b)?.sum(1)?;
         let current = (&squares + moved)?.maximum(SMALLEST_SQUARE)?.sqrt()?;
         Ok(Self { squares, current })

@@ -3,12 +3,12 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::checkpoint::stored::Stored;
-use crate::ops::{add_product, fused, product_into_columns};
+use crate::ops::{Backend, product_into_columns};
 use crate::spec::run::engine::panel_rows;
 
 /// Columns `first..` of a zero matrix of `columns`, filled with `a b` panel by panel; see [`Panels`].
-pub(crate) fn product_by_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
-    if !fused(a) {
+pub(crate) fn product_by_panels(backend: Backend, a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
+    if !backend.fused() {
         let parts = panels.map(|panel| a.matmul(&panel?.1.t()?)).collect::<Result<Vec<_>>>()?;
         return Tensor::cat(&parts, 1);
     }
@@ -21,17 +21,19 @@ pub(crate) fn product_by_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor
 }
 
 /// `a b` with the columns of `a` taken panel by panel; see [`Panels`].
-pub(crate) fn sum_over_panels(a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
+pub(crate) fn sum_over_panels(backend: Backend, a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
     let mut out = Tensor::zeros((a.dim(0)?, panels.width), DType::F32, a.device())?;
     for panel in panels {
         let (first, b) = panel?;
-        out = add_product(out, &a.narrow(1, first, b.dim(0)?)?, &b, 1.0)?;
+        out = backend.add_product(out, &a.narrow(1, first, b.dim(0)?)?, &b, 1.0)?;
     }
     Ok(out)
 }
 
 /// The rows of a frozen `[columns, width]` matrix in f32, a few at a time: the first row's index, and the rows.
 pub(crate) struct Panels<'a> {
+    /// What makes them f32.
+    pub backend: Backend,
     /// As stored.
     pub weight: &'a Stored,
     /// Rows of the weight, which are columns of the product.
@@ -45,9 +47,9 @@ pub(crate) struct Panels<'a> {
 
 impl<'a> Panels<'a> {
     /// Over a matrix.
-    pub(crate) fn new(weight: &'a Stored) -> Result<Self> {
+    pub(crate) fn new(backend: Backend, weight: &'a Stored) -> Result<Self> {
         let (columns, width) = weight.dims()?;
-        Ok(Self { weight, columns, width, rows: panel_rows(width), next: 0 })
+        Ok(Self { backend, weight, columns, width, rows: panel_rows(width), next: 0 })
     }
 }
 
@@ -58,7 +60,7 @@ impl Iterator for Panels<'_> {
         let first = self.next;
         let rows = self.rows.min(self.columns - first);
         self.next += rows;
-        let panel = || Ok((first, self.weight.panel(first, rows)?));
+        let panel = || Ok((first, self.weight.panel(self.backend, first, rows)?));
         (rows > 0).then(panel)
     }
 }
@@ -84,10 +86,10 @@ mod tests {
         let rounded = half.to_dtype(DType::F32).unwrap();
         let half = Stored::Dense(half);
         for rows in [1, 3, 11, 40] {
-            let panels = || Panels { rows, ..Panels::new(&half).unwrap() };
-            let y = product_by_panels(&x, panels()).unwrap();
+            let panels = || Panels { rows, ..Panels::new(Backend::Fused, &half).unwrap() };
+            let y = product_by_panels(Backend::Fused, &x, panels()).unwrap();
             close(&y, &x.matmul(&rounded.t().unwrap()).unwrap());
-            let dx = sum_over_panels(&g, panels()).unwrap();
+            let dx = sum_over_panels(Backend::Fused, &g, panels()).unwrap();
             close(&dx, &g.matmul(&rounded).unwrap());
         }
     }

@@ -6,7 +6,7 @@ use candle_nn::{AdamW, Init, ParamsAdamW, VarMap};
 use super::*;
 use crate::checkpoint::adapter::Adapter;
 use crate::checkpoint::stored::Stored;
-use crate::ops;
+use crate::ops::Backend;
 use crate::ops::testing::{random, worst};
 use crate::spec::model::Activation;
 use crate::trainer::candle::nn::frozen::Frozen;
@@ -44,7 +44,8 @@ fn ours() -> Trained {
     let lora = LoraSettings { scale: SCALE, dropout: 0.0, use_dora: false };
     let mut layers = [0, 1].map(|i| {
         let [weight, bias, a, b] = projection(i);
-        let mut linear = Linear::new(Frozen::new(Stored::Dense(weight), Some(bias), false).unwrap(), lora);
+        let mut linear =
+            Linear::new(Frozen::new(Backend::Fused, Stored::Dense(weight), Some(bias), false).unwrap(), lora);
         linear.set_adapter(Adapter { a, b, magnitude: None }).unwrap();
         linear
     });
@@ -54,13 +55,13 @@ fn ours() -> Trained {
     let (x, at, mut losses) = (input(), Use { dropout: None, first_row: 0 }, Vec::new());
     for _ in 0..STEPS {
         let hidden = layers[0].forward(&x, at).unwrap();
-        let active = ops::act(Activation::Silu, &hidden).unwrap();
+        let active = Backend::Fused.act(Activation::Silu, &hidden).unwrap();
         let logits = layers[1].forward(&active, at).unwrap();
-        let (sum, g) = ops::cross_entropy(logits, &TARGETS, None, 1.0 / TARGETS.len() as f64).unwrap();
+        let (sum, g) = Backend::Fused.cross_entropy(logits, &TARGETS, None, 1.0 / TARGETS.len() as f64).unwrap();
         losses.push(sum / TARGETS.len() as f64);
         let mut grads = [None, None];
         let g = layers[1].backward(&active, &g, at, (true, &mut grads[1])).unwrap().unwrap();
-        let g = ops::act_bwd(Activation::Silu, &hidden, g).unwrap();
+        let g = Backend::Fused.act_bwd(Activation::Silu, &hidden, g).unwrap();
         layers[0].backward(&x, &g, at, (false, &mut grads[0])).unwrap();
         optimizer.steps += 1;
         for (site, (layer, grad)) in layers.iter_mut().zip(&grads).enumerate() {
