@@ -28,7 +28,7 @@ pub(crate) fn mad(values: &[f64]) -> f64 {
     median(&values.iter().map(|v| (v - middle).abs()).collect::<Vec<_>>())
 }
 
-/// Quantile of the standard normal.
+/// Quantile `p` of the standard normal distribution.
 pub(crate) fn normal_quantile(p: f64) -> f64 {
     Normal::standard().inverse_cdf(p)
 }
@@ -36,7 +36,7 @@ pub(crate) fn normal_quantile(p: f64) -> f64 {
 /// Beyond this many degrees of freedom Student's t is the normal to four digits.
 const NEARLY_NORMAL: f64 = 1e4;
 
-/// Quantile of Student's t.
+/// Quantile `p` of Student's t distribution.
 pub(crate) fn student_t_quantile(p: f64, degrees_of_freedom: f64) -> f64 {
     if degrees_of_freedom > NEARLY_NORMAL {
         return normal_quantile(p);
@@ -47,14 +47,14 @@ pub(crate) fn student_t_quantile(p: f64, degrees_of_freedom: f64) -> f64 {
 /// What is believed of some coefficients: a normal with this mean and covariance.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Belief {
-    /// Most likely values.
+    /// Most likely values of the coefficients.
     pub mean: DVector<f64>,
-    /// Their covariance.
+    /// Covariance of the coefficients.
     pub covariance: DMatrix<f64>,
 }
 
 impl Belief {
-    /// Independent coefficients.
+    /// A belief in independent coefficients, with these means and standard deviations.
     pub(crate) fn independent(mean: &[f64], sd: &[f64]) -> Self {
         let variances = DVector::from_iterator(sd.len(), sd.iter().map(|s| s * s));
         Self { mean: DVector::from_column_slice(mean), covariance: DMatrix::from_diagonal(&variances) }
@@ -72,7 +72,7 @@ impl Belief {
         Some(Self { mean, covariance })
     }
 
-    /// Variance of `row . b`.
+    /// Variance of `row . b`, for coefficients `b` of this belief.
     pub(crate) fn variance_of(&self, row: &DVector<f64>) -> f64 {
         (row.transpose() * &self.covariance * row)[(0, 0)]
     }

@@ -27,52 +27,52 @@ const LARGEST: Bytes = Bytes(1 << 50);
 pub struct Bytes(pub u64);
 
 impl Bytes {
-    /// Binary gibibytes, rounded to a byte.
+    /// A size given in GiB (2^30 bytes), rounded to a byte.
     pub fn from_gib(gib: f64) -> Self {
         Self((gib * GIB).round() as u64)
     }
 
-    /// Binary mebibytes.
+    /// A size given in MiB (2^20 bytes).
     pub fn from_mib(mib: u64) -> Self {
         Self(mib * MIB as u64)
     }
 
-    /// Binary kibibytes, as Linux counts the memory of a process.
+    /// A size given in KiB (1024 bytes), as Linux counts the memory of a process.
     pub(crate) fn from_kib(kib: u64) -> Self {
         Self(kib * KIB as u64)
     }
 
-    /// In 1e9 bytes.
+    /// The size in decimal gigabytes (1e9 bytes).
     pub(crate) fn decimal_gb(self) -> f64 {
         self.as_f64() / GIGA
     }
 
-    /// Decimal gigabytes (1e9 bytes), as mlx-lm prints them.
+    /// A size given in decimal gigabytes (1e9 bytes), as mlx-lm prints them.
     pub(crate) fn from_decimal_gb(gb: f64) -> Self {
         Self((gb * GIGA).round() as u64)
     }
 
-    /// A possibly fractional or negative number of bytes; negative becomes zero.
+    /// A size given as a number of bytes that may be fractional or negative; negative becomes zero.
     pub fn from_f64(bytes: f64) -> Self {
         Self(bytes.max(0.0).round() as u64)
     }
 
-    /// As a float, in bytes.
+    /// The number of bytes as a float.
     pub fn as_f64(self) -> f64 {
         self.0 as f64
     }
 
-    /// In GiB.
+    /// The size in GiB (2^30 bytes).
     pub(crate) fn gib(self) -> f64 {
         self.as_f64() / GIB
     }
 
-    /// `self - other`, or zero.
+    /// The difference `self - other`, or zero where it would be negative.
     pub fn saturating_sub(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
     }
 
-    /// Times a factor, rounded to a byte.
+    /// The size times a factor, rounded to a byte.
     pub(crate) fn scale(self, factor: f64) -> Self {
         Self::from_f64(self.as_f64() * factor)
     }
@@ -100,7 +100,7 @@ impl fmt::Display for Bytes {
 impl FromStr for Bytes {
     type Err = String;
 
-    /// `8G`, `8GB`, `8 GiB`, `512M`: the unit is required and binary, as RAM is sold.
+    /// Reads a size such as `8G`, `8GB`, `8 GiB` or `512M`: the unit is required and binary, as RAM is sold.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.trim();
         let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
@@ -157,18 +157,18 @@ impl Sum for Bytes {
     }
 }
 
-/// A length of time in seconds.
+/// A duration in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Seconds(pub f64);
 
 impl Seconds {
-    /// From hours.
+    /// A duration given in hours.
     pub(crate) fn from_hours(hours: f64) -> Self {
         Self(hours * 3600.0)
     }
 
-    /// In hours.
+    /// The duration in hours.
     pub(crate) fn hours(self) -> f64 {
         self.0 / 3600.0
     }
@@ -202,17 +202,17 @@ impl fmt::Display for Seconds {
 pub struct Flops(pub f64);
 
 impl Flops {
-    /// From a rate in TFLOP/s.
+    /// A rate given in TFLOP/s.
     pub(crate) fn from_tera(tera: f64) -> Self {
         Self(tera * TERA)
     }
 
-    /// In TFLOP(/s).
+    /// The number in units of 1e12: TFLOP or TFLOP/s.
     pub(crate) fn tera(self) -> f64 {
         self.0 / TERA
     }
 
-    /// In GFLOP(/s).
+    /// The number in units of 1e9: GFLOP or GFLOP/s.
     pub(crate) fn giga(self) -> f64 {
         self.0 / GIGA
     }
@@ -228,7 +228,7 @@ pub(crate) fn watt_hours(watts: f64, time: Seconds) -> f64 {
     watts * time.hours()
 }
 
-/// A count in thousands groups: `36,929,536`.
+/// A count in groups of three digits: `36,929,536`.
 pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
@@ -269,7 +269,7 @@ pub(crate) fn short_count(n: u64) -> String {
 /// A figure with the interval it lies in with probability `level`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate<T> {
-    /// The most likely value.
+    /// Most likely value of the figure.
     pub point: T,
     /// Lower end of the interval.
     pub low: T,

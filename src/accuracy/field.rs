@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The published runs that ship inside.
+/// Text of the embedded table of published runs.
 pub(crate) const BUNDLED: &str = include_str!("../../results/field/runs.csv");
 
 /// One published run, as its row says it. Nothing is filled in: an empty cell is `None`, or an empty text.
@@ -40,7 +40,7 @@ pub(crate) struct FieldRun {
     pub mask_prompt: Option<bool>,
     pub it_per_s: Option<f64>,
     pub tokens_per_s: Option<f64>,
-    /// In 1e9 bytes.
+    /// Printed peak memory, in units of 1e9 bytes.
     pub peak_mem_gb: Option<f64>,
     pub outcome: Ending,
     pub confidence: String,
@@ -51,12 +51,12 @@ pub(crate) struct FieldRun {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Ending {
-    /// It finished.
+    /// The run finished.
     #[default]
     Ok,
-    /// It finished, or went on, while the system swapped.
+    /// The run finished, or continued, while the system swapped.
     Swap,
-    /// It ran out of memory.
+    /// The run ran out of memory.
     Oom,
 }
 
@@ -86,14 +86,15 @@ pub(super) fn unreadable(path: &Path, e: &csv::Error, hint: Option<&str>) -> Err
 /// What the notes of a run say about the lengths of its examples, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct StatedLengths {
-    /// Of the average example.
+    /// Length of the average example, tokens.
     pub mean: usize,
-    /// Of the longest.
+    /// Length of the longest example, tokens.
     pub longest: usize,
 }
 
 impl FieldRun {
-    /// `full examples are 106-227 tokens (mean 134, ...)`, and `prompt 191 tok longer` where the run's prompt was.
+    /// Lengths as the notes state them: `full examples are 106-227 tokens (mean 134, ...)`, with `prompt 191 tok
+    /// longer` where the run's prompt was.
     pub(crate) fn stated_lengths(&self) -> Option<StatedLengths> {
         let range = between(&self.notes, "full examples are ", " tokens")?;
         let longest: usize = range.split('-').nth(1)?.trim().parse().ok()?;
@@ -102,7 +103,7 @@ impl FieldRun {
         Some(StatedLengths { mean: mean + longer, longest: longest + longer })
     }
 
-    /// It ran on a Mac without a fan, as far as the notes say.
+    /// Whether it ran on a Mac without a fan, as far as the notes say.
     pub(crate) fn fanless(&self) -> bool {
         ["fanless", "MacBook Air"].iter().any(|word| self.notes.contains(word))
     }

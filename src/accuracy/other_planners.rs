@@ -10,42 +10,42 @@ use crate::error::Result;
 use crate::tables::{Claimed, Measured, PlannerErrors, against_planners};
 use crate::units::Bytes;
 
-/// What other planners say of them, which ships inside.
+/// Text of the embedded table of what other planners predict of the published runs.
 pub(crate) const BUNDLED: &str = include_str!("../../results/other-planners/predictions.csv");
 
-/// What one planner says of one row.
+/// Prediction of one planner for one published run.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub(crate) struct Said {
-    /// Of the row in `results/field/runs.csv`.
+    /// Id of the run in `results/field/runs.csv`.
     pub id: String,
-    /// Name and version.
+    /// Name and version of the planner.
     pub tool: String,
-    /// In 1e9 bytes; empty where it refuses.
+    /// Predicted peak memory, in units of 1e9 bytes; empty where the planner refuses.
     pub peak_gb: Option<f64>,
-    /// Why it refuses.
+    /// Reason for which the planner refuses the run.
     pub refused: String,
 }
 
-/// A planner beside ours, on the rows that both answer.
+/// Errors of a planner beside Headroom's, on the runs that both answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct PlannerScore {
-    /// Name and version.
+    /// Name and version of the planner.
     pub tool: String,
-    /// Rows of known longest batch that it refuses.
+    /// Number of runs of known longest batch that it refuses.
     pub refused: usize,
-    /// Rows that it answers.
+    /// Number of runs that it answers.
     pub n: usize,
-    /// Its median absolute error.
+    /// Median of its absolute relative errors.
     pub median: f64,
-    /// The 95th percentile.
+    /// 95th percentile of its absolute relative errors.
     pub p95: f64,
-    /// How far it is too high on the median: negative where too low.
+    /// Median of its relative errors: negative where its predictions are too low.
     pub bias: f64,
-    /// Ours, on the same rows.
+    /// Headroom's errors on the same runs.
     pub ours: Summary,
 }
 
-/// The table in `text`, which was read from `path`.
+/// Reads the table in `text`, which came from `path`.
 pub(crate) fn read(text: &str, path: &Path) -> Result<Vec<Said>> {
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     reader.deserialize().collect::<csv::Result<_>>().map_err(|e| unreadable(path, &e, None))

@@ -8,15 +8,15 @@ use crate::spec::model::{ModelSpec, catalogue};
 use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, TokenLengths, Weights};
 use crate::units::Bytes;
 
-/// Why a row, or one figure of it, is not compared.
+/// Reason for which a published run, or one figure of it, is not compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Rule {
     /// Another trainer, another attention or another loss than mlx-lm's own.
     Trainer,
-    /// Full fine-tuning, DoRA or preference tuning.
+    /// It is full fine-tuning, DoRA or preference tuning.
     FineTuneType,
-    /// No model is named.
+    /// The row names no model.
     NoModel,
     /// An architecture that is refused: hybrid attention, state space.
     Architecture,
@@ -28,15 +28,15 @@ pub(crate) enum Rule {
     Settings,
     /// Before mlx-lm's step was compiled and its logits were kept in 16 bits.
     Version,
-    /// Peak: none was printed.
+    /// Peak: no peak was printed.
     NoPeak,
     /// Peak: the run died, so what was printed is a lower bound.
     LowerBound,
     /// Peak: neither the longest example nor the average is stated.
     NoLength,
-    /// Speed: none was printed.
+    /// Speed: no speed was printed.
     NoSpeed,
-    /// Speed: the run paged or died.
+    /// Speed: the run swapped or died.
     Paged,
     /// Speed: chip or memory are not stated, or no such Mac was sold.
     NoMachine,
@@ -49,7 +49,7 @@ pub(crate) enum Rule {
 }
 
 impl Rule {
-    /// In a few words.
+    /// The rule in a few words, for tables.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Trainer => "another trainer, attention or loss than mlx-lm's",
@@ -73,38 +73,38 @@ impl Rule {
     }
 }
 
-/// What is known of the lengths of a run's examples.
+/// What is known of the token lengths of a run's examples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum LengthKnowledge {
-    /// All are as long as this.
+    /// All examples have this many tokens.
     Fixed(usize),
-    /// The longest and the mean.
+    /// The length of the longest example and the mean are known.
     Longest {
-        /// Tokens of the mean example.
+        /// Mean length of the examples, tokens.
         mean: usize,
-        /// Tokens of the longest.
+        /// Length of the longest example, tokens.
         longest: usize,
     },
-    /// Only the average of the tokens learned from.
+    /// Only the average number of target tokens is known.
     Average(usize),
-    /// Nothing but the cap.
+    /// Only the length that examples are cut to is known.
     Cap,
 }
 
 /// A published run that can be predicted.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
-    /// Of the row.
+    /// Id of the published run.
     pub id: String,
-    /// As published, empty where it is not stated.
+    /// Name of the chip as published, empty where it is not stated.
     pub chip: String,
-    /// The base model.
+    /// Architecture of the base model.
     pub spec: ModelSpec,
-    /// The run.
+    /// Configuration of the run.
     pub run: RunConfig,
     /// The Macs it may have run on: the bins of the chip that were sold with that memory. Empty where not stated.
     pub machines: Vec<Machine>,
-    /// What is known of the lengths.
+    /// What is known of the token lengths of its examples.
     pub known: LengthKnowledge,
 }
 
@@ -116,7 +116,7 @@ const ALL_LINEAR_SINCE: &str = "2025-09-30";
 /// 2025-04-03).
 const LIKE_TODAY_SINCE: &str = "2025-04-04";
 
-/// Examples that stand for the data of a row.
+/// Number of examples that stand for the data of a published run.
 const EXAMPLES: usize = 1000;
 
 impl LengthKnowledge {
@@ -133,7 +133,7 @@ impl LengthKnowledge {
         }
     }
 
-    /// The longest batch is known.
+    /// Whether the longest batch is known.
     pub(crate) fn longest(self) -> bool {
         matches!(self, Self::Fixed(_) | Self::Longest { .. })
     }
@@ -227,7 +227,7 @@ impl Case {
         }
     }
 
-    /// Tokens of the examples per second that were worked through, from what was printed.
+    /// Throughput of the run, tokens/s over whole examples, from what was printed.
     pub(crate) fn speed(&self, row: &FieldRun) -> Result<f64, Rule> {
         if row.outcome != Ending::Ok {
             return Err(Rule::Paged);
@@ -249,7 +249,7 @@ impl Case {
         }
     }
 
-    /// The peak that was printed.
+    /// Peak memory that was printed.
     pub(crate) fn peak(&self, row: &FieldRun) -> Result<Bytes, Rule> {
         let printed = row.peak_mem_gb.map(Bytes::from_decimal_gb).ok_or(Rule::NoPeak)?;
         match row.outcome {

@@ -21,20 +21,20 @@ pub(crate) const LEVEL: f64 = 0.9;
 /// Confidence of the verdicts that are judged: what `predict` takes where nothing else is asked for.
 const CONFIDENCE: f64 = 0.99;
 
-/// What is compared.
+/// A quantity that is predicted and measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Quantity {
-    /// Highest allocation of tensors, bytes.
+    /// Peak of tensor allocations, bytes.
     PeakMemory,
-    /// Highest memory of the process, bytes.
+    /// Peak footprint of the process, bytes.
     Footprint,
-    /// Tokens of the examples per second.
+    /// Throughput without padding, tokens/s.
     Speed,
 }
 
 impl Quantity {
-    /// As people say it.
+    /// Name of the quantity for tables.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::PeakMemory => "peak memory",
@@ -44,30 +44,30 @@ impl Quantity {
     }
 }
 
-/// A prediction beside what was measured.
+/// A predicted quantity of a run beside the measured one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Figure {
-    /// Of the row.
+    /// Id of the run.
     pub id: String,
-    /// Who ran it.
+    /// Engine that trained.
     pub engine: Engine,
-    /// Where; empty where it is not stated.
+    /// Chip or machine it ran on; empty where it is not stated.
     pub chip: String,
-    /// What.
+    /// Quantity that is compared.
     pub quantity: Quantity,
-    /// With its interval.
+    /// Predicted value with its interval.
     pub predicted: Estimate<f64>,
-    /// What came.
+    /// Measured value.
     pub measured: f64,
 }
 
 impl Figure {
-    /// Relative to what was measured; positive where the prediction was too high.
+    /// Error relative to the measured value; positive where the prediction was too high.
     pub(crate) fn error(&self) -> f64 {
         self.predicted.point / self.measured - 1.0
     }
 
-    /// The measured value lies in the interval.
+    /// Whether the measured value lies in the predicted interval.
     pub(crate) fn inside(&self) -> bool {
         (self.predicted.low..=self.predicted.high).contains(&self.measured)
     }
@@ -76,67 +76,67 @@ impl Figure {
 /// A measured peak beside the predictions for the lightest and the heaviest batch that the row allows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Bracket {
-    /// Of the row.
+    /// Id of the run.
     pub id: String,
-    /// Where; empty where it is not stated.
+    /// Chip it ran on; empty where it is not stated.
     pub chip: String,
-    /// Predicted if every example were as long as the average, bytes.
+    /// Predicted peak if every example were as long as the average, bytes.
     pub at_average: f64,
-    /// Predicted if the longest were cut to the cap, bytes.
+    /// Predicted peak if the longest example were cut to the cap, bytes.
     pub at_cap: f64,
-    /// What was measured, bytes.
+    /// Measured peak, bytes.
     pub measured: f64,
 }
 
 impl Bracket {
-    /// The measured value lies between the two.
+    /// Whether the measured peak lies between the two predictions.
     pub(crate) fn inside(&self) -> bool {
         (self.at_average..=self.at_cap).contains(&self.measured)
     }
 }
 
-/// What was said of a run beside how it ended.
+/// Verdict on a run beside how it ended.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Judged {
-    /// Of the row.
+    /// Id of the run.
     pub id: String,
-    /// Where.
+    /// Name of the machine it ran on.
     pub machine: String,
-    /// How it ended.
+    /// How the run ended.
     pub outcome: Ending,
-    /// Said of the heaviest batch that the row allows.
+    /// Verdict on the run with the longest examples that the row allows.
     pub verdict: Verdict,
-    /// Even the lightest batch that the row allows is said to fail, with confidence.
+    /// Whether it is predicted to fail, with confidence, even with the shortest examples that the row allows.
     pub surely_fails: bool,
 }
 
 impl Judged {
-    /// It died and was said to fit with confidence.
+    /// Whether the run died although it was predicted to fit with confidence.
     pub(crate) fn unsafe_fit(&self) -> bool {
         self.outcome == Ending::Oom && self.verdict == Verdict::Fits
     }
 
-    /// It finished and was said to fail with confidence.
+    /// Whether the run finished although it was predicted to fail with confidence.
     pub(crate) fn refused_success(&self) -> bool {
         self.outcome == Ending::Ok && self.surely_fails
     }
 }
 
-/// Many figures in four numbers.
+/// Errors and interval coverage of a group of figures.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Summary {
-    /// How many.
+    /// Number of figures.
     pub n: usize,
     /// Median of the absolute relative errors.
     pub median: f64,
-    /// Their 95th percentile.
+    /// 95th percentile of the absolute relative errors.
     pub p95: f64,
-    /// How many lie in their intervals.
+    /// Number of figures whose measured value lies in the predicted interval.
     pub inside: usize,
 }
 
 impl Summary {
-    /// Of these; `None` of nothing.
+    /// Summarises these figures; `None` where there are none.
     pub(crate) fn of<'a>(figures: impl Iterator<Item = &'a Figure>) -> Option<Self> {
         let figures: Vec<&Figure> = figures.collect();
         let errors: Vec<f64> = figures.iter().map(|f| f.error().abs()).collect();
@@ -154,30 +154,30 @@ impl Summary {
     }
 }
 
-/// What one published run says, and what was left out of it.
+/// Figures and verdict of one published run, and what was left out of it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Scored {
-    /// Predictions beside measurements.
+    /// Predictions beside measurements of the run.
     pub figures: Vec<Figure>,
-    /// Peaks of runs whose longest batch is not known.
+    /// Peaks of a run whose longest batch is not known.
     pub brackets: Vec<Bracket>,
-    /// The verdict.
+    /// Verdict on the run beside how it ended.
     pub judged: Option<Judged>,
-    /// The run, where its peak stands among the figures.
+    /// The run, where its peak is among the figures.
     pub case: Option<UnderstoodRun>,
-    /// Rules that left something out.
+    /// Rules that left figures of the run out.
     pub left_out: Vec<Rule>,
 }
 
-/// What is believed of a machine before anything is measured on it.
+/// Calibration of a machine before anything is measured on it.
 pub(crate) type Prior<'a> = &'a dyn Fn(&Machine) -> Calibration;
 
-/// Holds a row against what is predicted of it.
+/// Compares a published run with what is predicted of it.
 pub(crate) fn score(row: &FieldRun) -> Result<Scored> {
     score_with(row, &|machine| Calibration::prior(machine, Engine::MlxLm))
 }
 
-/// The same with another prior: the rows are all of mlx-lm.
+/// Compares a published run with what is predicted of it by another prior; the rows are all of mlx-lm.
 pub(crate) fn score_with(row: &FieldRun, prior: Prior<'_>) -> Result<Scored> {
     let mut scored = Scored::default();
     let case = match Case::of(row) {
@@ -265,7 +265,7 @@ fn judge(case: &Case, machine: &Machine, outcome: Ending, prior: Prior<'_>) -> R
     })
 }
 
-/// A measurement of our own, beside what had been predicted before it was made.
+/// Figures of a local measurement, beside what had been predicted before it was made.
 pub(crate) fn of_measurement(m: &Measurement, number: usize) -> Vec<Figure> {
     let bytes = |e: Option<Estimate<Bytes>>| e.map(|e| e.map(Bytes::as_f64));
     let (p, seen) = (&m.predicted, &m.measured);
@@ -317,10 +317,10 @@ mod tests {
 /// A published run as it was understood.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct UnderstoodRun {
-    /// Of the row.
+    /// Id of the published run.
     pub id: String,
-    /// Tokens of a row of its longest batch, padding included.
+    /// Tokens of each row of its longest batch, padding included.
     pub tokens_per_row: usize,
-    /// The run.
+    /// Configuration of the run.
     pub run: RunConfig,
 }

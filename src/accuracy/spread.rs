@@ -16,25 +16,25 @@ use crate::predict::coefficients::FANLESS_SD;
 use crate::spec::machine::Machine;
 use crate::spec::run::Engine;
 
-/// One row's logarithm of measured over predicted.
+/// Error of one published run: the logarithm of measured over predicted.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Residual {
-    /// Of the row.
+    /// Id of the run.
     pub id: String,
-    /// Who published it.
+    /// Repository or address of the page that published the run.
     pub source: String,
-    /// Logarithm of measured over predicted.
+    /// Logarithm of the measured value over the predicted one.
     pub value: f64,
-    /// Standard deviation that the model gives this row's own scatter elsewhere.
+    /// Standard deviation of the run's own scatter that the model already accounts for.
     pub known: f64,
 }
 
-/// Standard deviations of such logarithms.
+/// Standard deviations of the logarithms of measured over predicted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
-    /// Shared by all rows of a source.
+    /// Standard deviation of the part that all rows of a source share.
     pub between: f64,
-    /// Of each row for itself.
+    /// Standard deviation of the part that each row has for itself.
     pub within: f64,
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn source(row: &FieldRun) -> String {
 }
 
 impl Spread {
-    /// Of these; `None` where no source has two rows.
+    /// Estimates the spread of these residuals; `None` where no source has two rows.
     pub(crate) fn of<'a>(residuals: impl Iterator<Item = &'a Residual>) -> Option<Self> {
         let mut sources: BTreeMap<&str, Vec<&Residual>> = BTreeMap::new();
         residuals.for_each(|r| sources.entry(&r.source).or_default().push(r));

@@ -15,75 +15,75 @@ use crate::predict::coefficients::FANLESS_SD;
 use crate::spec::run::Engine;
 use crate::tables::{ErrorGroup, ErrorRow, by_engine_and_chip};
 
-/// All that is known of how right the predictions are.
+/// Comparison of all predictions with published runs and local measurements.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Accuracy {
-    /// Published rows.
+    /// Number of published runs.
     pub published: usize,
-    /// Measurements of our own.
+    /// Number of local measurements.
     pub measured: usize,
-    /// Predictions beside measurements.
+    /// Predictions beside measurements, of all runs.
     pub figures: Vec<Figure>,
-    /// The published ones of them once more, with the width of each interval from the rows of other sources alone.
+    /// Figures of published runs with the width of each interval from the rows of other sources alone.
     pub out_of_sample: Vec<Figure>,
-    /// Peaks of runs that give no more than an average length.
+    /// Peaks of runs that state no more than an average length.
     pub brackets: Vec<Bracket>,
-    /// Verdicts beside outcomes.
+    /// Verdicts beside how the runs ended.
     pub judged: Vec<Judged>,
-    /// Rows or figures that each rule left out.
+    /// Number of runs or figures that each rule left out.
     pub left_out: BTreeMap<Rule, usize>,
-    /// Other planners.
+    /// Errors of other planners on the same runs.
     pub neighbours: Vec<PlannerScore>,
-    /// The runs behind the published peaks whose longest batch is known.
+    /// Runs behind the published peaks whose longest batch is known.
     pub cases: Vec<UnderstoodRun>,
 }
 
-/// One line of the table.
+/// A line of the table of accuracy: one engine and one quantity.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Line {
-    /// What trained.
+    /// Engine that trained.
     pub engine: Engine,
-    /// What.
+    /// Quantity that is compared.
     pub quantity: Quantity,
-    /// Where; `None` for all together.
+    /// Chip that the figures are of; `None` for all together.
     pub chip: Option<String>,
-    /// What the figures say.
+    /// Errors and coverage of the figures.
     #[serde(flatten)]
     pub summary: Summary,
 }
 
-/// Something that was to be reached.
+/// A goal for the accuracy of predictions, and whether it is reached.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Goal {
-    /// What.
+    /// Name of the goal.
     pub what: &'static str,
-    /// How much.
+    /// Value to reach, with its unit.
     pub wanted: String,
-    /// What is.
+    /// Value that is reached, with its unit.
     pub got: String,
-    /// It is reached.
+    /// Whether the goal is reached.
     pub reached: bool,
 }
 
 /// Coverage that 90 % intervals are to have.
 const COVERAGE: std::ops::RangeInclusive<f64> = 0.85..=0.97;
 
-/// Median error of the peak where the longest batch is known.
+/// Goal for the median error of the peak where the longest batch is known.
 const PEAK: f64 = 0.10;
 
-/// Median error of the speed without calibration.
+/// Goal for the median error of the speed without calibration.
 const SPEED: f64 = 0.20;
 
-/// Share of the average-only rows that lie between the two predictions.
+/// Goal for the share of average-only rows that lie between the two predictions.
 const BRACKETED: f64 = 0.90;
 
-/// Of a share, in percent.
+/// A share in percent, for tables.
 fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share).replace(".0 %", " %")
 }
 
 impl Accuracy {
-    /// Of these rows.
+    /// Compares predictions with these published runs and measurements, and with other planners.
     pub(crate) fn of(field: &[FieldRun], measurements: &[Measurement], said: &[Said]) -> Result<Self> {
         let mut all = Self { published: field.len(), measured: measurements.len(), ..Self::default() };
         for row in field {
@@ -133,7 +133,7 @@ impl Accuracy {
         Ok(by_engine_and_chip(&rows)?.into_iter().filter_map(line).collect())
     }
 
-    /// Measured peaks that lie between the predictions at the average and at the cap.
+    /// Number of measured peaks that lie between the predictions at the average and at the cap.
     pub(crate) fn bracketed(&self) -> usize {
         self.brackets.iter().filter(|b| b.inside()).count()
     }

@@ -43,12 +43,12 @@ impl Affine {
         Ok(Self { bits, group: columns / groups, columns, codes, scales, biases })
     }
 
-    /// (rows, columns)
+    /// Shape of the matrix, (rows, columns).
     pub(crate) fn dims(&self) -> Result<(usize, usize)> {
         Ok((self.codes.dim(0)?, self.columns))
     }
 
-    /// Its format.
+    /// Format of the matrix: its bits, group size and scales.
     pub(crate) fn format(&self) -> Format {
         let scales = match self.scales.dtype() {
             DType::F16 => Dtype::F16,
@@ -58,19 +58,19 @@ impl Affine {
         Format::Affine { bits: self.bits as u8, group: self.group as u8, scales }
     }
 
-    /// The same on a device.
+    /// A copy of the matrix on a device.
     pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
         let to = |t: &Tensor| t.to_device(device);
         Ok(Self { codes: to(&self.codes)?, scales: to(&self.scales)?, biases: to(&self.biases)?, ..*self })
     }
 
-    /// `count` rows from `first`, in f32.
+    /// Dequantised rows: `count` of them from `first`, in f32.
     pub(crate) fn panel(&self, backend: Backend, first: usize, count: usize) -> Result<Tensor> {
         let part = |t: &Tensor| t.narrow(0, first, count);
         self.decode(backend, &part(&self.codes)?, &part(&self.scales)?, &part(&self.biases)?)
     }
 
-    /// The rows of these indices, in f32.
+    /// Dequantised rows of these indices, in f32.
     pub(crate) fn rows(&self, backend: Backend, ids: &Tensor) -> Result<Tensor> {
         let part = |t: &Tensor| t.index_select(ids, 0);
         self.decode(backend, &part(&self.codes)?, &part(&self.scales)?, &part(&self.biases)?)
@@ -150,7 +150,7 @@ impl Affine {
     }
 }
 
-/// Codes of a row to numbers.
+/// Unpacks the codes of a row into numbers.
 fn unpack<const BITS: usize>(codes: &[u8], out: &mut [f32]) {
     let (bytes, values) = pack(BITS);
     for (codes, out) in codes.chunks_exact(bytes).zip(out.chunks_exact_mut(values)) {

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use crate::ops::Backend;
 use crate::spec::model::storage::Block;
 
-/// candle's name of a block format.
+/// The block format as candle names it.
 pub(crate) fn ggml(block: Block) -> GgmlDType {
     match block {
         Block::Q8_0 => GgmlDType::Q8_0,
@@ -37,7 +37,7 @@ pub(crate) fn rows(backend: Backend, matrix: &QTensor, ids: &Tensor) -> Result<T
     if backend.fused() { decode(matrix, &ids.to_vec1()?) } else { matrix.embedding(ids) }
 }
 
-/// `count` rows from `first`, in f32.
+/// Dequantised rows: `count` of them from `first`, in f32.
 pub(crate) fn panel(backend: Backend, matrix: &QTensor, first: usize, count: usize) -> Result<Tensor> {
     let ids = first as u32..(first + count) as u32;
     if backend.fused() {

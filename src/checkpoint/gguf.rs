@@ -22,7 +22,7 @@ use crate::memory::bounded::{self, Bounds};
 use crate::spec::model::ModelSpec;
 use crate::spec::model::storage::{Format, Other, Storage};
 
-/// Where one tensor is.
+/// Format, shape and place of a tensor in a GGUF file.
 #[derive(Debug)]
 struct Info {
     dtype: GgmlDType,
@@ -33,13 +33,13 @@ struct Info {
     heads: Option<usize>,
 }
 
-/// An open file with its table of contents.
+/// An open GGUF file with its table of contents.
 pub struct GgufFile {
     file: File,
     content: Content,
-    /// What it describes.
+    /// Architecture of the model in the file.
     pub spec: ModelSpec,
-    /// By transformers' names.
+    /// Tensors of the file, by transformers' names.
     tensors: HashMap<String, Info>,
 }
 
@@ -66,7 +66,7 @@ const UNREAD: [(u32, &str); 13] = [
 const READ: &str = "F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, Q3_K and Q2_K are supported";
 
 impl GgufFile {
-    /// Opens a file.
+    /// Opens a GGUF file and reads its metadata.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let wrong = |reason: String| Error::Weights { path: path.into(), reason };
         let reading = |source| Error::Read { path: path.into(), source };
@@ -135,7 +135,7 @@ impl GgufFile {
         Some(load())
     }
 
-    /// A vector, if it is here.
+    /// Loads a vector (norm or bias), if the file has it.
     pub(crate) fn vector(&self, name: &str, device: &Device) -> Option<Result<Tensor, String>> {
         let info = self.tensors.get(name)?;
         Some(

@@ -9,9 +9,9 @@ const MOST_TENSORS: u64 = 1 << 17;
 const MOST_KEYS: u64 = 1 << 16;
 /// Values of all arrays together: a vocabulary of 262,144 tokens has four of them and half a million merges.
 const MOST_VALUES: u64 = 1 << 22;
-/// Bytes of the metadata.
+/// Largest size of the metadata that is read, bytes.
 const MOST_BYTES: u64 = 256 << 20;
-/// Arrays in arrays; none are known.
+/// Deepest nesting of arrays that is read; no file is known with any.
 const DEEPEST: usize = 4;
 
 const U32: u32 = 4;

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::ops::Backend;
 use crate::spec::model::storage::INT8_GROUP;
 
-/// The middle of the codes' range.
+/// Code that stands for zero: the middle of the codes' range.
 const ZERO: f32 = 128.0;
 
 /// Largest code to either side of it.

@@ -20,12 +20,12 @@ const LENGTH_BYTES: u64 = 8;
 /// A header larger than this is no header: real ones have about 100 bytes a tensor.
 const LARGEST_HEADER: u64 = 16 << 20;
 
-/// What one tensor is, and where.
+/// Format, shape and place of a tensor in a safetensors file.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Info {
-    /// Number format.
+    /// Number format of the tensor.
     pub dtype: safetensors::Dtype,
-    /// Outermost dimension first.
+    /// Shape of the tensor, outermost dimension first.
     pub shape: Vec<usize>,
     /// First byte and the one after the last, counted from the end of the header.
     pub data_offsets: (u64, u64),
@@ -109,7 +109,7 @@ impl CheckpointFile {
         Self::read(name, Source::Disk(file), length)
     }
 
-    /// Opens a file inside the binary.
+    /// Opens a file that is embedded in the binary.
     pub(crate) fn embedded(bytes: &'static [u8]) -> Result<Self, String> {
         Self::read("model.safetensors".into(), Source::Static(bytes), bytes.len() as u64)
     }
@@ -173,7 +173,7 @@ impl CheckpointFile {
         self.tensors.get(name)
     }
 
-    /// Everything before the first tensor.
+    /// The bytes of the header: everything before the first tensor.
     pub(crate) fn head(&self) -> Result<Cow<'static, [u8]>, String> {
         self.source.read(0, self.data_start)
     }

@@ -25,12 +25,12 @@ const BUILTIN_TRAIN: &str = include_str!("../../assets/data/train.jsonl");
 
 const BUILTIN_VALID: &str = include_str!("../../assets/data/valid.jsonl");
 
-/// A model whose files can be read.
+/// Source of a model whose files can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {
-    /// Inside the binary.
+    /// The model embedded in the binary.
     Builtin,
-    /// A Hugging Face folder.
+    /// A Hugging Face folder, with config.json and safetensors.
     Folder(PathBuf),
     /// A GGUF file; what it lacks is looked for beside it.
     Gguf(PathBuf),
@@ -102,7 +102,7 @@ impl ModelSource {
         Ok(spec)
     }
 
-    /// config.json
+    /// Text of the model's config.json.
     pub(crate) fn config(&self) -> Result<String> {
         self.text("config.json", BUILTIN_CONFIG)
     }
@@ -121,7 +121,7 @@ impl ModelSource {
         self.beside(file).is_some_and(|path| path.is_file())
     }
 
-    /// tokenizer.json
+    /// Text of the model's tokenizer.json.
     pub fn tokenizer(&self) -> Result<String> {
         if let (Self::Gguf(path), Some(beside)) = (self, self.beside("tokenizer.json"))
             && !beside.is_file()
@@ -142,7 +142,7 @@ impl ModelSource {
         self.optional("tokenizer_config.json", BUILTIN_TOKENIZER_CONFIG)
     }
 
-    /// generation_config.json of a folder, or nothing.
+    /// Text of generation_config.json, where the model has one.
     pub(crate) fn generation_config(&self) -> Result<Option<String>> {
         self.optional("generation_config.json", include_str!("../../assets/model/generation_config.json"))
     }
@@ -181,7 +181,7 @@ impl ModelSource {
         store::checksums::of_bytes(&parts.concat())
     }
 
-    /// Opens the weights.
+    /// Opens the files of the model's weights.
     pub fn weights(&self) -> Result<BaseWeights> {
         let folder = match self {
             Self::Builtin => {

@@ -15,21 +15,21 @@ use crate::ops::{Backend, kernels};
 use crate::spec::model::storage::{Block, Format, INT8_GROUP};
 use crate::spec::run::engine::panel_rows;
 
-/// `[rows, columns]` numbers in some format.
+/// A frozen matrix `[rows, columns]` in its storage format.
 #[derive(Clone, Debug)]
 pub enum Stored {
-    /// f32, f16 or bf16.
+    /// Unquantised numbers in f32, f16 or bf16.
     Dense(Tensor),
     /// Eight bits a number, as `scale * (code - 128)` with one scale per group of a row.
     Int8 {
-        /// `[rows, columns]`, u8.
+        /// Codes of the numbers, `[rows, columns]`, u8.
         codes: Tensor,
-        /// `[rows, groups]`, f32.
+        /// Scale of each group, `[rows, groups]`, f32.
         scales: Tensor,
     },
-    /// Blocks of a GGUF format.
+    /// Blocks of one of GGUF's formats.
     Blocks(Arc<QTensor>),
-    /// As MLX quantises.
+    /// Codes with scales and biases, as MLX quantises.
     Affine(Affine),
 }
 
@@ -89,7 +89,7 @@ impl Stored {
         }
     }
 
-    /// (rows, columns)
+    /// Shape of the matrix, (rows, columns).
     pub(crate) fn dims(&self) -> Result<(usize, usize)> {
         match self {
             Self::Dense(t) | Self::Int8 { codes: t, .. } => t.dims2(),
@@ -106,7 +106,7 @@ impl Stored {
         }
     }
 
-    /// `count` rows from `first`, in f32.
+    /// Dequantised rows: `count` of them from `first`, in f32.
     pub fn panel(&self, backend: Backend, first: usize, count: usize) -> Result<Tensor> {
         match self {
             Self::Dense(t) => widened(backend, &t.narrow(0, first, count)?),

@@ -14,17 +14,17 @@ use crate::spec::model::{Dtype, ModelSpec};
 
 /// The open files of a checkpoint. Tensors go by transformers' names, whatever the files call them.
 pub struct BaseWeights {
-    /// For messages.
+    /// Path of the checkpoint, for messages.
     pub folder: PathBuf,
-    /// What they are.
+    /// Open files of the checkpoint.
     pub files: Files,
 }
 
-/// The kinds of checkpoint.
+/// Open files of a checkpoint, by their kind.
 pub enum Files {
-    /// Each tensor is in one of these files.
+    /// Safetensors files, each tensor in one of them.
     Safetensors(Vec<CheckpointFile>),
-    /// All are in this one.
+    /// A GGUF file with all tensors.
     Gguf(Box<GgufFile>),
 }
 
@@ -179,7 +179,7 @@ impl BaseWeights {
         self.wrong(format!("`{name}` cannot be read: {reason}"))
     }
 
-    /// The files, where they are safetensors.
+    /// Open safetensors files; empty for a GGUF checkpoint.
     pub(crate) fn safetensors(&self) -> &[CheckpointFile] {
         match &self.files {
             Files::Safetensors(files) => files,

@@ -21,7 +21,7 @@ struct Whole<'a> {
     all: &'a Accuracy,
 }
 
-/// The verb.
+/// Runs `headroom report accuracy`: compares predictions with published runs and local measurements.
 pub(crate) fn run(args: &AccuracyArgs, output: &Output) -> Result<Answer> {
     let path = args.field.clone().unwrap_or_else(|| "results/field/runs.csv".into());
     let published = match &args.field {

@@ -25,10 +25,10 @@ const EPOCHS_BUILTIN: [f64; 3] = [1.0, 0.3, 0.1];
 /// Time for the trials; for the model that ships they take seconds.
 const CALIBRATING: Seconds = Seconds(180.0);
 const CALIBRATING_BUILTIN: Seconds = Seconds(20.0);
-/// Optimizer steps between checkpoints.
+/// Number of optimizer steps between checkpoints.
 const SAVE_EVERY: usize = 50;
 
-/// The verb.
+/// Runs `headroom auto`: plans, calibrates, trains and reports.
 pub(crate) fn run(args: &AutoArgs, output: &Output) -> Result<()> {
     let builtin = args.model.is_none();
     let mut start = RunConfig::builtin();

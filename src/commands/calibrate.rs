@@ -21,30 +21,30 @@ use crate::units::{Estimate, Seconds, counted};
 /// Level of the intervals that are shown.
 const LEVEL: f64 = 0.9;
 
-/// The answer for machines.
+/// Result of `headroom calibrate` for `--json`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Calibrated {
-    /// Trials made now.
+    /// Number of trials made now.
     pub measured: usize,
-    /// Trials that had been made before.
+    /// Number of trials that had been made before.
     pub reused: usize,
-    /// Why no more were made.
+    /// Reason for which no more trials were made.
     pub ended: Option<Ended>,
-    /// The run that would be chosen now.
+    /// Run that would be chosen now.
     pub choice: Option<RunConfig>,
-    /// Share of the choice's speed that is lost on the average against the best one.
+    /// Mean loss of speed of the choice against the best one, as a share.
     pub regret: Option<f64>,
     /// What activation checkpointing costs, as measured, in a sentence.
     pub trade_offs: Option<String>,
-    /// Measurements that the calibration rests on.
+    /// Number of measurements that the calibration is fitted to.
     pub runs: usize,
-    /// What is expected of the planned run, before and after.
+    /// Predictions of the planned run before and after, by the name of the quantity.
     pub changes: Vec<(&'static str, [Estimate<f64>; 2])>,
-    /// What is known now.
+    /// Calibration after the trials.
     pub calibration: Calibration,
 }
 
-/// The verb.
+/// Runs `headroom calibrate`: makes trials and says what they changed.
 pub(crate) fn run(args: &CalibrateArgs, output: &Output) -> Result<()> {
     let run = match &args.run {
         Some(path) => run_file::read_run(path)?,

@@ -19,7 +19,7 @@ use crate::spec::run::{Data, Engine, Execution, Recipe, RunConfig, TokenLengths,
 /// Sequence length that the models are judged at.
 const SEQ: usize = 2048;
 
-/// Confidence of the verdicts.
+/// Probability with which the upper bounds behind the verdicts hold.
 const CONFIDENCE: f64 = 0.99;
 
 #[derive(Serialize)]
@@ -29,7 +29,7 @@ struct Report<'a> {
     models: Option<&'a [Row]>,
 }
 
-/// Says what there is.
+/// Runs `headroom doctor`: describes the machine and the models it can train.
 pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
     let machine = inputs::machine(&args.machine)?;
     let models = args.models.then(|| judge(&machine)).transpose()?;

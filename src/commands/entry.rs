@@ -33,7 +33,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Calls the verb that was typed.
+/// Runs the command that was typed.
 fn run(cli: &Cli) -> Result<Answer> {
     let output = Output::new(cli.output);
     match &cli.command {

@@ -13,7 +13,7 @@ use crate::export::{Exported, Request, export};
 use crate::spec::run::BUILTIN;
 use crate::spec::run::export_format::ExportFormat;
 
-/// The verb.
+/// Runs `headroom export`: writes a model or an adapter for another tool.
 pub(crate) fn run(args: &ExportArgs, output: &Output) -> Result<Answer> {
     let request = request(args)?;
     let interrupted = interrupt::interrupted();

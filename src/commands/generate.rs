@@ -18,7 +18,7 @@ struct Answers {
     adapted: Option<String>,
 }
 
-/// The verb.
+/// Runs `headroom generate`: answers a prompt with a model and its adapter.
 pub(crate) fn run(args: &GenerateArgs, output: &Output) -> Result<Answer> {
     let (model, adapter) = subject(args)?;
     let choice =

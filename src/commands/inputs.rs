@@ -31,7 +31,7 @@ pub(crate) fn machine(args: &MachineArgs) -> Result<Machine> {
     })
 }
 
-/// The confidence that was asked for.
+/// The confidence that was asked for, or the default.
 pub(crate) fn confidence(asked: Option<f64>) -> f64 {
     asked.unwrap_or(DEFAULT_CONFIDENCE)
 }

@@ -10,12 +10,12 @@ use crate::cli::OutputArgs;
 use crate::error::{Error, Result};
 use crate::report::layout::{printable, printable_json};
 
-/// Whether the answer was yes.
+/// Answer of a command, which decides its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// Exit code 0.
+    /// The answer is yes: exit code 0.
     Yes,
-    /// Exit code 1.
+    /// The answer is no: exit code 1.
     No,
 }
 
@@ -27,12 +27,12 @@ const WIDEST: usize = 110;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
     args: OutputArgs,
-    /// A step of a larger answer: nothing on stdout.
+    /// Whether this is a step of a larger answer that prints nothing on stdout.
     silent: bool,
 }
 
 impl Output {
-    /// As was asked for on the command line.
+    /// An output with the options of the command line.
     pub(crate) fn new(args: OutputArgs) -> Self {
         Self { args, silent: false }
     }
@@ -80,7 +80,7 @@ impl Output {
         })
     }
 
-    /// A remark beside the answer.
+    /// Prints a note on stderr, unless `--quiet` is given.
     pub(crate) fn note(&self, text: &str) {
         if !self.args.quiet {
             // A closed stderr is no reason to fail.
@@ -94,7 +94,7 @@ impl Output {
 pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
-    /// What is being done.
+    /// Sets the text beside the progress bar.
     pub(crate) fn set_message(&self, text: impl AsRef<str>) {
         self.0.set_message(printable(text.as_ref()));
     }

@@ -14,13 +14,13 @@ const GENERATOR: &str = "<meta name=\"generator\" content=\"headroom\">";
 /// Bytes in which the head of a page says who wrote it.
 const HEAD: u64 = 2048;
 
-/// A table that stands beside a page, as CSV and as parquet.
+/// A table written beside a page, as CSV and as parquet.
 pub(crate) struct Table<'a> {
-    /// Name of its file.
+    /// Name of the CSV file.
     pub name: &'a str,
-    /// Columns.
+    /// Names of the columns.
     pub header: &'a [String],
-    /// Cells.
+    /// Cells of each row, in the order of the columns.
     pub rows: &'a [Vec<String>],
 }
 

@@ -26,7 +26,7 @@ const DATA: &str = "train.jsonl";
 /// First line of a run file that was planned: what tells it from all other files.
 const HEADER: &str = "# Written by `headroom plan`.\n";
 
-/// Plans.
+/// Runs `headroom plan`: searches for the best run and writes it.
 pub(crate) fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
     if let Some(path) = &args.out {
         check_out(path, args.force)?;
@@ -132,7 +132,7 @@ fn lengths(given: &GivenArgs, model: Option<&Model>, output: &Output) -> Result<
     Ok(Some(inputs::said(counted, output)))
 }
 
-/// The commands that run the plan.
+/// Commands that launch the plan.
 fn launch(args: &PlanArgs) -> Vec<String> {
     let Some(path) = &args.out else {
         // What was typed, and where to write the run.

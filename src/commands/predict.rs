@@ -15,7 +15,7 @@ use crate::predict::{ASSUMED_EXAMPLES, Request};
 use crate::report::table::{self, Context};
 use crate::spec::run::{RunConfig, TokenLengths};
 
-/// The answer for machines.
+/// Result of `headroom predict` for `--json`.
 #[derive(Serialize)]
 struct Whole<'a> {
     #[serde(flatten)]
@@ -24,7 +24,7 @@ struct Whole<'a> {
     paging: Option<Slowdown>,
 }
 
-/// Predicts.
+/// Runs `headroom predict`: predicts memory and time of a run file.
 pub(crate) fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     let run = RunConfig::from_toml(&crate::store::read_text(&args.run)?, &args.run)?;
     let machine = inputs::machine(&args.machine)?;

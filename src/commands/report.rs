@@ -21,7 +21,7 @@ use crate::store::{self, RunFolder, run_folder};
 /// Of the intervals before and after calibrating.
 const LEVEL: f64 = 0.9;
 
-/// The verb; returns the page.
+/// Runs `headroom report`: writes a page about runs and returns its path.
 pub(crate) fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
     let folders: Vec<Result<RunFolder>> = if args.runs.is_empty() {
         RunFolder::all_in(Path::new("runs"))?.into_iter().map(Ok).collect()
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &ReportArgs, output: &Output) -> Result<PathBuf> {
     if unread.is_empty() { Ok(index) } else { Err(Error::Unread { unread, of }) }
 }
 
-/// All that a run's folder says.
+/// Reads everything that a run's folder tells about the run.
 pub(crate) fn read_report(folder: &RunFolder) -> Result<RunReport> {
     let exists = |path: PathBuf| path.exists().then_some(path);
     let lines: Vec<Metrics> = store::read_json_lines(&folder.metrics())?;

@@ -28,13 +28,13 @@ use crate::spec::run::{Engine, RunConfig, TokenLengths, grids};
 use crate::store;
 use crate::units::Estimate;
 
-/// The ranking, beside its page.
+/// Name of the ranking's CSV file, beside its page.
 const TABLE: &str = "sweep.csv";
 
 /// Of intervals of which only the middle is used.
 const LEVEL: f64 = 0.9;
 
-/// Sweeps.
+/// Runs `headroom sweep`: ranks the configurations of a grid, and measures them if asked to.
 pub(crate) fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
     let grid = grid(&args.grid)?;
     let results = inputs::results(args.machine.results.as_ref())?;

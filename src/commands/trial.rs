@@ -16,7 +16,7 @@ use crate::trainer::{Flow, TrainEvent};
 /// Exit code of a trial that was left alone; there is nobody to read it.
 const LEFT_ALONE: i32 = 1;
 
-/// Runs it.
+/// Runs `headroom trial`: reads a job from stdin and runs it, reporting to stdout.
 pub(crate) fn run(args: &TrialArgs) -> Result<()> {
     let failed = |reason: String| Error::Engine { engine: "trial".into(), reason };
     let mut text = String::new();

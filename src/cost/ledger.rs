@@ -4,74 +4,74 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Bytes;
 
-/// Bytes of a number that is computed with.
+/// Size of an f32 number, bytes.
 pub(crate) const F32: u64 = 4;
 
-/// One named thing in memory.
+/// A named use of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Item {
-    /// What it is: `base weights`, `block inputs`, `logits`.
+    /// Name of the use, such as `base weights`, `block inputs` or `logits`.
     pub name: String,
-    /// Its size.
+    /// Size of the item in memory, bytes.
     pub bytes: Bytes,
 }
 
-/// A moment of the run, with everything alive in it besides what is resident.
+/// A phase of the run at its highest moment, with everything alive in it besides what is resident.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phase {
-    /// `load`, `forward`, `loss`, `backward`, `optimizer`, `save`.
+    /// Name of the phase: `load`, `forward`, `loss`, `backward`, `optimizer`, `save`, `validation`.
     pub name: String,
-    /// Alive in this phase only.
+    /// Everything alive at the phase's highest moment that is not resident.
     pub items: Vec<Item>,
 }
 
-/// All of it.
+/// Memory of a run: what is resident, and what each phase of a step adds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryLedger {
-    /// Alive from loading to the end.
+    /// Items alive from loading to the end of the run.
     pub resident: Vec<Item>,
-    /// In the order they happen in a step.
+    /// Phases of a step, in the order in which they happen.
     pub phases: Vec<Phase>,
-    /// The largest single buffer.
+    /// Largest single buffer of a step.
     pub largest_buffer: Item,
 }
 
 impl Item {
-    /// A new one.
+    /// A use of memory of this name and size in bytes.
     pub(crate) fn new(name: &str, bytes: u64) -> Self {
         Self { name: name.into(), bytes: Bytes(bytes) }
     }
 }
 
 impl Phase {
-    /// A new one.
+    /// A phase of this name with these items.
     pub(crate) fn new(name: &str, items: Vec<Item>) -> Self {
         Self { name: name.into(), items }
     }
 
-    /// Sum of what is alive in this phase only.
+    /// Sum of the items of this phase, bytes.
     pub fn total(&self) -> Bytes {
         self.items.iter().map(|i| i.bytes).sum()
     }
 }
 
 impl MemoryLedger {
-    /// Sum of what is always alive.
+    /// Sum of the resident items, bytes.
     pub fn resident_total(&self) -> Bytes {
         self.resident.iter().map(|i| i.bytes).sum()
     }
 
-    /// The tallest phase.
+    /// The phase that takes the most memory, in which the peak is reached.
     pub fn tallest(&self) -> Option<&Phase> {
         self.phases.iter().max_by_key(|p| p.total())
     }
 
-    /// Height of the tallest moment.
+    /// Peak memory, bytes: what is resident and the phase that takes the most.
     pub fn peak(&self) -> Bytes {
         self.resident_total() + self.tallest().map_or(Bytes(0), Phase::total)
     }
 
-    /// Everything alive at the tallest moment, with the phase it belongs to, largest first.
+    /// Everything alive at the peak, with the phase it belongs to, largest first.
     pub(crate) fn at_peak(&self) -> Vec<(&Item, &str)> {
         let resident = self.resident.iter().map(|i| (i, "resident"));
         let tallest = self.tallest().into_iter().flat_map(|p| p.items.iter().map(|i| (i, p.name.as_str())));

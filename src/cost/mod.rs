@@ -16,18 +16,18 @@ use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, RunConfig};
 
-/// The micro-batches that decide the memory of a run.
+/// The micro-batches that decide the peak memory of a run: those with the most tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heaviest {
-    /// Tokens of a row.
+    /// Tokens of each row of the largest micro-batch.
     pub tokens_per_row: usize,
-    /// Share of them that is learned from.
+    /// Share of those tokens that are target tokens.
     pub learned: f64,
-    /// Tokens of a row in validation, where there is one.
+    /// Tokens of each row of the largest validation batch, where there is one.
     pub validation_tokens: Option<usize>,
 }
 
-/// What is in memory when, for the run's engine on a machine, in a step over its heaviest micro-batch.
+/// Memory ledger of a step over the largest micro-batch, for the run's engine on a machine.
 pub fn ledger(spec: &ModelSpec, run: &RunConfig, machine: &Machine, heaviest: Heaviest) -> Result<MemoryLedger> {
     match run.engine {
         Engine::Candle => {

@@ -5,25 +5,25 @@ use crate::spec::model::ModelSpec;
 use crate::spec::model::tensors::Projection;
 use crate::spec::run::{Lora, Weights};
 
-/// Parameters of a model, by what they do.
+/// Numbers of parameters of a model, by what they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Parameters {
-    /// Embedding, and the learned positions where there are any.
+    /// Parameters of the embedding, and of the learned positions where there are any.
     pub embedding: u64,
-    /// The head, where it is not the embedding.
+    /// Parameters of the output head; 0 where it is the embedding.
     pub head: u64,
-    /// Matrices of the projections of one block.
+    /// Parameters of the matrices of one block.
     pub block_matrices: u64,
-    /// Norms and biases of one block.
+    /// Parameters of the norms and biases of one block.
     pub block_vectors: u64,
-    /// The last norm.
+    /// Parameters of the norm after the last block.
     pub final_norm: u64,
-    /// Blocks.
+    /// Number of blocks.
     pub blocks: u64,
 }
 
 impl Parameters {
-    /// Of the base model.
+    /// Counts the parameters of a base model.
     pub(crate) fn of(spec: &ModelSpec) -> Self {
         let count = |shape: &[usize]| shape.iter().map(|n| *n as u64).product::<u64>();
         let mut p = Self {
@@ -48,12 +48,12 @@ impl Parameters {
         p
     }
 
-    /// All of them.
+    /// Number of all parameters.
     pub(crate) fn total(&self) -> u64 {
         self.embedding + self.head + self.final_norm + self.blocks * (self.block_matrices + self.block_vectors)
     }
 
-    /// Matrices, which are held in the run's weight format; the rest (norms and biases) is held in f32.
+    /// Number of parameters in matrices, which are held in the run's weight format; norms and biases are held in f32.
     pub(crate) fn matrices(&self) -> u64 {
         self.embedding + self.head + self.blocks * self.block_matrices
     }
@@ -70,7 +70,7 @@ pub(crate) fn adapted(spec: &ModelSpec, lora: &Lora) -> Result<(Vec<Projection>,
     Ok((targets, spec.num_hidden_layers - lora.first_layer(spec.num_hidden_layers)))
 }
 
-/// Parameters of the adapters: `rank x (in + out)`, and with DoRA `out` more, for each adapted projection of each
+/// Number of trainable parameters: `rank x (in + out)`, and with DoRA `out` more, for each adapted projection of each
 /// adapted block.
 pub(crate) fn trainable(spec: &ModelSpec, lora: &Lora) -> Result<u64> {
     let (targets, blocks) = adapted(spec, lora)?;

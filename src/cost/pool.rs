@@ -6,15 +6,15 @@
 //! `drop_unused_buffers`). Weights and rows are uploaded at their exact size, in a second pool that a step does not
 //! draw from: they are the ledger's resident part.
 
-/// The private pool through one step.
+/// The private buffer pool of candle's Metal allocator through one step.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    /// Size and whether it is in use.
+    /// Size of each buffer in bytes, and whether it is in use.
     buffers: Vec<(u64, bool)>,
 }
 
 impl Pool {
-    /// A buffer for so many bytes; its number.
+    /// Takes a buffer for so many bytes and returns its number.
     pub(crate) fn take(&mut self, bytes: u64) -> usize {
         let size = bytes.next_power_of_two();
         let free = (0..self.buffers.len()).filter(|&i| !self.buffers[i].1 && self.buffers[i].0 >= size);
@@ -26,12 +26,12 @@ impl Pool {
         slot
     }
 
-    /// It is free for others; the memory stays.
+    /// Frees a buffer for others; the pool keeps its memory.
     pub(crate) fn give(&mut self, slot: usize) {
         self.buffers[slot].1 = false;
     }
 
-    /// All that was ever asked of the device: nothing is given back within a step.
+    /// Sum of all buffers of the pool, bytes: nothing is given back within a step.
     pub(crate) fn total(&self) -> u64 {
         self.buffers.iter().map(|b| b.0).sum()
     }

@@ -8,12 +8,12 @@ use crate::units::Bytes;
 #[derive(Debug, Default)]
 pub(crate) struct Timeline {
     resident: Vec<Item>,
-    /// Alive now, by name: a few, so that a search by name is quicker than any map.
+    /// Bytes alive now, by name: a few, so that a search by name is quicker than any map.
     live: Vec<(&'static str, u64)>,
     total: u64,
     phases: Vec<Highest>,
     largest: Option<(&'static str, u64)>,
-    /// What an allocator would hold, where that is asked for.
+    /// Buffers that candle's Metal allocator would hold, where that is asked for.
     pool: Option<Pool>,
 }
 
@@ -34,22 +34,22 @@ pub(crate) struct Live {
 }
 
 impl Timeline {
-    /// One that keeps what candle's Metal allocator would hold, too.
+    /// A timeline that also tracks what candle's Metal allocator would hold.
     pub(crate) fn pooled() -> Self {
         Self { pool: Some(Pool::default()), ..Self::default() }
     }
 
-    /// What that allocator holds at the end of the step.
+    /// Memory that candle's Metal allocator holds at the end of the step, bytes.
     pub(crate) fn pool(&self) -> Bytes {
         Bytes(self.pool.as_ref().map_or(0, Pool::total))
     }
 
-    /// Something that stays for the whole run.
+    /// Adds memory that stays for the whole run.
     pub(crate) fn resident(&mut self, name: &str, bytes: u64) {
         self.resident.push(Item::new(name, bytes));
     }
 
-    /// What follows belongs to this phase; a phase may come again.
+    /// Begins a phase, to which everything after it belongs; a phase may come again.
     pub(crate) fn phase(&mut self, name: &'static str) {
         match self.phases.iter().position(|p| p.name == name) {
             Some(i) => self.phases[i..].rotate_left(1),
@@ -58,7 +58,7 @@ impl Timeline {
         self.note();
     }
 
-    /// An allocation.
+    /// Counts an allocation of so many bytes under this name.
     pub(crate) fn alloc(&mut self, name: &'static str, bytes: u64) -> Live {
         *self.place(name) += bytes;
         self.total += bytes;
@@ -78,7 +78,7 @@ impl Timeline {
         &mut self.live[i].1
     }
 
-    /// A release.
+    /// Counts the release of an allocation.
     pub(crate) fn free(&mut self, live: Live) {
         self.total -= live.bytes;
         *self.place(live.name) -= live.bytes;
@@ -94,7 +94,7 @@ impl Timeline {
         Live { name, ..live }
     }
 
-    /// An allocation and its release, with nothing between.
+    /// Counts an allocation and its release, with nothing between.
     pub(crate) fn brief(&mut self, name: &'static str, bytes: u64) {
         let live = self.alloc(name, bytes);
         self.free(live);
@@ -109,7 +109,7 @@ impl Timeline {
         }
     }
 
-    /// The tallest moment of each phase.
+    /// The ledger of the step: the highest moment of each phase.
     pub(crate) fn ledger(self) -> MemoryLedger {
         let items = |mut live: Vec<(&str, u64)>| {
             live.sort_unstable();

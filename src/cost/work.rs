@@ -11,14 +11,14 @@ const MLX_PADDING: usize = 32;
 /// Longest list of examples that the mean is taken over; more are thinned evenly.
 const SAMPLE: usize = 512;
 
-/// Means over the micro-batches of a run.
+/// Mean sizes of the micro-batches of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Work {
-    /// Micro-batches of an optimizer step.
+    /// Number of micro-batches of an optimizer step.
     pub micro_batches: f64,
-    /// Tokens of the examples in a micro-batch.
+    /// Tokens of the examples in a micro-batch, without padding.
     pub tokens: f64,
-    /// Rows of the matrices in a micro-batch: tokens with padding.
+    /// Tokens of a micro-batch with padding: the rows of its matrices.
     pub rows: f64,
     /// Lengths of the rows that see each other, with how many of them a micro-batch has.
     pub sequences: Vec<(usize, f64)>,
@@ -122,7 +122,7 @@ pub(crate) fn heaviest_validation(lengths: &TokenLengths, run: &RunConfig) -> Op
 }
 
 impl Work {
-    /// Of a run. Without `lengths` every example is taken to be as long as it may be.
+    /// Mean sizes for a run. Without `lengths` every example is taken to be as long as it may be.
     pub(crate) fn of(run: &RunConfig, lengths: Option<&TokenLengths>) -> Self {
         let (cap, batch) = (run.recipe.max_seq_length, run.execution.batch_size);
         let micro_batches = run.accumulation() as f64;
@@ -149,7 +149,7 @@ impl Work {
         Self { micro_batches, tokens, rows: total, sequences: rows.into_iter().map(|n| (n, weight)).collect() }
     }
 
-    /// Examples of a micro-batch.
+    /// Number of examples of a micro-batch.
     pub(crate) fn examples(&self) -> f64 {
         self.sequences.iter().map(|(_, count)| count).sum()
     }
@@ -182,7 +182,7 @@ impl Work {
         (each.iter().sum(), each[first.min(each.len())..].iter().sum())
     }
 
-    /// Squared lengths: what an engine works on that does not use causality.
+    /// Sum of squared lengths: the query-key pairs of an engine that does not use causality.
     pub(crate) fn squares(&self) -> f64 {
         self.sequences.iter().map(|&(n, count)| count * (n * n) as f64).sum()
     }

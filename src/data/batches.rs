@@ -13,15 +13,15 @@ use crate::spec::run::{RunConfig, packing};
 /// an example is a target only.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MicroBatch {
-    /// Input token of each row.
+    /// Input token of each row, examples end to end.
     pub tokens: Vec<u32>,
-    /// Rows of each example.
+    /// Range of rows that each example takes.
     pub examples: Vec<Range<usize>>,
-    /// (row, token it must predict), for the rows that are learned from.
+    /// Target tokens: the row, and the token it must predict.
     pub targets: Vec<(u32, u32)>,
 }
 
-/// Which examples share a row: those that packing puts together, without it each has its own.
+/// Indices of the examples that share each row: those that packing puts together, else one a row.
 pub fn rows(examples: &[Example], run: &RunConfig) -> Vec<Vec<usize>> {
     if !run.recipe.packing {
         return (0..examples.len()).map(|i| vec![i]).collect();
@@ -30,7 +30,7 @@ pub fn rows(examples: &[Example], run: &RunConfig) -> Vec<Vec<usize>> {
     packing::pack(&lengths, run.recipe.max_seq_length)
 }
 
-/// The order of the rows over the whole run.
+/// Draws the micro-batches of a run, in the order that its seed gives.
 pub struct Batches<'a> {
     examples: &'a [Example],
     rows: Vec<Vec<usize>>,
@@ -41,7 +41,7 @@ pub struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    /// Over these examples.
+    /// Micro-batches over these examples, for the run's batch sizes and seed.
     pub fn new(examples: &'a [Example], run: &'a RunConfig, pad_to_max: bool) -> Self {
         Self { examples, rows: rows(examples, run), run, pad_to_max, epoch: None }
     }

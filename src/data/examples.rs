@@ -30,7 +30,7 @@ const FORMS: &str =
 
 /// Training and validation examples of a run.
 pub(crate) struct Rows {
-    /// Training examples, in file order.
+    /// Training examples, in the order of the file.
     pub train: Vec<Example>,
     /// Validation examples; empty without a validation file.
     pub valid: Vec<Example>,
@@ -69,7 +69,7 @@ impl Rows {
         Ok(without(&self.train))
     }
 
-    /// Lengths of the examples.
+    /// Token lengths of the training and validation examples.
     pub(crate) fn lengths(&self) -> TokenLengths {
         let all: usize = self.train.iter().map(|e| e.tokens.len()).sum();
         let completion: usize = self.train.iter().map(|e| e.tokens.len() - e.prompt.min(e.tokens.len())).sum();

@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 use crate::spec::model::Model;
 use crate::spec::run::{BUILTIN, Data, RunConfig, TokenLengths};
 
-/// Lengths, and what is to be said of how they were found.
+/// Token lengths of a data set, with a note on how they were found.
 #[derive(Clone, Debug)]
 pub(crate) struct Counted {
-    /// Of the training and the validation rows.
+    /// Token lengths of the training and the validation rows.
     pub lengths: TokenLengths,
     /// A sentence for the user: rows that teach nothing, or lengths that are an estimate.
     pub note: Option<String>,

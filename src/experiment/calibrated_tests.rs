@@ -26,7 +26,7 @@ use crate::stats::{median, quantile};
 use crate::store;
 use crate::units::{Bytes, Seconds};
 
-/// Time that a calibration may take.
+/// Time limit of a calibration, s.
 const BUDGET_S: f64 = 60.0;
 
 /// A configuration, and what it showed in each turn.
@@ -36,7 +36,7 @@ struct Case {
 }
 
 impl Case {
-    /// Geometric mean over these turns, s.
+    /// Geometric mean of the step times in these turns, s.
     fn time(&self, turns: impl Iterator<Item = usize> + Clone) -> f64 {
         let logs = turns.clone().map(|i| self.turns[i].measured.step_time_s.unwrap().ln());
         (logs.sum::<f64>() / turns.count() as f64).exp()
@@ -61,7 +61,7 @@ struct Host {
     padded: TokenLengths,
 }
 
-/// Machines whose grid is committed.
+/// Machines whose measured grid is committed.
 fn hosts() -> Vec<Host> {
     let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
     let folders = store::folders_in(&results).unwrap();
@@ -144,7 +144,7 @@ impl Host {
         Calibration::fit(&self.prior, &self.cases.iter().map(seen).collect::<Vec<_>>()).unwrap()
     }
 
-    /// The executions of each recipe.
+    /// The executions of each recipe of the grid.
     fn options(&self) -> Vec<Vec<&Case>> {
         let of = |recipe| self.cases.iter().filter(|c| c.recipe() == recipe).collect();
         self.recipes().into_iter().map(of).collect()

@@ -23,82 +23,82 @@ const LONGER: f64 = 1.5;
 /// A trial that gives no sign of life for this many times its time hangs.
 const SLOWEST: f64 = 10.0;
 
-/// Trials that show nothing one after the other, after which no more are made.
+/// Number of trials without a result, one after the other, after which no more are made.
 const FAILURES: usize = 3;
 
 /// Probability that a trial stays under its predicted bound. A miss is ended by the watch, so it costs a trial.
 const TRIAL_CONFIDENCE: f64 = 0.95;
 
-/// What is to be calibrated for.
+/// What a calibration is made for, and how.
 pub(crate) struct Calibrating<'a> {
     /// The planned run.
     pub run: &'a RunConfig,
-    /// Its model and data.
+    /// Model and data lengths of the run.
     pub workload: &'a Workload,
-    /// Time for all trials.
+    /// Time limit of all trials together.
     pub budget: Seconds,
-    /// Measure again what was measured.
+    /// Whether to measure again what was measured before.
     pub again: bool,
-    /// Plays the engine.
+    /// Path of a script that is played in the place of the engine.
     pub script: Option<&'a Path>,
 }
 
-/// What the trials showed.
+/// Result of the trials: how many were made, and the run to choose.
 #[derive(Debug, Default)]
 pub(crate) struct Calibrated {
-    /// Trials made now.
+    /// Number of trials made now.
     pub measured: usize,
-    /// Trials that had been made before.
+    /// Number of trials that had been made before.
     pub reused: usize,
-    /// Why no more were made.
+    /// Reason for which no more trials were made.
     pub ended: Option<Ended>,
-    /// The run that would be chosen now.
+    /// Run that would be chosen now.
     pub choice: Option<RunConfig>,
-    /// Share of the choice's speed that is lost on the average against the best one.
+    /// Mean loss of speed of the choice against the best one, as a share.
     pub regret: Option<f64>,
-    /// What activation checkpointing costs and saves at the choice, as measured.
+    /// Cost and saving of activation checkpointing at the choice, as measured.
     pub price: Option<Price>,
 }
 
-/// What activation checkpointing costs and saves, where both ways were measured.
+/// Cost and saving of activation checkpointing, where both ways were measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Price {
-    /// Speed without it over speed with it.
+    /// Speed without checkpointing as a multiple of the speed with it.
     pub faster: f64,
-    /// Footprint that it saves.
+    /// Footprint that checkpointing saves, bytes.
     pub saves: Bytes,
 }
 
-/// What happens while trials are made.
+/// An event while trials are made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum TrialEvent<'a> {
-    /// Something about the machine that spoils measurements.
+    /// A condition of the machine that distorts measurements.
     Remark(&'a str),
-    /// A trial is about to begin, so long after the first one.
+    /// A trial of this run is about to begin; with the time since the first one began.
     Begins(&'a RunConfig, Seconds),
-    /// A trial is written down.
+    /// A trial has ended and is written down.
     Ends(&'a Measurement),
-    /// No more are made.
+    /// No more trials are made.
     Over,
 }
 
-/// Why no more trials were made.
+/// Reason for which no more trials were made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Ended {
-    /// None could change the choice by anything that matters.
+    /// No further trial could change the choice by anything that matters.
     Settled,
-    /// Those that could do not fit into what is left of the time.
+    /// Trials that could change the choice do not fit into the remaining time.
     Time,
-    /// None that fits into the memory is left.
+    /// No trial that fits into the memory is left.
     Nothing,
-    /// They show nothing.
+    /// Several trials in a row gave no result.
     Failing,
-    /// The user stopped it.
+    /// The user interrupted the calibration.
     Interrupted,
 }
 
-/// Makes the trials that are missing.
+/// Makes the trials that are missing for the choice.
 ///
 /// # Errors
 /// Where a trial cannot be begun or written down, and what `on` returns.

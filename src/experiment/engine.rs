@@ -9,7 +9,7 @@ use crate::trainer::Trainer;
 use crate::trainer::candle::CandleTrainer;
 use crate::trainer::scripted::{Script, ScriptedTrainer};
 
-/// Who trains for this engine.
+/// The trainer of an engine, or one that plays the script in its place.
 pub(crate) fn trainer(engine: Engine, script: Option<&Path>) -> Result<Box<dyn Trainer>> {
     if let Some(path) = script {
         return Ok(Box::new(ScriptedTrainer::new(store::load_json::<Script>(path)?, engine)));

@@ -17,7 +17,7 @@ use crate::spec::run::{Engine, RunConfig, TokenLengths};
 use crate::store;
 use crate::units::{Bytes, Seconds};
 
-/// What is known of an engine on a machine: the prior, and the measurements that were made there.
+/// Calibration of an engine on a machine, from the measurements that were made there.
 pub(crate) fn known(engine: Engine, machine: &Machine, results: &Path) -> Result<Calibration> {
     Ok(Session::of_machine((engine, None), (machine, machine.available), results)?.calibration)
 }
@@ -26,46 +26,46 @@ pub(crate) fn known(engine: Engine, machine: &Machine, results: &Path) -> Result
 /// is free differs by a few per cent from one look to the next, and it may have been ended a little before it was gone.
 const LARGER: f64 = 1.25;
 
-/// What a caller says of a session.
+/// Options of a session that its caller sets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings<'a> {
-    /// Folder of the measurements of all machines.
+    /// Folder with the measurements of all machines.
     pub results: &'a Path,
-    /// Footprint that is not to be exceeded, where that is less than is free.
+    /// Footprint that is not to be exceeded, where it is less than the free memory, bytes.
     pub memory_limit: Option<Bytes>,
-    /// A script that is played in the place of the engine.
+    /// Path of a script that is played in the place of the engine.
     pub script: Option<&'a Path>,
 }
 
 /// This machine, an engine on it, and what has been measured of them.
 pub(crate) struct Session {
-    /// This machine, now.
+    /// This machine, as asked when the session began.
     pub machine: Machine,
-    /// What measurements made here have in common.
+    /// Machine, system and engine version that measurements made here have in common.
     pub place: Place,
-    /// Of the same machine, engine and version; in the order they were made.
+    /// Measurements of the same machine, system and engine version, in the order they were made.
     pub measurements: Vec<Measurement>,
-    /// Before any of them.
+    /// Calibration before any measurement.
     pub prior: Calibration,
-    /// With them.
+    /// Calibration fitted to the measurements.
     pub calibration: Calibration,
-    /// Rows of the table that could not be used, because their model is gone.
+    /// Number of measurements that could not be used, because their model is no longer available.
     pub unusable: usize,
-    /// Footprint that is not to be exceeded.
+    /// Footprint that is not to be exceeded, bytes.
     pub limit: Bytes,
     path: PathBuf,
-    /// Of the measurements that can be used: made once, as a formula takes longer than a fit.
+    /// Usable measurements beside their formulas: made once, as a formula takes longer than a fit.
     observations: Vec<Observation>,
-    /// What runs said of the memory that they need, in the order they were made.
+    /// What each run showed of the memory that it needs, in the order they were made.
     tried: Vec<Tried>,
     specs: HashMap<String, Option<ModelSpec>>,
 }
 
-/// What a run said of the memory that it needs.
+/// What a run showed of the memory that it needs.
 struct Tried {
-    /// Peak of its ledger, with every row filled up.
+    /// Peak of its ledger with every row filled up, bytes.
     peak: Bytes,
-    /// What it had taken, where it died of memory or was killed.
+    /// Footprint when it died for want of memory or was killed; `None` where it did not.
     died: Option<Bytes>,
 }
 
@@ -207,12 +207,12 @@ impl Session {
         Ok(())
     }
 
-    /// What `run` takes, held against the limit.
+    /// Predicts `run` and holds it against the session's limit.
     pub(crate) fn assess(&self, subject: &Workload, run: &RunConfig, confidence: f64) -> Result<Assessment> {
         assess(&self.request(subject, run, &self.calibration), confidence, Some(self.limit))
     }
 
-    /// The same by another calibration.
+    /// A request to predict `run` on this machine by the calibration `by`.
     pub(crate) fn request<'a>(&'a self, subject: &'a Workload, run: &'a RunConfig, by: &'a Calibration) -> Request<'a> {
         Request { spec: &subject.spec, machine: &self.machine, run, lengths: Some(&subject.lengths), calibration: by }
     }

@@ -27,41 +27,41 @@ pub(crate) fn key(run: &RunConfig) -> (String, String) {
     (run.model.clone(), run.data.train().to_string_lossy().into_owned())
 }
 
-/// What is to be measured.
+/// What a sweep measures, and how.
 pub(crate) struct Sweeping<'a> {
-    /// The configurations.
+    /// Configurations to measure.
     pub grid: &'a Grid,
-    /// What they are about.
+    /// Models and data lengths of the configurations.
     pub workloads: &'a Workloads,
-    /// How often each is measured.
+    /// Number of trials of each configuration.
     pub repeats: usize,
-    /// Time of one trial.
+    /// Time limit of one trial.
     pub trial_time: Seconds,
-    /// Probability with which one must fit to be tried.
+    /// Probability with which a configuration must fit to be tried.
     pub confidence: f64,
-    /// Where measurements are kept, and under which limit.
+    /// Where measurements are kept, and their memory limit.
     pub settings: Settings<'a>,
 }
 
-/// What happens while trials are made. Each comes with the configuration's values of the fields that the grid varies.
+/// An event of a sweep, with the configuration's values of the fields that the grid varies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum SweepEvent<'a> {
-    /// A configuration is looked at.
+    /// A trial of this configuration is considered.
     Begins(&'a [String]),
-    /// A trial is written down.
+    /// A trial of this configuration has ended and is written down.
     Ends(&'a [String], &'a Measurement),
 }
 
 /// How a measured sweep ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Swept {
-    /// Everything that fits is measured.
+    /// Every configuration that fits is measured.
     Whole,
-    /// The user stopped it.
+    /// The user interrupted the sweep.
     Interrupted {
-        /// Trials that are measured.
+        /// Number of trials that are measured.
         done: usize,
-        /// Trials that there would have been.
+        /// Number of trials of the whole sweep.
         all: usize,
     },
 }

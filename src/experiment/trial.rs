@@ -15,18 +15,18 @@ use crate::spec::run::RunConfig;
 use crate::trainer::TrainEvent;
 use crate::units::Seconds;
 
-/// Steps after the warm-up, more than which no trial takes.
+/// Most steps that a trial takes after the warm-up.
 const MAX_STEPS: usize = 100;
 
-/// A median step time known to this is known well enough.
+/// Relative standard error at which the median step time is known well enough.
 const PRECISION: f64 = 0.01;
 
-/// How long a trial may take.
+/// Time limits of one trial.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TrialLimits {
-    /// After this it ends.
+    /// Time after which the trial ends.
     pub time: Seconds,
-    /// Without a sign of life for this long it hangs.
+    /// Time without an event after which the trial is taken to hang.
     pub silence: Seconds,
 }
 

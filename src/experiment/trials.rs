@@ -30,32 +30,32 @@ const GUESSES: usize = 200;
 /// the same calibration.
 const ALIKE: f64 = 0.5;
 
-/// Loss of speed that is not worth another trial.
+/// Loss of speed that is not worth another trial, as a share.
 const SETTLED: f64 = 0.01;
-/// And the speed of what would be chosen is to be known this well, as a standard deviation of its logarithm.
+/// Standard deviation of the logarithm of the choice's speed at which it is known well enough.
 const KNOWN: f64 = 0.02;
 
 /// Steps after the warm-up that a trial takes at least, and the time that they take together at least: two or three may
 /// be alike by chance, and a machine has good and bad tenths of a second.
 pub(crate) const MIN_STEPS: usize = 3;
-/// See [`MIN_STEPS`].
+/// Least time that the steps of a trial after the warm-up take together; see [`MIN_STEPS`].
 pub(crate) const MIN_TIME: Seconds = Seconds(1.0);
-/// Starting a trial's process and loading a small model.
+/// Time to start a trial's process and load a small model, s.
 const START: f64 = 0.3;
 
-/// A run, and what the formulas say of it.
+/// A run with its cost and memory by the formulas.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
-    /// The run.
+    /// Configuration of the run.
     pub run: RunConfig,
-    /// What it costs.
+    /// Cost and memory of the run by the formulas.
     pub formula: Formula,
-    /// A run that needs no more died of memory here; see [`Around::mark`].
+    /// Whether a run that needs no more died of memory on this machine; see [`Around::mark`].
     pub deadly: bool,
 }
 
 impl Candidate {
-    /// Its upper bound lies within the limit, and nothing that needs less has died.
+    /// Whether its upper bound lies within the limit, and nothing that needs less has died.
     pub(crate) fn surely_fits(&self, limit: Bytes, calibration: &Calibration, confidence: f64) -> bool {
         !self.deadly && fits_within(limit, calibration, &self.formula, confidence)
     }
@@ -67,21 +67,21 @@ impl Candidate {
     }
 }
 
-/// A choice that is to be made.
+/// The choice that trials are made for: one of several executions of a recipe.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Decision<'a> {
-    /// Executions of one recipe.
+    /// Executions of the recipe to choose from.
     pub options: &'a [Candidate],
-    /// Footprint that is not to be exceeded, with this probability.
+    /// Footprint that is not to be exceeded with probability `confidence`, bytes.
     pub limit: Bytes,
-    /// See `limit`.
+    /// Probability with which `limit` is not to be exceeded.
     pub confidence: f64,
 }
 
-/// How a choice stands.
+/// Current state of a choice: the best option, and what more trials could change.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Standing {
-    /// The fastest option that surely fits, if any does.
+    /// Index of the fastest option that fits with the confidence asked for, if any does.
     pub choice: Option<usize>,
     /// What is lost on the average by taking it and not the best, as a share of the time; infinite without a choice.
     pub regret: f64,
@@ -89,7 +89,7 @@ pub(crate) struct Standing {
     pub unknown: f64,
     /// Chance of each option to be the fastest that fits.
     chances: Vec<f64>,
-    /// Which options surely fit.
+    /// Whether each option fits with the confidence asked for.
     fit: Vec<bool>,
 }
 
@@ -161,15 +161,15 @@ pub(crate) fn next<'a>(
     best.filter(|(worth, _)| *worth > 0.0).map(|(_, trial)| trial)
 }
 
-/// What is known beforehand about everything that may be chosen or tried.
+/// Model, machine and data that all candidates of a choice share.
 pub(crate) struct Around<'a> {
-    /// The model.
+    /// Architecture of the model.
     pub spec: &'a ModelSpec,
-    /// The machine.
+    /// Machine that the trials run on.
     pub machine: &'a Machine,
-    /// Lengths of the examples.
+    /// Token lengths of the examples.
     pub lengths: &'a TokenLengths,
-    /// For the formulas, which do not depend on it.
+    /// A calibration for requests to the formulas, which do not depend on it.
     pub calibration: &'a Calibration,
 }
 

@@ -6,23 +6,23 @@ use crate::error::Result;
 use crate::spec::model::{Model, ModelSpec};
 use crate::spec::run::{RunConfig, TokenLengths};
 
-/// What a run is about.
+/// Model and data lengths of a run.
 pub(crate) struct Workload {
-    /// The model.
+    /// Architecture of the model.
     pub spec: ModelSpec,
-    /// Lengths of its training rows.
+    /// Token lengths of the training and validation rows.
     pub lengths: TokenLengths,
 }
 
 impl Workload {
-    /// Of a run: model and data must be there.
+    /// The workload of a run, whose model and data must be there.
     pub(crate) fn of(run: &RunConfig) -> Result<Self> {
         let model = found(run)?;
         let lengths = lengths(&model, &run.data)?;
         Ok(Self { spec: model.spec, lengths })
     }
 
-    /// Of a run that is to be done, and what is to be said of its rows.
+    /// The workload of a run that is to be trained, and a note about its rows, if any.
     pub(crate) fn to_train(run: &RunConfig) -> Result<(Self, Option<String>)> {
         let model = found(run)?;
         let Counted { lengths, note } = lengths_of_run(&model, run)?;

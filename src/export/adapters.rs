@@ -7,7 +7,7 @@ use crate::export::place::Place;
 use crate::export::request::Subject;
 use crate::spec::run::export_format::ExportFormat;
 
-/// Writes the subject's adapter as `format`.
+/// Writes the subject's adapter in the layout of `format`, PEFT's or mlx-lm's.
 pub(crate) fn write(subject: &Subject, format: ExportFormat, place: &Place) -> Result<Vec<String>> {
     let (file, spec) = (subject.adapter(format)?, &subject.spec);
     let layout = if format == ExportFormat::Peft { Layout::Peft } else { Layout::MlxLm };

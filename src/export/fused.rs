@@ -19,10 +19,10 @@ use crate::spec::run::export_format::ExportFormat;
 use crate::store;
 use crate::store::stream::{Streamed, copy};
 
-/// Bytes copied at a time.
+/// Number of bytes copied at a time.
 const COPY: u64 = 8 << 20;
 
-/// Writes the folder.
+/// Writes the merged model as a folder of safetensors.
 pub(crate) fn write(subject: &Subject, place: &Place, progress: Progress<'_>) -> Result<Vec<String>> {
     subject.adapter(ExportFormat::Fused)?;
     let merged = Merged::open(subject)?;

@@ -17,17 +17,17 @@ use crate::spec::model::storage::Format;
 /// Numbers of a piece: 8 MiB in f32, small beside any model and large beside what a read costs.
 const PIECE: usize = 2 << 20;
 
-/// The tensors of a model as they are with its adapter.
+/// Tensors of a model with its adapter merged into them.
 pub(crate) struct Merged<'a> {
-    /// The base.
+    /// Open files of the base model.
     pub base: BaseWeights,
     adapter: Option<&'a AdapterFile>,
-    /// Matrices are stored `[in, out]`.
+    /// Whether the base stores its matrices `[in, out]` (GPT-2).
     conv1d: bool,
 }
 
 impl<'a> Merged<'a> {
-    /// Opens the base's files and looks them over.
+    /// Opens the base's files and checks that its format can be merged into.
     pub(crate) fn open(subject: &'a Subject) -> Result<Self> {
         let base = subject.source.weights()?;
         if matches!(subject.spec.storage.format, Format::Gguf(_) | Format::Affine { .. })

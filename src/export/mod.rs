@@ -14,7 +14,7 @@ pub use self::request::*;
 use crate::error::{Error, Result};
 use crate::spec::run::export_format::ExportFormat;
 
-/// Writes it.
+/// Writes a model or an adapter in the format that is asked for.
 pub fn export(request: &Request, progress: Progress<'_>) -> Result<Exported> {
     if request.weights.is_some() && request.format != ExportFormat::Gguf {
         return Err(Error::invalid(

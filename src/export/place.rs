@@ -9,13 +9,13 @@ use crate::store;
 use crate::store::stream::Staged;
 use crate::units::Bytes;
 
-/// In a folder that an export made: the names of its files, one a line. What is not among them is somebody's own.
+/// Name of the file in an exported folder that lists its files, one a line; any other file there is the user's own.
 const MANIFEST: &str = ".headroom-export";
 
-/// How every GGUF file begins.
+/// First bytes of every GGUF file.
 const GGUF: &[u8] = b"GGUF";
 
-/// A place that was looked at.
+/// A checked place that an export may be written to.
 pub(crate) struct Place {
     out: PathBuf,
     force: bool,

@@ -13,44 +13,44 @@ use crate::spec::run::export_format::ExportFormat;
 use crate::trainer::candle::nn::adapter;
 use crate::units::Bytes;
 
-/// What is to be written.
+/// What to export, in which format, and where to.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The base: a folder, a hub id or the one that ships inside.
+    /// Base model: a folder, a GGUF file, a hub id or `builtin`.
     pub model: String,
-    /// Folder of an adapter, in either layout.
+    /// Folder of an adapter, in PEFT's or mlx-lm's layout.
     pub adapter: Option<PathBuf>,
-    /// The form.
+    /// Format to write.
     pub format: ExportFormat,
-    /// Number format of a GGUF's matrices; as the base is stored, where absent.
+    /// Number format of a GGUF's matrices; that of the stored base where absent.
     pub weights: Option<Weights>,
-    /// The folder or file to write.
+    /// Path of the folder or file to write.
     pub out: PathBuf,
-    /// Replace what is there.
+    /// Whether to replace an earlier export there.
     pub force: bool,
 }
 
-/// What was written.
+/// Result of an export.
 #[derive(Clone, Debug, Serialize)]
 pub struct Exported {
-    /// The form.
+    /// Format that was written.
     pub format: ExportFormat,
-    /// Where.
+    /// Path of the folder or file that was written.
     pub out: PathBuf,
-    /// Its size.
+    /// Size of the export, bytes.
     pub bytes: Bytes,
-    /// The base.
+    /// Base model that was exported or merged into.
     pub model: String,
-    /// The adapter.
+    /// Folder of the adapter, where there was one.
     pub adapter: Option<PathBuf>,
-    /// In what the reader differs from the model, and when.
+    /// Differences between what the reader computes and the model, and when they matter.
     pub notes: Vec<String>,
 }
 
-/// Told how many bytes of how many are done; an error ends the export.
+/// Callback that takes the bytes done and the bytes in all; an error ends the export.
 pub(crate) type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
 
-/// A base whose files are open, and what is put on it.
+/// An open base model and the adapter on it.
 pub(crate) struct Subject {
     pub(super) name: String,
     pub(super) source: ModelSource,

@@ -20,7 +20,7 @@ const LEVEL: f64 = 0.9;
 /// Confidence of the verdicts on whole runs.
 const CONFIDENCE: f64 = 0.9;
 
-/// How far a published size of weights may be from the count and still be right: people round.
+/// Relative difference at which a published size of weights still counts as right: people round.
 const ROUNDING: f64 = 0.1;
 
 /// Share of the nominal bandwidth at which llama.cpp reads 4-bit weights while it generates: the least and the most
@@ -31,22 +31,22 @@ const GENERATION: (f64, f64) = (0.36, 0.84);
 /// Bits of a parameter in Q4_K_M, whose most sensitive matrices have six (a file of 4.92 GB for 8.03e9 parameters).
 const Q4_K_M: f64 = 4.9;
 
-/// What is to be said of a claim.
+/// Judgement of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Verdict {
-    /// Inside the interval.
+    /// The claim lies in the predicted interval.
     Right,
-    /// Less memory or time, or more speed, than can be expected.
+    /// It claims less memory or time, or more speed, than can be expected.
     Optimistic,
-    /// More memory or time, or less speed.
+    /// It claims more memory or time, or less speed, than can be expected.
     Pessimistic,
-    /// Beyond what the arithmetic or the machine allows.
+    /// It is beyond what the arithmetic or the machine allows.
     Impossible,
 }
 
 impl Verdict {
-    /// In a word.
+    /// The judgement in one word.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Right => "right",
@@ -56,7 +56,7 @@ impl Verdict {
         }
     }
 
-    /// Of a claimed amount of something that one would have less of: `floor` cannot be gone below.
+    /// Judges a claimed amount of which less is better: it cannot be below `floor`.
     pub(crate) fn of_amount(claimed: f64, floor: f64, low: f64, high: f64) -> Self {
         if claimed < floor {
             Self::Impossible
@@ -69,7 +69,7 @@ impl Verdict {
         }
     }
 
-    /// Of a claimed rate: `ceiling` cannot be gone above.
+    /// Judges a claimed rate, of which more is better: it cannot be above `ceiling`.
     pub(crate) fn of_rate(claimed: f64, low: f64, high: f64, ceiling: f64) -> Self {
         if claimed > ceiling {
             Self::Impossible
@@ -83,28 +83,28 @@ impl Verdict {
     }
 }
 
-/// A claim beside the model's answer.
+/// A guide's claim beside the model's answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Checked {
-    /// Of the guide.
+    /// Key of the guide that makes the claim.
     pub guide: String,
-    /// What is claimed of: `Qwen2.5-1.5B-Instruct f16, rank 32, 4 x 2048`.
+    /// Subject of the claim, such as `Qwen2.5-1.5B-Instruct f16, rank 32, 4 x 2048`.
     pub what: String,
-    /// The Mac.
+    /// Name of the Mac that the claim is about.
     pub machine: String,
-    /// What the guide says.
+    /// Figure that the guide claims, with its unit.
     pub says: String,
-    /// What the model says of mlx-lm.
+    /// Figure that the model predicts for mlx-lm, with its unit.
     pub model_says: String,
-    /// Judgement.
+    /// Judgement of the claim.
     pub verdict: Verdict,
-    /// In a line.
+    /// Reason for the judgement, in a line.
     pub why: String,
-    /// The same run with our own engine, where memory is claimed.
+    /// Predicted peak memory of the same run with the candle engine, where memory is claimed.
     pub ours: Option<Bytes>,
 }
 
-/// Every claim, checked.
+/// Checks every claim of the guides against the model.
 pub(crate) fn check(guides: &Guides) -> Result<Vec<Checked>> {
     guides.claim.iter().map(check_one).collect()
 }
@@ -117,7 +117,7 @@ struct ResolvedClaim<'a> {
     lengths: TokenLengths,
 }
 
-/// What the model says of a claim.
+/// The model's answer to a claim.
 struct Answer {
     text: String,
     verdict: Verdict,

@@ -11,59 +11,59 @@ use crate::spec::model::storage::Format;
 use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, Weights, toml_error};
 use crate::units::Bytes;
 
-/// The claims that ship inside.
+/// Text of the embedded file of claims.
 pub(crate) const BUNDLED: &str = include_str!("../../grids/guides.toml");
 
-/// The whole file.
+/// The guides and their claims, as the file has them.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Guides {
-    /// Where the claims were read.
+    /// Pages that the claims were read from.
     pub guide: Vec<Guide>,
-    /// What they say.
+    /// Claims that those pages make.
     pub claim: Vec<Claim>,
 }
 
-/// A page that people follow.
+/// A guide to fine-tuning that people follow.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Guide {
-    /// By which claims name it.
+    /// Key by which claims name the guide.
     pub key: String,
-    /// Its title.
+    /// Title of the guide.
     pub name: String,
-    /// Its address, where it was found.
+    /// Address of the guide, where it is known.
     #[serde(default)]
     pub url: String,
 }
 
-/// One thing that is claimed.
+/// A figure that a guide claims for one run on one Mac.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Claim {
-    /// Key of the guide.
+    /// Key of the guide that makes the claim.
     pub guide: String,
-    /// Name in the catalogue.
+    /// Name of the base model in the catalogue.
     pub model: String,
-    /// Chip.
+    /// Name of the Mac's chip.
     pub machine: String,
-    /// Memory of the Mac, GiB.
+    /// Installed memory of the Mac, GiB.
     pub ram_gib: f64,
-    /// GPU cores, where the chip was sold with several.
+    /// Number of GPU cores, where the chip was sold with several.
     #[serde(default)]
     pub gpu_cores: Option<usize>,
-    /// Format of the base.
+    /// Format of the base weights.
     pub weights: Weights,
-    /// LoRA rank, on every linear layer.
+    /// Rank of the adapters, on every linear layer.
     #[serde(default = "eight")]
     pub rank: usize,
-    /// Examples of a micro-batch.
+    /// Number of examples in a micro-batch.
     #[serde(default = "one")]
     pub batch_size: usize,
-    /// Tokens of an example.
+    /// Length of an example, tokens.
     #[serde(default = "length")]
     pub seq: usize,
-    /// What is said.
+    /// Figure that is claimed.
     pub says: Figure,
 }
 
@@ -79,28 +79,28 @@ fn length() -> usize {
     2048
 }
 
-/// A figure that is claimed.
+/// A claimed figure, by its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Figure {
-    /// Peak of a training run, 1e9 bytes.
+    /// Peak memory of a training run, in units of 1e9 bytes.
     MemoryGb(f64),
-    /// Of a training run.
+    /// Throughput of a training run, tokens/s.
     TokensPerS(f64),
-    /// Of a training run over 2,000 examples, three times.
+    /// Duration of a training run with three passes over 2,000 examples, hours.
     Hours(f64),
-    /// That the run fits the Mac.
+    /// Whether the run fits the Mac.
     Fits(bool),
-    /// Size of the weights, 1e9 bytes.
+    /// Size of the weights, in units of 1e9 bytes.
     WeightsGb(f64),
-    /// The smallest Mac that trains it, GiB.
+    /// Installed memory of the smallest Mac that trains the model, GiB.
     MinimumRamGb(f64),
-    /// Tokens that are generated per second, from 4-bit weights.
+    /// Speed of generation from 4-bit weights, tokens/s.
     GeneratedPerS(f64),
 }
 
 impl Figure {
-    /// A figure that can be held against another.
+    /// Refuses a figure that cannot be held against another, such as one that is not positive.
     fn check(self) -> Result<()> {
         let (field, value) = match self {
             Self::MemoryGb(value) => ("memory_gb", value),
@@ -146,7 +146,7 @@ fn as_claims_say(error: Error) -> Error {
     }
 }
 
-/// Where a claim begins.
+/// Line of the file on which claim `number` begins, both counted from the start.
 fn claim_line(text: &str, number: usize) -> Option<usize> {
     let heads = text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("[[claim]]"));
     heads.map(|(i, _)| i + 1).nth(number)
@@ -214,12 +214,12 @@ impl Claim {
     }
 }
 
-/// Examples and passes of [`Figure::Hours`].
+/// Number of examples that [`Figure::Hours`] is for; the next is the number of passes over them.
 pub(super) const EXAMPLES: usize = 2000;
 
 pub(super) const EPOCHS: f64 = 3.0;
 
-/// As guides write it.
+/// A size in decimal gigabytes, as guides write it.
 pub(super) fn decimal(bytes: Bytes) -> String {
     format!("{:.1} GB", bytes.decimal_gb())
 }

@@ -40,14 +40,14 @@ const INHERITED: [&str; 14] = [
     "RUST_BACKTRACE",
     "GLIBC_TUNABLES",
 ];
-/// And everything whose name begins like this.
+/// Prefixes of further environment variables that a child inherits.
 const INHERITED_PREFIXES: [&str; 6] = ["LC_", "OMP_", "MALLOC_", "LD_", "DYLD_", "HEADROOM_"];
 
 /// Longer lines are cut into pieces, so that a stream without newlines does not fill our memory.
 const LONGEST_LINE: u64 = 1 << 20;
-/// Lines of stderr that are kept.
+/// Number of last lines of stderr that are kept.
 const LAST_WORDS: usize = 20;
-/// Between asking a process to end and ending it.
+/// Time between asking a process to end and killing it.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// A child in a process group of its own, so that whatever it starts ends with it, and a Ctrl-C at
@@ -57,47 +57,47 @@ const GRACE: Duration = Duration::from_millis(500);
 /// stays open for as long as we live.
 pub(crate) struct ChildGroup {
     child: Child,
-    /// Closed when we end.
+    /// Stdin of the child, which closes when this process ends and so tells the child.
     _life_line: Option<ChildStdin>,
     lines: Receiver<String>,
     words: Arc<Mutex<VecDeque<String>>>,
-    /// Once it was waited for. From then on its number may be somebody else's.
+    /// Exit status, once the child was waited for; from then on its number may be somebody else's.
     status: Option<ExitStatus>,
 }
 
 /// How a process ended that did not end well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct End {
-    /// In words.
+    /// Exit code or signal, in words.
     pub how: String,
-    /// By SIGKILL, which nobody can be asked about.
+    /// Whether SIGKILL ended the process, for which no reason is given.
     pub killed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Running,
-    /// And still to be waited for.
+    /// The process has ended and is still to be waited for.
     Ended,
-    /// And there is nothing to wait for.
+    /// The process has ended and there is nothing to wait for.
     Gone,
 }
 
-/// How the description of a process begins that SIGKILL ended.
+/// Start of the description of a process that SIGKILL ended.
 pub(crate) const KILLED: &str = "signal 9";
 
-/// What the child's stdout has to say.
+/// What was read from the child's stdout.
 pub(crate) enum Heard {
     /// A line, or a piece of one at the very end.
     Line(String),
-    /// Nothing yet.
+    /// No line arrived in time.
     Silence,
-    /// Nothing any more.
+    /// The stream has ended.
     End,
 }
 
 impl ChildGroup {
-    /// Starts it and gives it `input` and a newline.
+    /// Starts the command and writes `input` and a newline to its stdin.
     pub(crate) fn start(command: &mut Command, input: &str) -> std::io::Result<Self> {
         keep_only_inherited(command);
         end_with_parent(command);
@@ -122,7 +122,7 @@ impl ChildGroup {
         Ok(Self { child, _life_line: stdin, lines, words, status: None })
     }
 
-    /// What it says within `patience`.
+    /// Reads the next line of stdout, waiting no longer than `patience`.
     pub(crate) fn hear(&mut self, patience: Duration) -> Heard {
         match self.lines.recv_timeout(patience) {
             Ok(line) => Heard::Line(line),
@@ -135,12 +135,12 @@ impl ChildGroup {
         }
     }
 
-    /// Its memory, and that of all it started.
+    /// Footprint of the child and of all processes it started.
     pub(crate) fn footprint(&self) -> Footprint {
         footprint::of_group(self.child.id())
     }
 
-    /// The last lines of stderr.
+    /// Last lines that the child wrote to stderr.
     pub(crate) fn last_words(&self) -> Vec<String> {
         self.words.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
@@ -185,7 +185,7 @@ impl ChildGroup {
         self.status.and_then(describe)
     }
 
-    /// Asks it to end, and ends it if it does not.
+    /// Asks the child to end, and kills it if it does not.
     pub(crate) fn end(&mut self) {
         if !self.ended() {
             self.signal(libc::SIGTERM);

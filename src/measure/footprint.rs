@@ -7,12 +7,12 @@
 use crate::memory::of_process;
 use crate::units::Bytes;
 
-/// Memory of a process group.
+/// Memory footprint of a process group, now and at its peak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Footprint {
-    /// All its processes together, now.
+    /// Current footprint of all processes of the group together, bytes.
     pub now: Bytes,
-    /// The highest that any one process ever had.
+    /// Highest footprint that any one process of the group ever had, bytes.
     pub peak: Bytes,
 }
 
@@ -21,13 +21,13 @@ impl Footprint {
         Self { now: self.now + now, peak: self.peak.max(peak) }
     }
 
-    /// The highest figure that this look proves.
+    /// The larger of the current footprint of the group and the peak of one process, bytes.
     pub(crate) fn highest(self) -> Bytes {
         self.now.max(self.peak)
     }
 }
 
-/// Process memoryes of group `group`; zero where there are none.
+/// Footprint of process group `group`; zero where it has no processes.
 pub(crate) fn of_group(group: u32) -> Footprint {
     members(group).into_iter().filter_map(of_process).fold(Footprint::default(), |sum, (now, peak)| sum.add(now, peak))
 }

@@ -16,7 +16,7 @@ use crate::units::Bytes;
 /// Exit code of a process that its guard ends: the run does not fit.
 const DOES_NOT_FIT: i32 = 1;
 
-/// Watches until it is dropped.
+/// A thread that watches the memory of this process until the guard is dropped.
 pub struct Guard {
     over: Arc<AtomicU64>,
     done: Arc<AtomicBool>,
@@ -50,7 +50,7 @@ impl Guard {
         Self { over, done, thread: thread.ok() }
     }
 
-    /// The highest footprint seen, once it was over the limit.
+    /// Highest footprint seen, once it was over the limit.
     pub(crate) fn exceeded(&self) -> Option<Bytes> {
         Some(Bytes(self.over.load(Ordering::Relaxed))).filter(|b| *b > Bytes(0))
     }
@@ -77,19 +77,19 @@ fn watch(watcher: &Watcher<impl Fn() -> Sample>, end: &AtomicBool) -> Option<Byt
     None
 }
 
-/// How things stand at one moment.
+/// Footprint and spare memory at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     footprint: Bytes,
     spare: Option<Spare>,
 }
 
-/// What a look found.
+/// Whether memory was left when it was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
-    /// There is room; so much, where that is known.
+    /// There is room; how much, where that is known.
     Fine(Option<Spare>),
-    /// There is none; this was the footprint.
+    /// There is no room left; holds the footprint at that moment.
     Gone(Bytes),
 }
 

@@ -16,89 +16,89 @@ use crate::spec::run::{Data, DataSplit, RunConfig};
 use crate::stats;
 use crate::units::{Bytes, Estimate};
 
-/// Version of the columns; raised whenever they change their meaning.
+/// Version of the columns, raised whenever they change their meaning.
 pub(crate) const SCHEMA: u32 = 1;
 
 /// What was measured of one run, and what had been predicted of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
-    /// Version of the columns.
+    /// Version of the table's columns when the row was written.
     pub schema: u32,
-    /// When it began, seconds since 1970.
+    /// Time when the run began, seconds since 1970.
     pub unix_time: u64,
-    /// Name of the machine.
+    /// Name of the machine the run was measured on.
     pub machine: String,
-    /// Its operating system.
+    /// Operating system of the machine, with its version.
     pub os: String,
     /// Version of the engine (which one is in the configuration).
     pub engine_version: String,
-    /// Version of Headroom.
+    /// Version of Headroom that measured.
     pub tool_version: String,
-    /// The whole configuration.
+    /// Configuration of the measured run.
     pub config: RunConfig,
-    /// Rows were padded to `max_seq_length`.
+    /// Whether rows were padded to `max_seq_length`.
     pub pad_to_max: bool,
-    /// What was expected.
+    /// What was predicted of the run before it began.
     #[serde(default)]
     pub predicted: Predicted,
-    /// What was seen.
+    /// What was measured of the run.
     #[serde(default)]
     pub measured: Measured,
-    /// How it ended.
+    /// How the run ended.
     pub outcome: Outcome,
-    /// What else the machine had to do when it began.
+    /// Load and power state of the machine when the run began.
     #[serde(default)]
     pub state: MachineState,
 }
 
-/// What was expected.
+/// What was predicted of a run before it was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Predicted {
-    /// Highest allocation of tensors.
+    /// Predicted peak of tensor allocations, bytes.
     pub peak_memory_bytes: Option<Estimate<Bytes>>,
-    /// Highest memory of the process.
+    /// Predicted peak footprint of the process, bytes.
     pub footprint_bytes: Option<Estimate<Bytes>>,
-    /// Tokens of the examples per second.
+    /// Predicted throughput without padding, tokens/s.
     pub tokens_per_s: Option<Estimate<f64>>,
-    /// One optimizer step, s.
+    /// Predicted time of one optimizer step, s.
     pub step_time_s: Option<Estimate<f64>>,
 }
 
-/// What was seen.
+/// What was measured of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// Highest allocation of tensors.
+    /// Measured peak of tensor allocations, bytes.
     pub peak_memory_bytes: Option<Bytes>,
-    /// Highest memory of the process.
+    /// Measured peak footprint of the process, bytes.
     pub footprint_bytes: Option<Bytes>,
-    /// From start to the first step, s.
+    /// Time from the start until training was ready for its first step, s.
     pub load_time_s: Option<f64>,
-    /// Median optimizer step, s.
+    /// Median time of an optimizer step, s.
     pub step_time_s: Option<f64>,
-    /// Robust relative standard deviation of single steps.
+    /// Robust standard deviation of single steps, relative to the median step.
     pub step_time_spread: Option<f64>,
-    /// Median over the steps.
+    /// Median throughput of the counted steps, tokens/s, padding excluded.
     pub tokens_per_s: Option<f64>,
-    /// Median tokens of the examples in a step.
+    /// Median number of tokens in a step, padding excluded.
     pub tokens_per_step: Option<f64>,
-    /// Median tokens worked on in a step, padding included.
+    /// Median number of tokens processed in a step, padding included.
     pub padded_tokens_per_step: Option<f64>,
-    /// Lowest loss on the validation rows.
+    /// Lowest loss on the validation rows, if they were evaluated.
     pub best_validation_loss: Option<f64>,
-    /// After how many optimizer steps it was; with early stopping, whose adapter was kept.
+    /// Optimizer step with the lowest validation loss; with early stopping, the step whose adapter was kept.
     pub best_step: Option<usize>,
-    /// Steps that count.
+    /// Number of steps that count in these figures.
     pub steps: usize,
-    /// Steps that were dropped before them.
+    /// Number of steps that were dropped before them as warm-up.
     pub warmup_steps: usize,
-    /// Lines of the engine that were not understood.
+    /// Number of lines of the engine that were not recognised.
     pub garbage_lines: usize,
-    /// Of the whole trial, s.
+    /// Wall time of the whole trial, s.
     pub wall_time_s: f64,
 }
 
 impl Measured {
-    /// The figures of a trial.
+    /// Summarises the steps of a trial in robust figures.
     pub(crate) fn of(observed: &Observed) -> Self {
         use crate::trainer::TrainEvent;
         let counted = summary::counted(&observed.steps);
@@ -130,19 +130,19 @@ impl Measured {
     }
 }
 
-/// Who measures, and where: what every measurement of one session has in common.
+/// Machine and engine that all measurements of one session have in common.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Place {
     /// Name of the machine.
     pub machine: String,
-    /// Its operating system.
+    /// Operating system of the machine, with its version.
     pub os: String,
-    /// Version of the engine.
+    /// Version of the training engine.
     pub engine_version: String,
 }
 
 impl Measurement {
-    /// One trial, as a row. `state` was asked before it began.
+    /// A trial as a row of the table; `state` was asked before it began.
     pub(crate) fn new(
         place: &Place,
         job: &Job,
@@ -181,13 +181,12 @@ impl Measurement {
         self.engine_version == engine_version && self.pad_to_max == pad_to_max && plain(&self.config) == plain(config)
     }
 
-    /// It was made on this machine, under this system and by this version of the engine: nothing else says what
-    /// happens here.
+    /// Whether it was made on this machine, under this system and by this version of the engine.
     pub(crate) fn was_made_at(&self, place: &Place) -> bool {
         self.machine == place.machine && self.os == place.os && self.engine_version == place.engine_version
     }
 
-    /// What was seen of the validation rows.
+    /// Adds the best validation loss of these evaluations and its step.
     pub(crate) fn with_validations(mut self, all: &[Validation]) -> Self {
         let last = all.last();
         self.measured.best_validation_loss = last.map(|v| v.best_validation_loss);
@@ -195,12 +194,12 @@ impl Measurement {
         self
     }
 
-    /// It was ended for want of memory: by a watch over a limit, a guard, or a system that said so.
+    /// Whether it was ended for want of memory: by a watch over a limit, a guard, or a system that said so.
     pub fn died_of_memory(&self) -> bool {
         matches!(self.outcome, Outcome::OutOfMemory { .. })
     }
 
-    /// It was killed, and nobody said why: most often for want of memory.
+    /// Whether it was killed without a reason given: most often for want of memory.
     pub fn was_killed(&self) -> bool {
         matches!(&self.outcome, Outcome::Crashed { reason, .. } if reason.starts_with(child::KILLED))
     }
@@ -220,12 +219,12 @@ impl Measurement {
         if had_taken <= bound { had_taken.max(self.state.available_bytes.unwrap_or_default()) } else { had_taken }
     }
 
-    /// It has something to say: a speed, or that the run does not fit.
+    /// Whether it is of use for predicting: it has a speed, or shows that the run does not fit.
     pub fn says_something(&self) -> bool {
         self.has_speed() || self.died_of_memory() || self.was_killed()
     }
 
-    /// It ran long enough to have a speed.
+    /// Whether it ran long enough to have a speed.
     pub fn has_speed(&self) -> bool {
         self.measured.step_time_s.is_some()
     }

@@ -21,49 +21,49 @@ use crate::units::{Bytes, Seconds};
 /// Share of the limit that a killed process had taken, from which on it was killed for that.
 const NEAR_THE_LIMIT: f64 = 0.9;
 
-/// When to stop a trial.
+/// Conditions on which a trial is stopped.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Limits {
-    /// The child is ended above this footprint.
+    /// Footprint above which the child is ended, bytes.
     pub memory: Bytes,
     /// Wall time after which a trial that has measured a step ends.
     pub time: Seconds,
-    /// Without a sign of life for this long it hangs, or its steps are longer than can be waited for.
+    /// Time without an event after which the trial is given up: it hangs, or its steps are too long.
     pub silence: Seconds,
-    /// Steps to measure at least, after the warm-up.
+    /// Fewest steps to measure after the warm-up.
     pub min_steps: usize,
-    /// Steps to measure at most, after the warm-up.
+    /// Most steps to measure after the warm-up.
     pub max_steps: usize,
-    /// Time that the measured steps take together at least, however alike the first few are.
+    /// Least time of all measured steps together, however alike the first few are.
     pub min_time: Seconds,
-    /// Enough is measured when the median step time is known to this relative standard error.
+    /// Relative standard error of the median step time at which enough is measured.
     pub precision: f64,
 }
 
-/// A line of a trial's stdout.
+/// A line that a trial writes to its stdout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Line {
-    /// Something happened.
+    /// An event of the training, such as a finished step.
     Event(TrainEvent),
-    /// It is over.
+    /// How the run ended: the last line.
     Outcome(Outcome),
 }
 
-/// What was seen.
+/// What was observed of a trial from outside.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Observed {
-    /// The [`TrainEvent::Ready`], if it came so far.
+    /// The [`TrainEvent::Ready`] event, if the trial came that far.
     pub ready: Option<TrainEvent>,
-    /// All steps, the warm-up included.
+    /// All steps of the trial, the warm-up included.
     pub steps: Vec<Step>,
-    /// How it ended.
+    /// How the trial ended.
     pub outcome: Outcome,
-    /// Highest footprint seen from outside or told from inside.
+    /// Highest footprint seen from outside or reported by the trial, bytes.
     pub footprint: Bytes,
-    /// Lines that were not understood.
+    /// Number of lines that were not recognised.
     pub garbage: usize,
-    /// From start to end.
+    /// Time from the start of the child to its end.
     pub wall_time: Seconds,
 }
 
@@ -107,7 +107,7 @@ struct Watch<'a> {
     heard: Instant,
     looked: Option<Instant>,
     room: Room,
-    /// What the system had left when it was last asked.
+    /// Spare memory of the system when it was last asked.
     spare: Option<Spare>,
     kills_before: u64,
     ready: Option<TrainEvent>,
@@ -194,7 +194,7 @@ impl<'a> Watch<'a> {
         gone || self.footprint > self.limits.memory
     }
 
-    /// Enough steps: as many as asked, or the median known well.
+    /// Whether enough steps are measured: as many as asked, or the median known well.
     fn enough(&self) -> bool {
         let measured = self.steps.len().saturating_sub(summary::WARMUP_STEPS);
         let time: f64 = summary::counted(&self.steps).iter().map(|s| s.step_time_s).sum();
@@ -204,7 +204,7 @@ impl<'a> Watch<'a> {
                 && summary::time(&self.steps).is_some_and(|t| t.relative_error <= self.limits.precision))
     }
 
-    /// The child ended by itself.
+    /// The outcome of a child that ended by itself.
     fn ended(&mut self) -> Outcome {
         let at_step = self.steps.len();
         let end = self.child.wait();

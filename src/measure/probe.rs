@@ -20,26 +20,26 @@ mod mac;
 #[path = "probe_text.rs"]
 mod text;
 
-/// What else the machine has to do, and in what shape it is.
+/// Load, free memory and power state of a machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MachineState {
     /// Mean number of running processes over the last minute.
     pub load_average: Option<f64>,
-    /// Free to a new process.
+    /// Memory free for a new process, bytes.
     pub available_bytes: Option<Bytes>,
-    /// Swap in use.
+    /// Swap space in use, bytes.
     pub swap_used_bytes: Option<Bytes>,
     /// Linux: percent of the last ten seconds in which something waited for memory. macOS: 1 normal, 2 warning, 4 critical.
     pub pressure: Option<f64>,
-    /// macOS: `nominal`, `fair`, `serious` or `critical`.
+    /// Thermal state on macOS: `nominal`, `fair`, `serious` or `critical`.
     pub thermal: Option<String>,
-    /// Low power mode.
+    /// Whether low power mode is on (macOS).
     pub low_power: Option<bool>,
-    /// Not plugged in.
+    /// Whether the machine runs on battery; absent where it has none.
     pub on_battery: Option<bool>,
-    /// Name of the largest other process.
+    /// Name of the process with the most memory beside this one.
     pub largest_other: Option<String>,
-    /// What it has in memory.
+    /// Memory of the largest other process, bytes.
     pub largest_other_bytes: Option<Bytes>,
 }
 
@@ -47,7 +47,7 @@ pub struct MachineState {
 const LARGE: f64 = 0.1;
 
 impl MachineState {
-    /// One with nothing left out, for the columns of a row.
+    /// A state with no value left out, for the columns of a row.
     pub(crate) fn filled() -> Self {
         Self {
             load_average: Some(0.0),
@@ -62,7 +62,7 @@ impl MachineState {
         }
     }
 
-    /// What about it makes figures that are measured now unlike those of a quiet machine of so much memory.
+    /// Reasons why figures measured in this state differ from those of a quiet machine of so much memory.
     pub(crate) fn remarks(&self, memory: Bytes) -> Vec<String> {
         let mut all = Vec::new();
         if self.on_battery == Some(true) {
@@ -86,22 +86,22 @@ impl MachineState {
     }
 }
 
-/// Seconds since 1970.
+/// Current time, seconds since 1970.
 pub(crate) fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// When the machine was started, seconds since 1970; 0 where it does not say.
+/// Time when the machine was started, seconds since 1970; 0 where the system does not tell.
 pub(crate) fn boot_time() -> u64 {
     System::boot_time().unwrap_or_default()
 }
 
-/// The operating system, with its version.
+/// Name of the operating system, with its version.
 pub(crate) fn os() -> String {
     System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.into())
 }
 
-/// How this machine is doing.
+/// Current load, free memory and power state of this machine.
 pub(crate) fn state() -> MachineState {
     let system = memory().ok();
     let (largest_other, largest_other_bytes) = largest_other().unzip();

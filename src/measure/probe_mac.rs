@@ -16,7 +16,7 @@ fn ask(program: &str, args: &[&str]) -> Option<String> {
     String::from_utf8(output.stdout).ok()
 }
 
-/// Memory pressure, temperature and power mode.
+/// Memory pressure, thermal state and power mode, as macOS tells them.
 pub(crate) fn state() -> MachineState {
     let level = ask("/usr/sbin/sysctl", &["-n", "kern.memorystatus_vm_pressure_level"]);
     let process = NSProcessInfo::processInfo();
@@ -72,7 +72,7 @@ fn unknown(chip: &str, cores: usize, memory: Bytes) -> Machine {
     }
 }
 
-/// `recommendedMaxWorkingSetSize`, which follows `iogpu.wired_limit_mb` too.
+/// Metal's `recommendedMaxWorkingSetSize`, which follows `iogpu.wired_limit_mb` too.
 fn metal_working_set() -> Option<Bytes> {
     let device = crate::ops::device::metal()?;
     let bytes = device.as_metal_device().ok()?.metal_device().recommended_max_working_set_size();

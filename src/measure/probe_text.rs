@@ -7,7 +7,7 @@ pub(crate) fn gpu_cores(ioreg: &str) -> Option<usize> {
     (1..=1024).contains(&cores).then_some(cores)
 }
 
-/// `M2 Pro` of `Apple M2 Pro`.
+/// Name of a chip without its vendor: `M2 Pro` of `Apple M2 Pro`.
 pub(crate) fn chip_name(brand: &str) -> &str {
     brand.trim().strip_prefix("Apple ").unwrap_or(brand.trim())
 }

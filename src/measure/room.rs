@@ -11,9 +11,9 @@ use crate::measure::cgroup;
 use crate::measure::cgroup::Group;
 use crate::units::Bytes;
 
-/// Between two looks at memory: short beside the time in which it fills.
+/// Time between two checks of memory: short beside the time in which it fills.
 pub(crate) const LOOK: Duration = Duration::from_millis(25);
-/// Between two looks where little is left.
+/// Time between two checks of memory where little is left.
 const CLOSE_LOOK: Duration = Duration::from_millis(1);
 /// Memory that a process can take at the most, bytes/s: two threads that touch new pages take a quarter of it. What is
 /// left lasts for several looks.
@@ -25,12 +25,12 @@ const RESERVE: f64 = 1.0 / 24.0;
 const LEAST_RESERVE: u64 = 8;
 const LARGEST_RESERVE: u64 = 256;
 
-/// What is left of one limit.
+/// Memory that is left under one limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Spare {
-    /// Left.
+    /// Memory left under the limit, bytes.
     pub left: Bytes,
-    /// Of so much.
+    /// The limit itself, bytes.
     pub of: Bytes,
 }
 
@@ -39,18 +39,18 @@ impl Spare {
         self.of.scale(RESERVE).clamp(Bytes::from_mib(LEAST_RESERVE), Bytes::from_mib(LARGEST_RESERVE))
     }
 
-    /// So little that the kernel is about to end somebody.
+    /// Whether so little is left that the kernel is about to end a process.
     pub(crate) fn is_gone(self) -> bool {
         self.left < self.reserve()
     }
 
-    /// Time until the next look.
+    /// Time until memory is to be checked again.
     pub(crate) fn pause(self) -> Duration {
         Duration::from_secs_f64(self.left.as_f64() / TAKING).clamp(CLOSE_LOOK, LOOK)
     }
 }
 
-/// The limits that hold here, found once and looked at as often as needed.
+/// Memory limits that apply to this process, found once and checked as often as needed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Room {
     #[cfg(not(target_os = "macos"))]
@@ -59,22 +59,22 @@ pub(crate) struct Room {
 
 #[cfg(target_os = "macos")]
 impl Room {
-    /// Of this process.
+    /// The limits of this process: none on macOS.
     pub(crate) fn here() -> Self {
         Self::default()
     }
 
-    /// Left under the limits of the groups.
+    /// Memory left under the limits of the groups: not known on macOS.
     pub(crate) fn left(&self) -> Option<Bytes> {
         None
     }
 
-    /// The limit that is nearest to its end.
+    /// The limit that is nearest to its end: not known on macOS.
     pub(crate) fn spare(&self) -> Option<Spare> {
         None
     }
 
-    /// Processes that the kernel has ended in these groups for want of memory.
+    /// Number of processes that the kernel has ended in these groups for want of memory.
     pub(crate) fn oom_kills(&self) -> u64 {
         0
     }
@@ -82,19 +82,19 @@ impl Room {
 
 #[cfg(not(target_os = "macos"))]
 impl Room {
-    /// Of this process.
+    /// The limits of this process, from its control groups.
     pub(crate) fn here() -> Self {
         let read = |file| std::fs::read_to_string(file).unwrap_or_default();
         let (cgroup, mountinfo) = (read("/proc/self/cgroup"), read("/proc/self/mountinfo"));
         Self { groups: cgroup::groups(&cgroup, &mountinfo, "/".as_ref()) }
     }
 
-    /// The least limit on the memory of this process, if there is one.
+    /// The least limit on the memory of this process, bytes, if there is one.
     pub(crate) fn limit(&self) -> Option<Bytes> {
         self.groups.iter().filter_map(Group::limit).min()
     }
 
-    /// The limit of the outermost group that can be seen: of a container, all that it is.
+    /// Limit of the outermost group that can be seen, bytes: of a container, all that it has.
     pub(crate) fn outermost(&self) -> Option<Bytes> {
         self.groups.last()?.limit()
     }
@@ -121,7 +121,7 @@ impl Room {
         spares.min_by_key(|s| s.left.saturating_sub(s.reserve()))
     }
 
-    /// Processes that the kernel has ended in these groups for want of memory.
+    /// Number of processes that the kernel has ended in these groups for want of memory.
     pub(crate) fn oom_kills(&self) -> u64 {
         self.groups.iter().filter_map(Group::oom_kills).sum()
     }

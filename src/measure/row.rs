@@ -35,7 +35,7 @@ static COLUMNS: LazyLock<Vec<(String, Value)>> = LazyLock::new(|| {
     leaves
 });
 
-/// One with nothing left out.
+/// A measurement with no value left out, whose leaves are the columns.
 fn example() -> Measurement {
     let split = DataSplit { train: "t".into(), valid: Some("v".into()) };
     let lora = Lora { init_adapter: Some(PathBuf::from("a")), ..Lora::default() };
@@ -99,13 +99,13 @@ fn flatten(path: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
     }
 }
 
-/// The columns.
+/// Names of the columns, in their order.
 pub(crate) fn header() -> Vec<String> {
     COLUMNS.iter().map(|(path, _)| path.clone()).collect()
 }
 
 impl Measurement {
-    /// The cells, in the order of [`header`].
+    /// The measurement as cells, in the order of [`header`].
     pub(crate) fn to_row(&self) -> Result<Vec<String>> {
         let broken = |reason: String| Error::Serialise { what: "measurement", reason };
         let flat = Self { config: data_as_split(self.config.clone()), ..self.clone() };
@@ -126,7 +126,7 @@ impl Measurement {
         Ok(row)
     }
 
-    /// From cells under the columns that a file has. Cells may be missing where a default is known.
+    /// Reads a measurement from cells under the columns that a file has; cells with a default may be missing.
     pub(crate) fn from_row(columns: &[String], row: &[String]) -> Result<Self, String> {
         let mut value = Value::Object(Map::new());
         for (column, cell) in columns.iter().zip(row).filter(|(_, cell)| !cell.is_empty()) {
@@ -152,7 +152,7 @@ impl Measurement {
         Ok(this)
     }
 
-    /// Columns of another version have another meaning.
+    /// Refuses a row of another version, whose columns have another meaning.
     pub(crate) fn check_schema(&self) -> Result<(), String> {
         if self.schema == SCHEMA {
             return Ok(());
@@ -179,7 +179,7 @@ const LOSS: (f64, f64) = (-1e9, 1e9);
 const WHOLE: (f64, f64) = (0.0, 1e9);
 
 impl Measured {
-    /// Figures that cannot have been measured would carry a calibration away.
+    /// Refuses figures that cannot have been measured and would distort a calibration.
     fn check(&self) -> Result<(), String> {
         let bytes = |b: Option<Bytes>| b.map(Bytes::as_f64);
         let figures = [

@@ -11,10 +11,10 @@ pub(crate) fn counted(steps: &[Step]) -> &[Step] {
     if steps.len() > WARMUP_STEPS { &steps[WARMUP_STEPS..] } else { steps }
 }
 
-/// How long a step takes.
+/// Time of a step, and how far single steps lie from it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct StepTime {
-    /// Median, s.
+    /// Median time of a step, s.
     pub median: f64,
     /// Robust standard deviation of single steps, relative: 1.4826 x the median absolute deviation / the median.
     pub spread: f64,

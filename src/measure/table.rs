@@ -7,17 +7,17 @@ use crate::measure::measurement::Measurement;
 use crate::spec::machine::Machine;
 use crate::store;
 
-/// Everything that was measured on a machine.
+/// Reads everything that was measured on a machine.
 pub(crate) fn measurements(machine: &Machine, results: &Path) -> Result<Vec<Measurement>> {
     read_measurements(&table(machine, results))
 }
 
-/// The table of a machine in a folder of results.
+/// Path of a machine's table of measurements in a folder of results.
 pub fn table(machine: &Machine, results: &Path) -> PathBuf {
     results.join(store::file_name(&machine.name)).join("measurements.csv")
 }
 
-/// All rows of a table.
+/// Reads all rows of a table of measurements.
 pub fn read_measurements(path: &Path) -> Result<Vec<Measurement>> {
     let (columns, rows) = store::read_csv(path)?;
     let parse = |(i, row): (usize, &Vec<String>)| {

@@ -29,17 +29,17 @@ const TICK: Duration = Duration::from_millis(10);
 /// Characters of a message that are repeated.
 const LONGEST_MESSAGE: usize = 300;
 
-/// What a piece of work may take.
+/// Limits on the memory and time of a piece of work.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
-    /// Bytes allocated at one time.
+    /// Memory that may be allocated at one time, bytes.
     pub(crate) memory: usize,
-    /// Time.
+    /// Time that the work may take.
     pub(crate) time: Duration,
 }
 
 impl Bounds {
-    /// None: for what only puts pieces together, each of which has its own.
+    /// No limits: for work that only puts pieces together, each of which has its own.
     pub(crate) const NONE: Self = Self { memory: isize::MAX as usize, time: Duration::MAX };
 
     /// For something to be done with a text of that many bytes: twice and more what ordinary texts take.
@@ -48,7 +48,7 @@ impl Bounds {
     }
 }
 
-/// Work that was ended.
+/// Work that was ended, and why.
 #[derive(Debug)]
 pub(crate) struct Stopped {
     what: &'static str,
@@ -111,7 +111,7 @@ where
     }
 }
 
-/// Bytes that the work on this thread may still allocate.
+/// Memory that the work on this thread may still allocate, bytes.
 pub(crate) fn left() -> usize {
     LEFT.get()
 }
@@ -171,14 +171,14 @@ struct Turn {
 thread_local! {
     /// Of the work on this thread; null on every other thread.
     static WATCH: Cell<*const Watch> = const { Cell::new(std::ptr::null()) };
-    /// Bytes that may still be allocated.
+    /// Memory that this thread may still allocate, bytes.
     static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
     /// The lowest address that the stack may reach.
     static FLOOR: Cell<usize> = const { Cell::new(0) };
 }
 
 impl Watch {
-    /// Of the work on this thread.
+    /// The watch over the work on this thread, if there is one.
     fn here<'a>() -> Option<&'a Self> {
         // SAFETY: the pointer is set by `enter`, and cleared before the thread lets go of what it points to.
         unsafe { WATCH.get().as_ref() }

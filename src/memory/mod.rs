@@ -89,7 +89,7 @@ pub(crate) fn hand_back_freed_memory() {
     }
 }
 
-/// Bytes alive now.
+/// Memory allocated now, bytes, by the counting allocator.
 pub fn live() -> Bytes {
     Bytes(LIVE.load(Relaxed) as u64)
 }

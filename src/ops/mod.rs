@@ -9,6 +9,7 @@ pub(crate) mod attention;
 mod backend;
 mod cross_entropy;
 pub mod device;
+pub(crate) mod dropout;
 pub(crate) mod kernels;
 pub(crate) mod matmul;
 mod norm;

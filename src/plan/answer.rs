@@ -7,60 +7,60 @@ use crate::plan::levers::Lever;
 use crate::plan::limit::LimitKind;
 use crate::spec::run::RunConfig;
 
-/// A run and what it takes.
+/// A run together with its assessment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Candidate {
-    /// The run.
+    /// Configuration of the run.
     pub run: RunConfig,
-    /// What it takes.
+    /// Predicted memory and time of the run, held against the machine's limits.
     #[serde(flatten)]
     pub assessment: Assessment,
 }
 
-/// What another wish would bring.
+/// The plan for a different wish, such as a larger model or another Mac.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Neighbour {
-    /// The wish: `a size larger`, `a size smaller`, `a Mac with more memory`.
+    /// Name of the wish: `a size larger`, `a size smaller`, `a Mac with more memory`.
     pub wish: String,
-    /// The machine, where it is another.
+    /// Name of the machine, where the wish is for another.
     pub machine: Option<String>,
-    /// What it brings.
+    /// Run that answers the wish, with its assessment.
     #[serde(flatten)]
     pub candidate: Candidate,
 }
 
-/// Why nothing larger was taken.
+/// Reason for which no larger model was chosen.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "limit", rename_all = "snake_case")]
 pub enum Binding {
-    /// The next larger model takes too long.
+    /// The next larger model takes longer than the time limit.
     Time {
-        /// Which.
+        /// Name of the next larger model.
         model: String,
     },
-    /// The next larger model is over this limit at its leanest.
+    /// The next larger model exceeds this limit even in its smallest configuration.
     Memory {
-        /// Which.
+        /// Name of the next larger model.
         model: String,
-        /// The limit.
+        /// Limit that it exceeds.
         name: LimitKind,
     },
     /// There is nothing larger to take, or the model was given.
     Nothing,
 }
 
-/// The answer.
+/// Result of the search: the best run, what limits it, and its alternatives.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
-    /// The best run.
+    /// Best run that fits and finishes in time.
     #[serde(flatten)]
     pub best: Candidate,
-    /// Why not more.
+    /// Reason for which no larger model was chosen.
     pub binds: Binding,
-    /// What can be moved.
+    /// Trade-offs: single changes to the best run, with what each saves and costs.
     pub levers: Vec<Lever>,
-    /// What other wishes would bring.
+    /// Runs that other wishes would lead to.
     pub neighbours: Vec<Neighbour>,
-    /// Configurations that were looked at.
+    /// Number of configurations that were assessed.
     pub considered: usize,
 }

@@ -9,7 +9,7 @@ use crate::spec::model::{Model, ModelSpec, catalogue};
 use crate::spec::run::{Engine, RunConfig, TokenLengths, Weights};
 use crate::units::Bytes;
 
-/// Share of the examples that are not to be cut.
+/// Share of the examples that are to stay uncut.
 const UNCUT: f64 = 0.99;
 
 /// Lengths are rounded up to a multiple of this, and not halved below it.
@@ -17,44 +17,44 @@ const SEQ_STEP: usize = 32;
 
 pub(super) const SEQ_LEAST: usize = 128;
 
-/// Ranks to choose from, smallest first.
+/// Adapter ranks to choose from, smallest first.
 pub(super) const RANKS: [usize; 5] = [8, 16, 32, 64, 128];
 
 /// Bits that an adapter's parameter can hold, for about one bit that a token of data carries
 /// (Thinking Machines, "LoRA Without Regret", 2025).
 const BITS_PER_PARAMETER: f64 = 2.0;
 
-/// Examples that are worked on together.
+/// Batch sizes to choose from: examples of a micro-batch.
 const BATCH_SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
 
 const LOSS_CHUNKS: [usize; 3] = [128, 512, 2048];
 
 const ATTENTION_CHUNKS: [usize; 2] = [128, 256];
 
-/// What is asked.
+/// The question that a plan answers: a machine, the settings that are fixed, and limits.
 #[derive(Clone, Debug)]
 pub struct Ask<'a> {
-    /// Where it is to run.
+    /// Machine that the run is planned for.
     pub machine: &'a Machine,
-    /// What is known of it.
+    /// Calibration of the machine and engine.
     pub calibration: &'a Calibration,
     /// Settings to start from; what `held` names is kept.
     pub run: RunConfig,
-    /// What was given and is not searched.
+    /// Settings that were given and are not searched.
     pub held: Held,
-    /// The model, where it was given.
+    /// Base model, where it was given.
     pub model: Option<Model>,
-    /// Lengths of the examples, counted or assumed.
+    /// Token lengths of the examples, counted or assumed.
     pub lengths: &'a TokenLengths,
-    /// Longest run.
+    /// Time limit of the whole run, hours.
     pub hours: f64,
-    /// Probability that the bounds hold.
+    /// Probability with which the upper bounds are to hold, such as 0.99.
     pub confidence: f64,
-    /// Memory it may take at most, where less than is free.
+    /// Memory limit of the process, where it is less than the free memory, bytes.
     pub budget: Option<Bytes>,
 }
 
-/// Which settings were given.
+/// The settings that were given and are to be kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // the settings of the same names
 pub struct Held {
@@ -80,7 +80,7 @@ impl<'a> Ask<'a> {
         Request { spec, machine: self.machine, run, lengths: Some(self.lengths), calibration: self.calibration }
     }
 
-    /// Longest sequence that the data needs.
+    /// Longest sequence that the data needs, tokens.
     pub(super) fn needed_length(&self) -> usize {
         if self.held.max_seq_length {
             return self.run.recipe.max_seq_length;
@@ -88,7 +88,7 @@ impl<'a> Ask<'a> {
         self.lengths.uncut(UNCUT).next_multiple_of(SEQ_STEP).max(SEQ_STEP)
     }
 
-    /// The length the data needs, then shorter ones, for when nothing finishes or fits at that.
+    /// The length that the data needs, then shorter ones, in case nothing finishes or fits at that.
     pub(super) fn seq_lengths(&self) -> Vec<usize> {
         let needed = self.needed_length();
         if self.held.max_seq_length {
@@ -130,7 +130,7 @@ impl<'a> Ask<'a> {
         run
     }
 
-    /// The run with the smallest chunks that are searched.
+    /// The run with the smallest chunk sizes that are searched.
     pub(super) fn leanest_chunks(&self, run: &RunConfig) -> RunConfig {
         let mut lean = run.clone();
         if run.engine == Engine::Candle {
@@ -139,13 +139,13 @@ impl<'a> Ask<'a> {
         lean
     }
 
-    /// Every execution of a recipe, the leanest first.
+    /// Every execution of a recipe, the one with the least memory first.
     pub(super) fn executions(&self, spec: &ModelSpec, recipe: &RunConfig) -> Vec<RunConfig> {
         executions(self.held, spec, recipe)
     }
 }
 
-/// Every execution of a recipe, the leanest first.
+/// Every execution of a recipe, the one with the least memory first.
 pub(crate) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig) -> Vec<RunConfig> {
     let e = &recipe.execution;
     let stored = spec.storage.format.weights();

@@ -8,22 +8,22 @@ use crate::predict::calibration::Calibration;
 use crate::predict::{Formula, Prediction, Request, predict};
 use crate::units::Bytes;
 
-/// Whether a run fits.
+/// Whether a run fits in the memory of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// The upper bound is under every limit.
     Fits,
-    /// The most likely value is under every limit, the upper bound is not.
+    /// The most likely value is under every limit, but the upper bound is not.
     Tight,
-    /// More than is free or than Metal keeps resident, but no more than is installed: it runs, and pages.
+    /// Over the free memory or Metal's working set, but within the installed memory: it runs slowly, with swapping.
     Pages,
-    /// Over a limit that ends the run.
+    /// The most likely value is over a limit that ends the run.
     DoesNotFit,
 }
 
 impl Verdict {
-    /// As written in files.
+    /// Name of the verdict as files write it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Fits => "fits",
@@ -34,18 +34,18 @@ impl Verdict {
     }
 }
 
-/// A prediction held against the machine.
+/// A prediction held against the limits of the machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assessment {
-    /// What it takes. Its intervals are two-sided; their upper ends hold with the confidence that was asked for.
+    /// Predicted memory and time. The intervals are two-sided; their upper ends hold with `confidence`.
     pub prediction: Prediction,
-    /// Whether it fits.
+    /// Whether the run fits.
     pub verdict: Verdict,
-    /// What it was held against.
+    /// Limits that the run was held against, with what is predicted of each.
     pub limits: Vec<Limit>,
-    /// Probability that the upper bounds hold.
+    /// Probability with which each upper bound holds.
     pub confidence: f64,
-    /// It fails with that confidence: even the lower bound is over what ends a run.
+    /// Whether the run fails with that confidence: even the lower bound is over what ends a run.
     pub surely_fails: bool,
 }
 
@@ -54,7 +54,7 @@ fn two_sided(confidence: f64) -> f64 {
     2.0 * confidence - 1.0
 }
 
-/// The footprint's upper bound lies within `limit`.
+/// Whether the footprint's upper bound at this confidence lies within `limit`.
 pub(crate) fn fits_within(limit: Bytes, calibration: &Calibration, formula: &Formula, confidence: f64) -> bool {
     calibration.footprint(formula).interval(two_sided(confidence)).2 <= limit.as_f64()
 }
@@ -85,12 +85,12 @@ impl Assessment {
         self.limits.iter().max_by(|a, b| a.load().total_cmp(&b.load()))
     }
 
-    /// Fits by the formulas, whatever died here.
+    /// Whether it fits by the formulas, whatever run died on this machine.
     pub(crate) fn fits_by_formula(&self) -> bool {
         self.limits.iter().all(|l| l.kind == LimitKind::DiedHere || l.high <= l.limit)
     }
 
-    /// Fits with the confidence that was asked for.
+    /// Whether it fits with the confidence that was asked for.
     pub(crate) fn fits(&self) -> bool {
         self.verdict == Verdict::Fits
     }

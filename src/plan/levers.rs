@@ -9,18 +9,18 @@ use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, Optimizer, RunConfig, Weights};
 use crate::units::{Bytes, Seconds};
 
-/// One change to a run.
+/// A trade-off: one change to a run, with what it saves and costs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Lever {
-    /// The setting and its new value: `grad_checkpoint = false`.
+    /// Setting and its new value, such as `grad_checkpoint = false`.
     pub what: String,
-    /// It changes the recipe, and not only how it is run.
+    /// Whether the change is one of the recipe, and not only of the execution.
     pub recipe: bool,
-    /// Memory it saves, bytes; negative where it takes more.
+    /// Memory that the change saves, bytes; negative where it takes more.
     pub saves: i64,
-    /// Time of the whole run it adds, s; negative where it is faster.
+    /// Time that the change adds to the whole run, s; negative where it is faster.
     pub costs: Seconds,
-    /// The run fits with it.
+    /// Whether the run fits with this change.
     pub fits: bool,
 }
 

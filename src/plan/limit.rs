@@ -10,28 +10,28 @@ use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::run::Engine;
 use crate::units::{Bytes, Estimate};
 
-/// What is limited, and by whom. Written in files by its name.
+/// What is limited, and by whom; files write it by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LimitKind {
-    /// The process, by the memory that is free.
+    /// Footprint of the process, limited by the free memory.
     #[serde(rename = "free memory")]
     FreeMemory,
-    /// What Metal keeps resident, by its recommendation.
+    /// Peak of tensor allocations, limited by the working set that Metal recommends.
     #[serde(rename = "Metal working set")]
     WorkingSet,
-    /// One allocation, by Metal.
+    /// Size of a single buffer, limited by Metal.
     #[serde(rename = "largest buffer")]
     LargestBuffer,
-    /// The process, by the user.
+    /// Footprint of the process, limited by the user.
     #[serde(rename = "memory limit", alias = "budget")]
     MemoryLimit,
-    /// The process, by a run that needed no more than this one and ran out of memory on this machine.
+    /// Footprint of the process, limited by a run that needed no more and ran out of memory on this machine.
     #[serde(rename = "a run that died of memory here")]
     DiedHere,
 }
 
 impl LimitKind {
-    /// As it is shown, and written in files.
+    /// Name of the limit as it is shown and written in files.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::FreeMemory => "free memory",
@@ -42,8 +42,8 @@ impl LimitKind {
         }
     }
 
-    /// Going over it costs time and does not end the run. Published runs went 6 % over the working set and finished
-    /// (FR171), and to the last of the installed memory at half their speed (FR163).
+    /// Whether going over it costs time and does not end the run. Published runs went 6 % over the working set and
+    /// finished (FR171), and to the last of the installed memory at half their speed (FR163).
     pub(super) fn can_page(self) -> bool {
         matches!(self, Self::FreeMemory | Self::WorkingSet)
     }
@@ -55,18 +55,18 @@ impl fmt::Display for LimitKind {
     }
 }
 
-/// One limit, and what is predicted of what it limits.
+/// A limit, and the prediction of what it limits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limit {
-    /// Which.
+    /// What is limited, and by whom.
     pub kind: LimitKind,
-    /// Not to be exceeded.
+    /// Amount that is not to be exceeded, bytes.
     pub limit: Bytes,
-    /// Reached with the probability that was asked for.
+    /// Lower bound of the prediction, reached with the probability that was asked for.
     pub low: Bytes,
-    /// Most likely.
+    /// Most likely value of the prediction.
     pub point: Bytes,
-    /// Not exceeded with the probability that was asked for.
+    /// Upper bound of the prediction, not exceeded with the probability that was asked for.
     pub high: Bytes,
 }
 
@@ -80,7 +80,7 @@ impl Limit {
         self.limit.as_f64() - self.high.as_f64()
     }
 
-    /// Upper bound as a share of the limit.
+    /// Upper bound of the prediction as a share of the limit.
     pub(crate) fn load(&self) -> f64 {
         self.high.as_f64() / self.limit.as_f64().max(1.0)
     }

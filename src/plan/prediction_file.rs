@@ -10,69 +10,69 @@ use crate::plan::limit::LimitKind;
 use crate::predict::Basis;
 use crate::units::{Bytes, Estimate, Seconds};
 
-/// Phase of what is there from loading to the end.
+/// Name of the phase for memory that is held from loading to the end.
 pub(crate) const RESIDENT: &str = "resident";
 
 /// A prediction with its verdict. Intervals hold `point`, `low`, `high` and their two-sided `level`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PredictionFile {
-    /// Highest allocation of tensors.
+    /// Peak of tensor allocations, bytes.
     pub peak_memory_bytes: Estimate<Bytes>,
-    /// Highest memory of the process.
+    /// Peak footprint of the process, bytes.
     pub footprint_bytes: Estimate<Bytes>,
-    /// Tokens of the examples per second, padding not counted.
+    /// Throughput, tokens/s, padding not counted.
     pub tokens_per_s: Estimate<f64>,
-    /// One optimizer step.
+    /// Time of one optimizer step, s.
     pub step_time_s: Estimate<Seconds>,
-    /// The whole run, loading included.
+    /// Time of the whole run, s, loading included.
     pub total_time_s: Estimate<Seconds>,
-    /// Energy of the whole run, where the machine's power is known.
+    /// Energy of the whole run, Wh, where the machine's power is known.
     pub energy_wh: Option<Estimate<f64>>,
-    /// Optimizer steps.
+    /// Number of optimizer steps of the whole run.
     pub steps: usize,
-    /// What is in memory at the peak.
+    /// Everything in memory at the peak, largest first.
     pub ledger: Vec<LedgerLine>,
-    /// What is in memory in every phase of a step, in their order.
+    /// Everything in memory in every phase of a step, in their order; empty where it is left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timeline: Vec<LedgerLine>,
-    /// Whether it fits.
+    /// Whether the run fits.
     pub verdict: Verdict,
-    /// Probability that the upper bounds hold.
+    /// Probability with which each upper bound holds.
     pub confidence: f64,
-    /// What it was held to.
+    /// Limits that the run was held against.
     #[serde(default)]
     pub limits: Vec<LimitLine>,
-    /// Trainable parameters.
+    /// Number of trainable parameters.
     pub trainable_params: u64,
-    /// All parameters, adapters included.
+    /// Number of all parameters, adapters included.
     pub total_params: u64,
-    /// Where the numbers come from.
+    /// Source of these numbers.
     pub basis: Basis,
-    /// Runs have checked these figures, and none of them was like this one: the intervals are wider.
+    /// Whether runs have checked these figures, but none like this one: the intervals are wider.
     pub outside_what_was_checked: bool,
-    /// It fails with that confidence.
+    /// Whether the run fails with that confidence.
     pub surely_fails: bool,
 }
 
-/// One thing in memory.
+/// A line of a memory ledger.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LedgerLine {
-    /// What it is.
+    /// Name of what takes the memory, such as `base weights`.
     pub name: String,
-    /// Its size.
+    /// Size of the item in memory, bytes.
     pub bytes: Bytes,
-    /// When it is there: `resident`, or the name of a phase.
+    /// Phase in which it is alive: `resident`, or the name of a phase.
     pub phase: String,
 }
 
-/// One limit.
+/// A limit that a run was held against.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LimitLine {
-    /// Which.
+    /// What is limited, and by whom.
     pub name: LimitKind,
-    /// Where it is.
+    /// Amount that is not to be exceeded, bytes.
     pub limit: Bytes,
-    /// Upper bound of what is held to it.
+    /// Upper bound of what is held against it, bytes.
     pub predicted: Bytes,
 }
 
@@ -87,12 +87,12 @@ fn whole(ledger: &MemoryLedger) -> Vec<LedgerLine> {
 }
 
 impl PredictionFile {
-    /// As a run folder keeps it, with every phase of a step.
+    /// The assessment as a run folder keeps it, with every phase of a step.
     pub(crate) fn with_timeline(assessment: &Assessment) -> Self {
         Self { timeline: whole(&assessment.prediction.ledger), ..Self::from(assessment) }
     }
 
-    /// The lines as resident items and phases again.
+    /// The resident items and the phases that the lines were made from.
     pub(crate) fn phases(&self) -> (Vec<Item>, Vec<Phase>) {
         let item = |line: &LedgerLine| Item { name: line.name.clone(), bytes: line.bytes };
         let lines = if self.timeline.is_empty() { &self.ledger } else { &self.timeline };

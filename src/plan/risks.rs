@@ -18,15 +18,15 @@ use crate::units::{Bytes, Seconds};
 /// Something that may end a run although its bytes fit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Risk {
-    /// What it is.
+    /// Short name of the risk, such as `live buffers`.
     pub name: &'static str,
-    /// What is expected, in words.
+    /// Expected value, with its unit.
     pub predicted: String,
-    /// What is known to be too much.
+    /// Value that is known to be too much, with its unit.
     pub limit: String,
-    /// It is expected to be over.
+    /// Whether the expected value is over the limit.
     pub over: bool,
-    /// What it rests on.
+    /// Reports or source code that the limit rests on.
     pub basis: &'static str,
 }
 
@@ -41,19 +41,19 @@ const BUFFERS_A_BLOCK: f64 = 39.0;
 /// trainers that split their launches keep each below this.
 const COMMAND: f64 = 0.5;
 
-/// Bytes/s at which a Mac's SSD takes pages in and out.
+/// Rate at which a Mac's SSD swaps memory out and in, bytes/s.
 const SWAP: f64 = 3e9;
 
-/// How many times as long a step takes when it pages: at least, and at most.
+/// Factor by which a step takes longer when it swaps: at least, and at most.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Slowdown {
-    /// If only what is too much goes out and comes back once a micro-batch.
+    /// Factor if only the excess is swapped out and in once a micro-batch.
     pub least: f64,
-    /// If every page has gone out before it is needed again, as it is when memory is walked through in order.
+    /// Factor if everything has been swapped out before it is needed again, as when memory is walked through in order.
     pub most: f64,
 }
 
-/// What may end this run beside its bytes.
+/// The risks of this run beside its bytes; none on a CPU.
 pub(crate) fn risks(request: &Request<'_>, assessment: &Assessment) -> Result<Vec<Risk>> {
     if request.machine.accelerator != Accelerator::Metal {
         return Ok(Vec::new());
@@ -128,7 +128,7 @@ fn command(request: &Request<'_>, assessment: &Assessment) -> Risk {
     }
 }
 
-/// How much slower it would be, where it pages.
+/// Factor by which a run that swaps is slower; `None` where it does not swap.
 pub(crate) fn slowdown(request: &Request<'_>, assessment: &Assessment) -> Option<Slowdown> {
     if assessment.verdict != Verdict::Pages {
         return None;

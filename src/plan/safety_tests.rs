@@ -32,7 +32,7 @@ use crate::trainer::TrainEvent;
 use crate::units::Bytes;
 
 const CASES: usize = 110;
-/// Budgets, bytes.
+/// Memory limits to draw from, bytes: the least and the most.
 const BUDGETS: [f64; 2] = [256e6, 4e9];
 /// Rows are a multiple of this, tokens, and at most that.
 const STEP: usize = 16;

@@ -11,7 +11,7 @@ use crate::spec::model::{Model, ModelSpec};
 use crate::spec::run::{RunConfig, Weights};
 use crate::units::Seconds;
 
-/// The best run, or an honest no.
+/// Searches for the best run that fits and finishes in time; an error says why nothing does.
 pub fn plan(ask: &Ask<'_>) -> Result<Plan> {
     let models = ask.models();
     let mut search = Search { ask, considered: 0 };

@@ -35,48 +35,48 @@ const MIRRORED: f64 = 0.1;
 /// Rounds of linearising; the fit is settled after about five.
 const ROUNDS: usize = 25;
 
-/// Coefficients, in the order of [`Coefficients`]' fields.
+/// Indices of the coefficients of time, in the order of [`Coefficients`]' fields.
 pub(crate) const TIME: [usize; 3] = [0, 1, 2];
 const FIXED: usize = 3;
 pub(crate) const ALLOCATION: usize = 4;
 const FRAGMENTATION: usize = 5;
 
-/// One run that was measured, beside what it should have cost.
+/// A measured run beside what the formulas say it should have cost.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Observation {
-    /// By the formulas.
+    /// Cost and memory of the run by the formulas.
     pub formula: Formula,
-    /// What was seen.
+    /// Time and memory that were measured.
     pub measured: Measured,
 }
 
-/// A run that died of memory.
+/// A run that died for want of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Died {
-    /// Tensors at their highest, by the ledger, with every row filled up.
+    /// Peak of the ledger with every row filled up, bytes.
     pub peak: Bytes,
-    /// What the process had taken when it ended: the run needs more than that.
+    /// Footprint of the process when it ended, bytes: the run needs more than that.
     pub had_taken: Bytes,
 }
 
-/// What is known of a machine and an engine.
+/// Fitted coefficients of a machine and an engine, with their uncertainty.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
-    /// Of this machine.
+    /// Name of the machine that was calibrated.
     pub machine: String,
-    /// And this engine.
+    /// Engine that was calibrated.
     pub engine: Engine,
-    /// Most likely values.
+    /// Most likely values of the coefficients.
     pub coefficients: Coefficients,
-    /// Covariance of their logarithms, in the order of the fields.
+    /// Covariance of the coefficients' logarithms, in the order of the fields.
     pub covariance: [[f64; COUNT]; COUNT],
     /// How far single runs lie from the formulas.
     pub noise: Noise,
-    /// Measurements that went in.
+    /// Number of measurements that were fitted; 0 before any run.
     pub runs: usize,
-    /// What kinds of runs they were.
+    /// Kinds and sizes of runs that the formulas have been checked on.
     pub coverage: Coverage,
-    /// Share of the error outside of what was covered that memory has, against time.
+    /// Share of the error outside of the coverage that memory has, against time.
     pub memory_outside: f64,
     /// Rates that the efficiencies are shares of: FLOP/s and bytes/s.
     pub rates: [f64; 2],
@@ -93,20 +93,20 @@ pub(crate) struct LogNormal {
     pub mean: f64,
     /// Standard deviation of the logarithm.
     pub sd: f64,
-    /// What of it is not the noise of single runs: more runs would take it away.
+    /// Part of `sd` that is not the noise of single runs, and that more runs would remove.
     pub unknown: f64,
-    /// Of Student's t.
+    /// Degrees of freedom of Student's t for the interval.
     pub freedom: f64,
 }
 
 impl LogNormal {
-    /// Point, and the ends of the interval that holds the truth with probability `level`.
+    /// Most likely value, and the ends of the interval that holds the truth with probability `level`.
     pub(crate) fn interval(&self, level: f64) -> (f64, f64, f64) {
         let t = student_t_quantile(0.5 + level / 2.0, self.freedom);
         (self.mean.exp(), (self.mean - t * self.sd).exp(), (self.mean + t * self.sd).exp())
     }
 
-    /// With another independent error.
+    /// The same figure with another independent error, `sd` in the logarithm.
     pub(crate) fn widened(self, sd: f64) -> Self {
         Self { sd: self.sd.hypot(sd), ..self }
     }
@@ -120,11 +120,11 @@ struct Equation {
     kind: usize,
 }
 
-/// Efficiencies divide, the others multiply.
+/// Sign of each coefficient's exponent: efficiencies divide, the others multiply.
 const SIGNS: [f64; COUNT] = [-1.0, -1.0, 1.0, 1.0, 1.0, 1.0];
 
 impl Equation {
-    /// The formula's logarithm at `theta`, and its slopes.
+    /// The logarithm of the formula at `theta`, and its slopes.
     fn at(&self, theta: &DVector<f64>) -> (f64, DVector<f64>) {
         let parts: Vec<f64> = (0..COUNT).map(|i| (SIGNS[i] * theta[i]).exp() * self.amounts[i]).collect();
         let sum = self.constant + parts.iter().sum::<f64>();
@@ -133,7 +133,7 @@ impl Equation {
 }
 
 impl Calibration {
-    /// Before any run: published figures of the machine.
+    /// The calibration before any run, from published figures of the machine.
     pub fn prior(machine: &Machine, engine: Engine) -> Self {
         let matrix =
             machine.matrix_flops.filter(|_| engine == Engine::MlxLm && machine.accelerator == Accelerator::Metal);
@@ -156,7 +156,7 @@ impl Calibration {
         }
     }
 
-    /// The prior, and everything that was seen.
+    /// Refits the prior to everything that was observed.
     pub(crate) fn fit(prior: &Self, observations: &[Observation]) -> Result<Self> {
         if observations.is_empty() {
             return Ok(prior.clone());
@@ -283,17 +283,17 @@ impl Calibration {
             + cost.launches() * c.launch_overhead.value
     }
 
-    /// Time of one step, s.
+    /// Predicted time of one step, s.
     pub(crate) fn step_time(&self, formula: &Formula) -> LogNormal {
         self.figure(&self.time_equation(&formula.cost), &formula.point)
     }
 
-    /// Peak of the tensors, bytes.
+    /// Predicted peak of tensor allocations, bytes.
     pub(crate) fn peak(&self, formula: &Formula) -> LogNormal {
         self.figure(&self.peak_equation(formula), &formula.point)
     }
 
-    /// Peak of the process, bytes.
+    /// Predicted peak footprint of the process, bytes.
     pub(crate) fn footprint(&self, formula: &Formula) -> LogNormal {
         self.figure(&self.footprint_equation(formula), &formula.point)
     }
@@ -305,7 +305,7 @@ impl Noise {
     }
 }
 
-/// Huber's weights, within each kind of equation.
+/// Huber's weights of the residuals, within each kind of equation.
 fn weights(equations: &[Equation], residuals: &[f64], noise: &[f64; 3]) -> Vec<f64> {
     let mut all = vec![1.0; residuals.len()];
     for (kind, sd) in noise.iter().enumerate() {

@@ -115,7 +115,7 @@ impl Coefficients {
             fixed_memory: Coefficient::new(
                 Bytes::from_mib(18).as_f64(),
                 0.3,
-                "one host: program, tokenizer and data; 18 MiB with the model that ships",
+                "two AMD hosts: program, tokenizer and data; 18 to 22 MiB with the bundled model",
             ),
             allocation_factor: Coefficient::new(1.0, 0.01, "the formula mirrors the trainer; allocations are exact"),
             fragmentation: Coefficient::new(0.05, 0.5, "one host: 0.02 to 0.08 on runs of 8 MB to 5 GB"),

@@ -6,22 +6,22 @@ use crate::cost::params::Parameters;
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, RunConfig, Weights};
 
-/// What kind of run it is, as far as it matters for trusting a calibration.
+/// Kind and size of a run, as far as they matter for trusting a calibration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Point {
-    /// Parameters of the base.
+    /// Number of parameters of the base model.
     pub parameters: f64,
-    /// Longest row.
+    /// Length of the longest row, tokens.
     pub max_seq_length: f64,
-    /// Tokens of a micro-batch.
+    /// Tokens of a full micro-batch: `batch_size * max_seq_length`.
     pub rows: f64,
-    /// Format of the base.
+    /// Format of the base weights.
     pub weights: Weights,
-    /// Blocks are run again in backward.
+    /// Whether activation checkpointing is on.
     pub grad_checkpoint: bool,
 }
 
-/// What a calibration has seen.
+/// Kinds and sizes of runs that a calibration has seen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Coverage {
     points: Vec<Point>,
@@ -50,7 +50,7 @@ const PUBLISHED: [(f64, f64, f64, Weights, bool); 6] = [
 ];
 
 impl Point {
-    /// Of a run.
+    /// Kind and size of this run.
     pub(crate) fn of(spec: &ModelSpec, run: &RunConfig) -> Self {
         Self {
             parameters: Parameters::of(spec).total() as f64,
@@ -70,17 +70,17 @@ impl Point {
 }
 
 impl Coverage {
-    /// Of these runs.
+    /// The coverage of these runs.
     pub(crate) fn of<'a>(points: impl Iterator<Item = &'a Point>) -> Self {
         Self { points: points.cloned().collect() }
     }
 
-    /// One more.
+    /// Adds one more run to the coverage.
     pub(crate) fn add(&mut self, point: &Point) {
         self.points.push(point.clone());
     }
 
-    /// Of what published runs have checked of an engine's formulas, before anything is measured here.
+    /// What published runs have checked of an engine's formulas, before anything is measured here.
     pub(crate) fn published(engine: Engine) -> Self {
         let point = |&(parameters, max_seq_length, rows, weights, grad_checkpoint)| Point {
             parameters,
@@ -96,12 +96,12 @@ impl Coverage {
         }
     }
 
-    /// Something was seen, and nothing like this run.
+    /// Whether runs were seen, but none like this one.
     pub(crate) fn outside(&self, point: &Point) -> bool {
         !self.points.is_empty() && !self.inside(point)
     }
 
-    /// Doublings that each size lies beyond the range seen.
+    /// Sum of the doublings by which each size lies beyond the range seen.
     fn doublings(&self, point: &Point) -> f64 {
         let beyond = |i: usize, value: f64| {
             let seen = self.points.iter().map(|p| p.sizes()[i]);
@@ -116,7 +116,7 @@ impl Coverage {
         !self.points.iter().any(alike)
     }
 
-    /// The run is of a kind and size that was seen. Nothing is inside an empty calibration.
+    /// Whether a run of this kind and size was seen. Nothing is inside an empty calibration.
     pub(crate) fn inside(&self, point: &Point) -> bool {
         !self.points.is_empty() && self.doublings(point) == 0.0 && !self.unseen_kind(point)
     }

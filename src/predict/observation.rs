@@ -5,24 +5,24 @@ use crate::cost::time::StepCost;
 use crate::predict::coverage::Point;
 use crate::units::{Bytes, Seconds};
 
-/// What the formulas say of a run, before any coefficient.
+/// Cost and memory of a run by the formulas, before any coefficient.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Formula {
-    /// What a step does.
+    /// Arithmetic, memory traffic and launches of one optimizer step.
     pub cost: StepCost,
-    /// What is in memory when.
+    /// Memory of a step, phase by phase.
     pub ledger: MemoryLedger,
-    /// What kind of run it is.
+    /// Kind and size of the run, for its place in the coverage.
     pub point: Point,
 }
 
-/// What was measured of a run: the step's time, the peak of the tensors and of the process.
+/// What was measured of a run: the step's time, the peak of the tensors and the footprint.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Measured {
-    /// Of one optimizer step.
+    /// Median time of one optimizer step.
     pub step_time: Seconds,
-    /// Of the tensors.
+    /// Peak of tensor allocations, bytes.
     pub peak_memory: Bytes,
-    /// Of the process.
+    /// Peak footprint of the process, bytes.
     pub footprint: Bytes,
 }

@@ -13,49 +13,49 @@ use crate::units::{Bytes, Estimate, Seconds, watt_hours};
 /// Relative error of a published power figure: counters understate the whole machine's draw.
 const POWER_SD: f64 = 0.3;
 
-/// Where a prediction's numbers come from.
+/// Source of a prediction's numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Basis {
-    /// Shapes and published figures alone.
+    /// Formulas over the model's shapes and published figures, without any run on this machine.
     Formula,
-    /// Refitted to runs on this machine.
+    /// Coefficients refitted to runs on this machine.
     Calibrated {
-        /// How many.
+        /// Number of runs that were fitted.
         runs: usize,
-        /// Whether this configuration lies within what they covered.
+        /// Whether this configuration lies within what those runs covered.
         inside: bool,
     },
 }
 
-/// What a run will take.
+/// Predicted memory, time and size of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prediction {
-    /// Highest allocation of tensors (what the engine itself reports).
+    /// Peak of tensor allocations, bytes, as the engine itself reports it.
     pub peak_memory: Estimate<Bytes>,
-    /// Highest memory of the process.
+    /// Peak footprint of the process, bytes.
     pub footprint: Estimate<Bytes>,
-    /// Tokens of the examples per second, padding not counted.
+    /// Throughput, tokens/s, padding not counted.
     pub tokens_per_s: Estimate<f64>,
-    /// One optimizer step.
+    /// Time of one optimizer step, s.
     pub step_time: Estimate<Seconds>,
-    /// The whole run, loading included.
+    /// Time of the whole run, s, loading included.
     pub total_time: Estimate<Seconds>,
-    /// Energy of the whole run, where the machine's power is known.
+    /// Energy of the whole run, Wh, where the machine's power is known.
     pub energy_wh: Option<Estimate<f64>>,
-    /// What is in memory when.
+    /// Memory of a step, phase by phase.
     pub ledger: MemoryLedger,
-    /// What a step does.
+    /// Arithmetic, memory traffic and launches of one optimizer step.
     pub cost: StepCost,
-    /// Parameters that learn.
+    /// Number of trainable parameters.
     pub trainable_params: u64,
-    /// All parameters, adapters included.
+    /// Number of all parameters, adapters included.
     pub total_params: u64,
-    /// Optimizer steps of the whole run.
+    /// Number of optimizer steps of the whole run.
     pub steps: usize,
-    /// Where the numbers come from.
+    /// Source of these numbers.
     pub basis: Basis,
-    /// Runs have checked these figures, and none of them was like this one: the intervals are wider.
+    /// Whether runs have checked these figures, but none like this one: the intervals are wider.
     pub outside: bool,
 }
 
@@ -64,7 +64,7 @@ fn estimate<T>(figure: LogNormal, level: f64, make: impl Fn(f64) -> T) -> Estima
     Estimate { point: make(point), low: make(low), high: make(high), level }
 }
 
-/// What the run will take, in intervals that hold the truth with probability `level`.
+/// Predicts memory and time of a run, in intervals that hold the truth with probability `level`.
 pub fn predict(request: &Request<'_>, level: f64) -> Result<Prediction> {
     let Request { spec, machine, run, calibration, .. } = *request;
     let formula = request.formula()?;

@@ -18,18 +18,18 @@ use crate::units::{Bytes, Seconds};
 /// The heaviest micro-batch of a usual run: half of all runs have a heavier one.
 pub(super) const USUAL: f64 = 0.5;
 
-/// What is asked.
+/// A run to predict, with the machine and what is known of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// The base model.
+    /// Architecture of the base model.
     pub spec: &'a ModelSpec,
-    /// Where it runs.
+    /// Machine that the run is predicted for.
     pub machine: &'a Machine,
-    /// The run.
+    /// Configuration of the run.
     pub run: &'a RunConfig,
-    /// Lengths of its examples; without them each is taken to be as long as it may be.
+    /// Token lengths of its examples; without them each is taken to be as long as it may be.
     pub lengths: Option<&'a TokenLengths>,
-    /// What is known of the machine.
+    /// Calibration of the machine and engine.
     pub calibration: &'a Calibration,
 }
 
@@ -53,14 +53,14 @@ impl Request<'_> {
         Heaviest { tokens_per_row, learned, validation_tokens: heaviest_validation(lengths, self.run) }
     }
 
-    /// The micro-batch that decides the memory of a usual run, for our own engine.
+    /// The micro-batch that decides the memory of a usual run, for the candle engine.
     pub(crate) fn worst_micro(&self) -> cost::candle::Micro {
         let heaviest = self.heaviest(USUAL);
         let batch_size = self.run.execution.batch_size;
         cost::candle::Micro::full(batch_size, heaviest.tokens_per_row, heaviest.learned, self.machine)
     }
 
-    /// What the formulas say of it.
+    /// Cost and memory of the run by the formulas.
     pub(crate) fn formula(&self) -> Result<Formula> {
         Ok(Formula {
             cost: step_cost(self.spec, self.machine, self.run, self.lengths)?,
@@ -69,18 +69,18 @@ impl Request<'_> {
         })
     }
 
-    /// What is in memory when, in a usual run.
+    /// Memory ledger of a step over the largest micro-batch of a usual run.
     pub(crate) fn worst_ledger(&self) -> Result<MemoryLedger> {
         self.ledger(USUAL)
     }
 
-    /// The run that died of memory on this machine though it needs no more than this one, if there is one.
+    /// The run that died for want of memory on this machine though it needs no more than this one, if any.
     pub(crate) fn outdoes_a_dead_run(&self) -> Result<Option<Died>> {
         let Some(died) = self.calibration.died else { return Ok(None) };
         Ok((self.filled_peak()? >= died.peak).then_some(died))
     }
 
-    /// Peak of the ledger with every row filled up to the greatest length.
+    /// Peak of the ledger with every row filled up to the greatest length, bytes.
     pub(crate) fn filled_peak(&self) -> Result<Bytes> {
         Ok(Request { lengths: Some(&TokenLengths::filled()), ..*self }.worst_ledger()?.peak())
     }
@@ -103,13 +103,13 @@ impl Request<'_> {
         Ok((factor(tail)?, factor(1.0 - tail)?))
     }
 
-    /// Most likely time of one step alone, for when nothing else is asked.
+    /// Most likely time of one step, without an interval.
     pub(crate) fn step_time(&self) -> Result<Seconds> {
         let cost = step_cost(self.spec, self.machine, self.run, self.lengths)?;
         Ok(Seconds(self.calibration.typical_time(&cost)))
     }
 
-    /// Starting, and bringing the weights in.
+    /// Time to start the process and load the weights, s.
     pub(super) fn loading(&self, parameters: u64) -> f64 {
         let start = if self.machine.accelerator == Accelerator::Metal { START_METAL } else { START };
         start + parameters as f64 * bits(self.spec, Weights::Stored) / 8.0 / LOADING_RATE
@@ -121,13 +121,13 @@ impl Request<'_> {
         Seconds(self.loading(Parameters::of(self.spec).total()) + step.0 * steps)
     }
 
-    /// Rows of the data.
+    /// Number of rows of the data, after packing.
     pub(super) fn rows(&self) -> usize {
         self.lengths.map_or(ASSUMED_EXAMPLES, |lengths| rows(lengths, self.run).len())
     }
 }
 
-/// Bytes/s at which weights come off the disk and are put in place; Mac SSDs read 1.5 to 5 GB/s.
+/// Rate at which weights are read and put in place, bytes/s; Mac SSDs read 1.5 to 5 GB/s.
 const LOADING_RATE: f64 = 1e9;
 
 /// Start of the process and tokenizing, s; on Metal the kernels are compiled too.
@@ -135,5 +135,5 @@ const START: f64 = 0.5;
 
 const START_METAL: f64 = 5.0;
 
-/// Examples that are assumed where no data is at hand.
+/// Number of examples assumed where no data is at hand.
 pub(crate) const ASSUMED_EXAMPLES: usize = 2000;

@@ -33,7 +33,7 @@ fn signed(share: f64) -> String {
     format!("{:+.0} %", 100.0 * share)
 }
 
-/// The whole answer as text.
+/// The table of accuracy as text for a terminal of `width` columns.
 pub(crate) fn text(all: &Accuracy, lines: &[Line], width: usize) -> String {
     let mut out = format!("{}\n", paint("Predictions and measurements", BOLD));
     let level = 100.0 * LEVEL;
@@ -176,7 +176,7 @@ struct GoalRow {
 
 const TEMPLATE: &str = include_str!("accuracy.html");
 
-/// The same as a page, with every row.
+/// The comparison of all predictions as a page, with every row.
 pub(crate) fn render(all: &Accuracy) -> Result<String> {
     let goals = all.goals();
     let reached = goals.iter().filter(|g| g.reached).count();

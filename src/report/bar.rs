@@ -5,12 +5,12 @@ use anstyle::{AnsiColor, Style};
 use crate::report::layout::{columns, paint};
 use crate::units::Bytes;
 
-/// One piece of the bar.
+/// One piece of a stacked bar.
 #[derive(Clone, Debug)]
 pub(crate) struct Piece {
-    /// In the legend.
+    /// Name of the piece in the legend.
     pub name: String,
-    /// How long.
+    /// Size of the piece, bytes: its length in the bar.
     pub bytes: Bytes,
 }
 
@@ -31,7 +31,7 @@ pub(crate) struct Bar {
 }
 
 impl Bar {
-    /// Of pieces that sum to the most likely value.
+    /// A bar of pieces that sum to the most likely value, with its upper bound and the limit.
     pub(crate) fn new(mut pieces: Vec<Piece>, high: Bytes, limit: Bytes) -> Self {
         pieces.retain(|p| p.bytes > Bytes(0));
         if pieces.len() > NAMED {
@@ -73,7 +73,7 @@ impl Bar {
         line
     }
 
-    /// What the pieces are, in as many columns as fit.
+    /// The legend of the pieces, in as many columns as fit into `width`.
     pub(crate) fn legend(&self, width: usize) -> Vec<String> {
         let widest = self.pieces.iter().map(|p| p.name.chars().count()).max().unwrap_or(0).max(14);
         let entries = self.pieces.iter().enumerate().map(|(i, p)| {

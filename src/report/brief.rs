@@ -16,7 +16,7 @@ fn cells<const N: usize>(words: [&str; N]) -> Vec<String> {
     words.map(String::from).to_vec()
 }
 
-/// Predicted beside measured.
+/// Predicted and measured values as a table for a terminal.
 pub(crate) fn comparisons(comparisons: &[Comparison]) -> String {
     let mut rows = vec![cells(["", "predicted", "interval", "measured", "error", "inside"])];
     for c in comparisons.iter().filter(|c| c.measured.is_some()) {
@@ -33,7 +33,7 @@ pub(crate) fn comparisons(comparisons: &[Comparison]) -> String {
     aligned(&rows)
 }
 
-/// What two predictions of one run say: the figures that a calibration moves.
+/// The figures of a run that a calibration moves, before and after it.
 pub(crate) fn changes(before: &Prediction, after: &Prediction) -> Vec<Change> {
     let change = |quantity, before, after| Change { quantity, before, after };
     vec![
@@ -44,7 +44,7 @@ pub(crate) fn changes(before: &Prediction, after: &Prediction) -> Vec<Change> {
     ]
 }
 
-/// Before beside after.
+/// Predictions before and after a calibration as a table for a terminal.
 pub(crate) fn change_table(changes: &[Change]) -> String {
     let mut rows = vec![cells(["", "before", "interval", "after", "interval"])];
     for c in changes {
@@ -90,6 +90,6 @@ mod tests {
         ];
         let text = comparisons(&rows);
         assert_eq!(text.lines().count(), 2);
-        assert!(text.ends_with("speed   100 tok/s   90.0 tok/s to 120 tok/s   110 tok/s   -9.1 %      yes"), "{text}");
+        assert!(text.ends_with("speed  100 tok/s  90.0 tok/s to 120 tok/s  110 tok/s  -9.1 %     yes"), "{text}");
     }
 }

@@ -5,9 +5,9 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, TableStyle};
 /// The side of its column on which a cell stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// Words.
+    /// On the left, as words are set.
     Left,
-    /// Numbers.
+    /// On the right, as numbers are set.
     Right,
 }
 

@@ -9,14 +9,14 @@ use crate::units::{Bytes, Estimate, Seconds};
 /// Whether a process works on a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Activity {
-    /// None does.
+    /// No process works on the run.
     #[default]
     Idle,
-    /// One does now.
+    /// A process works on the run now.
     Running,
-    /// One did, and was ended without a chance to say so.
+    /// A process worked on the run and was ended without a chance to say so.
     Killed,
-    /// One did, and ended itself because memory was about to run out.
+    /// A process worked on the run and ended itself because memory was about to run out.
     GaveUp,
 }
 
@@ -30,39 +30,39 @@ pub(crate) fn predicted(file: &PredictionFile) -> Predicted {
     }
 }
 
-/// All that is known of one run.
+/// Everything that is known of one run, for its report.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RunReport {
-    /// Name of its folder.
+    /// Name of the run's folder.
     pub name: String,
-    /// Whether it goes on.
+    /// Whether a process works on the run.
     pub activity: Activity,
-    /// What was run.
+    /// Configuration of the run.
     pub config: RunConfig,
-    /// What was expected.
+    /// Prediction made before the run, if there is one.
     pub prediction: Option<PredictionFile>,
-    /// How it ended and what was measured; absent while it runs.
+    /// Outcome and measurement of the run; absent until it has ended once.
     pub record: Option<Measurement>,
-    /// Its optimizer steps.
+    /// Optimizer steps of the run.
     pub steps: Vec<Step>,
-    /// Its looks at the validation rows.
+    /// Evaluations of the run on the validation rows.
     pub validations: Vec<Validation>,
-    /// What calibrating has changed in what is expected of it.
+    /// Changes that calibrating has made to the predictions of the run.
     pub calibration: Vec<Change>,
 }
 
-/// A figure before and after calibrating.
+/// A predicted figure before and after calibrating.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Change {
-    /// Of what.
+    /// Quantity that is predicted.
     pub quantity: Quantity,
-    /// From formulas alone.
+    /// Prediction before calibrating, from formulas alone.
     pub before: Estimate<f64>,
-    /// Refitted to runs on this machine.
+    /// Prediction after calibrating to runs on this machine.
     pub after: Estimate<f64>,
 }
 
-/// What is compared. In memory bytes, in time seconds.
+/// Quantity that is compared: memory in bytes, speed in tokens/s, time in s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub(crate) enum Quantity {
@@ -74,7 +74,7 @@ pub(crate) enum Quantity {
 }
 
 impl Quantity {
-    /// As people say it.
+    /// Name of the quantity for tables and pages.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Peak => "peak memory (tensors)",
@@ -94,7 +94,7 @@ impl Quantity {
         }
     }
 
-    /// A value of it, for people.
+    /// A value of the quantity with its unit, for tables and pages.
     pub(crate) fn show(self, value: f64) -> String {
         match self {
             Self::Peak | Self::Footprint => Bytes::from_f64(value).to_string(),
@@ -109,14 +109,14 @@ impl Quantity {
     }
 }
 
-/// One quantity, predicted and measured.
+/// Predicted and measured value of one quantity of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Comparison {
-    /// Of what.
+    /// Quantity that is compared.
     pub quantity: Quantity,
-    /// What was expected.
+    /// Predicted value with its interval.
     pub predicted: Estimate<f64>,
-    /// What came, if it did.
+    /// Measured value, if there is one.
     pub measured: Option<f64>,
 }
 

@@ -8,34 +8,34 @@ use crate::report::layout::paint;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, short_count};
 
-/// Whether a model can be trained in its smallest setup.
+/// Whether a model can be trained on the machine in its smallest configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Trains {
-    /// Its upper bound is under every limit.
+    /// The upper bound is under every limit.
     Yes,
-    /// What is most likely is under every limit, the upper bound is not.
+    /// The upper bound is over a limit, but the run is likely to fit, or runs with swapping.
     Tight,
-    /// It is over a limit.
+    /// It is over a limit that ends the run.
     No,
 }
 
-/// A model and whether it can be trained here.
+/// A model and whether it can be trained on the machine.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
-    /// Its name.
+    /// Name of the model in the catalogue.
     pub model: String,
-    /// Its size.
+    /// Number of parameters of the model.
     pub parameters: u64,
-    /// Whether it can be trained.
+    /// Whether it can be trained in its smallest configuration.
     pub verdict: Trains,
-    /// Upper bound of what it takes at its leanest.
+    /// Upper bound of the memory of its smallest configuration, bytes.
     pub memory_bytes: Bytes,
-    /// Most likely speed.
+    /// Most likely throughput, tokens/s.
     pub tokens_per_s: f64,
 }
 
-/// The facts that plans are made of.
+/// The figures of a machine that plans are made of, as text.
 pub(crate) fn machine(machine: &Machine) -> String {
     let metal = machine.accelerator == Accelerator::Metal;
     let mut out = format!("{}\n", paint(&machine.name, Style::new().bold()));
@@ -61,7 +61,7 @@ pub(crate) fn machine(machine: &Machine) -> String {
     out
 }
 
-/// The models, smallest first.
+/// Whether each model can be trained at `seq` tokens, as a table in the order of `rows`.
 pub(crate) fn models(rows: &[Row], seq: usize) -> String {
     let title = format!("LoRA at {seq} tokens, smallest setup");
     let head = [title.as_str(), "size", "train", "at most", "tok/s"];

@@ -22,7 +22,7 @@ fn colour(verdict: Verdict) -> Style {
     Style::new().fg_color(Some(colour.into()))
 }
 
-/// How many claims got which verdict.
+/// The number of claims with each verdict, as a sentence.
 fn count(all: &[Checked]) -> String {
     let of = |verdict| all.iter().filter(|c| c.verdict == verdict).count();
     format!(
@@ -35,7 +35,7 @@ fn count(all: &[Checked]) -> String {
     )
 }
 
-/// The whole answer as text.
+/// Guides and their checked claims as text for a terminal.
 pub(crate) fn text(guides: &[Guide], all: &[Checked]) -> String {
     let mut out = format!("{}\n", paint(&count(all), BOLD));
     let _ = writeln!(out, "{}", paint("predictions are for mlx-lm; `own trainer` is Headroom's", DIM));
@@ -100,7 +100,7 @@ fn may_be_followed(url: &str) -> bool {
     web && !rest.is_empty() && !url.contains(|c: char| c.is_control() || c.is_whitespace())
 }
 
-/// The same as a page.
+/// Guides and their checked claims as a page.
 pub(crate) fn render(guides: &[Guide], all: &[Checked]) -> Result<String> {
     let row = |c: &Checked| Row {
         what: c.what.clone(),

@@ -83,7 +83,7 @@ struct Fact {
     value: String,
 }
 
-/// The page of these runs.
+/// The report of these runs as a page.
 pub(crate) fn render(title: &str, runs: &[RunReport]) -> Result<String> {
     let view = View {
         title: title.into(),

@@ -12,76 +12,76 @@ use crate::report::columns::{self, Side, indented};
 use crate::report::layout::{paint, seen};
 use crate::units::{Bytes, Estimate, Seconds};
 
-/// One configuration on one machine.
+/// One configuration of a grid on one machine.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
-    /// The machine.
+    /// Name of the machine.
     pub machine: String,
     /// Its values of the fields that the grid varies.
     pub values: Vec<String>,
-    /// Whether it fits.
+    /// Whether the configuration fits.
     pub verdict: Verdict,
-    /// The limit that is nearest.
+    /// Name of the limit that is nearest, or furthest exceeded.
     pub binds: &'static str,
-    /// What is held against that limit: most likely, and at most.
+    /// Memory that is held against that limit, bytes.
     pub memory_bytes: Estimate<Bytes>,
-    /// Tensors at their highest.
+    /// Peak of tensor allocations, bytes.
     pub peak_memory_bytes: Estimate<Bytes>,
-    /// The process at its highest.
+    /// Peak footprint of the process, bytes.
     pub footprint_bytes: Estimate<Bytes>,
-    /// Speed.
+    /// Throughput, tokens/s.
     pub tokens_per_s: Estimate<f64>,
-    /// The whole run.
+    /// Time of the whole run, s.
     pub total_time_s: Estimate<Seconds>,
-    /// Parameters that learn.
+    /// Number of trainable parameters.
     pub trainable_params: u64,
-    /// Of the base model.
+    /// Number of parameters of the base model.
     pub base_params: u64,
-    /// What is learned: runs of the same number learn the same, and differ in how they are run.
+    /// Number of the recipe: rows of the same number differ only in execution.
     pub recipe: usize,
     /// Longest example, and rank, which order recipes of the same model.
     #[serde(skip)]
     pub reach: (usize, usize),
-    /// No other that fits here and learns the same is both faster and smaller.
+    /// Whether no other row of this recipe that fits is both faster and smaller.
     pub front: bool,
-    /// The fastest that fits here of all that learn the same.
+    /// Whether it is the fastest row of this recipe that fits.
     pub best: bool,
-    /// Where it was run.
+    /// Predicted and measured figures, where the configuration was run.
     pub checked: Option<Checked>,
-    /// What it had taken when its last trial died of memory, or was killed.
+    /// Footprint when its last trial died of memory or was killed, bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub died: Option<Bytes>,
 }
 
-/// Tokens per second and footprint of a run whose rows are all filled up to the longest: expected and measured.
+/// Throughput (tokens/s) and footprint of a run whose rows are all filled up to the longest: predicted and measured.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Checked {
-    /// By the formulas alone.
+    /// Predicted by the formulas alone.
     pub before: (f64, Bytes),
-    /// With everything that was measured.
+    /// Predicted with everything that was measured.
     pub after: (f64, Bytes),
-    /// The middle of what was measured.
+    /// Median of the measurements.
     pub measured: (f64, Bytes),
 }
 
-/// Everything that a sweep found.
+/// Result of a sweep: the rows of all configurations on all machines.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Sweep {
-    /// The fields that vary.
+    /// Names of the fields that vary.
     pub varied: Vec<String>,
     /// Ranked, machine by machine: what fits first; of that the largest model, the longest examples, the highest rank,
     /// and then the fastest.
     pub rows: Vec<Row>,
     /// Combinations that are no runs, and why the first is not.
     pub refused: Option<(usize, String)>,
-    /// Probability that the upper bounds hold.
+    /// Probability with which each upper bound holds.
     pub confidence: f64,
 }
 
 const YELLOW: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Yellow)));
 const RED: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Red)));
 
-/// Rows shown for each machine.
+/// Number of rows shown for each machine.
 const SHOWN: usize = 8;
 /// Characters of a value that are shown at most, and those that it keeps on the shortest line.
 const WIDEST: usize = 24;
@@ -115,7 +115,7 @@ impl Sweep {
         self
     }
 
-    /// The first screen: for every machine how many fit, and the best of them.
+    /// The sweep as text: for every machine how many configurations fit, and the best of them.
     pub(crate) fn text(&self, [csv, page]: [&str; 2], width: usize) -> String {
         let mut out = String::new();
         let mut seen = HashSet::new();
@@ -186,7 +186,7 @@ impl Sweep {
         let _ = writeln!(out, "{}", if more > 0 { format!("  and {more} more\n") } else { String::new() });
     }
 
-    /// Columns and rows of the CSV.
+    /// Column names and rows of the sweep's CSV.
     pub(crate) fn csv(&self) -> (Vec<String>, Vec<Vec<String>>) {
         let fixed = [
             "verdict",
@@ -279,7 +279,7 @@ fn column<'a>(i: usize, field: &'a str, rows: &[&Row]) -> (&'a str, usize) {
     (title, widest.min(WIDEST))
 }
 
-/// A model without its maker.
+/// Name of a model without its owner.
 fn brief(value: &str) -> &str {
     value.rsplit('/').next().unwrap_or(value)
 }

@@ -34,7 +34,7 @@ struct MachineView {
 
 const TEMPLATE: &str = include_str!("sweep.html");
 
-/// The page.
+/// The sweep as a page.
 pub(crate) fn render(sweep: &Sweep, name: &str) -> Result<String> {
     let mut machines: Vec<&str> = Vec::new();
     for row in &sweep.rows {

@@ -28,14 +28,14 @@ const LEVERS: usize = 4;
 /// Pieces of the ledger that come before what is not in it.
 const SHOWN: usize = 4;
 
-/// What the answer rests on beside the numbers.
+/// What a plan or prediction is shown with: width, assumptions and commands.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Context {
-    /// Columns of the terminal.
+    /// Width of the terminal, columns.
     pub width: usize,
-    /// What was taken for granted: `2,000 examples of 2048 tokens`.
+    /// What was assumed, such as `2,000 examples of 2048 tokens`.
     pub assumed: Option<String>,
-    /// The commands that launch the plan.
+    /// Commands that launch the plan.
     pub launch: Vec<String>,
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn plan(plan: &Plan, machine: &Machine, context: &Context) -> String 
     out
 }
 
-/// The answer of `predict`.
+/// The prediction of a run as text, with its trade-offs.
 pub(crate) fn prediction(run: &Candidate, machine: &Machine, found: &[Lever], context: &Context) -> String {
     let assessment = &run.assessment;
     let mut out = head(run, machine);

@@ -7,28 +7,28 @@ use serde::{Deserialize, Serialize};
 use crate::spec::run::RunConfig;
 use crate::units::Bytes;
 
-/// One run to be done.
+/// A training run for a trainer to do, with where to write and when to stop.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Job {
-    /// What to run.
+    /// Configuration of the run.
     pub config: RunConfig,
     /// Run folder for checkpoints and the adapter; nothing is written without one.
     pub out: Option<PathBuf>,
-    /// Optimizer steps after which to stop, before the recipe's end.
+    /// Number of optimizer steps after which to stop, before the recipe's end.
     pub stop_after: Option<usize>,
-    /// Go on from the newest checkpoint in `out` that is whole.
+    /// Whether to resume from the newest whole checkpoint in `out`.
     pub resume: bool,
-    /// When going on, do so even if the model, the tokenizer or the data is not what it was when the run began.
+    /// Resume even if the model, the tokenizer or the data is not what it was when the run began.
     #[serde(default)]
     pub accept_changes: bool,
-    /// Optimizer steps between checkpoints.
+    /// Optimizer steps between checkpoints; 0 writes none before the end.
     pub save_every: usize,
-    /// Pad every micro-batch to `max_seq_length`, so that a short trial shows the worst case.
+    /// Whether to pad every micro-batch to `max_seq_length`, so that a short trial shows the worst case.
     pub pad_to_max: bool,
 }
 
 impl Job {
-    /// All steps of a run, of which nothing is written; what differs is set on top.
+    /// A job for all steps of a run that writes nothing; change the fields for anything else.
     pub fn new(config: RunConfig) -> Self {
         Self {
             config,
@@ -45,45 +45,45 @@ impl Job {
 /// One optimizer step: a line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// Counted from 1.
+    /// Number of the optimizer step, counted from 1.
     pub step: usize,
-    /// Mean over all target tokens of the step.
+    /// Mean loss over all target tokens of the step.
     pub loss: f64,
-    /// As applied.
+    /// Learning rate applied in this step.
     pub learning_rate: f64,
-    /// Global norm before clipping.
+    /// Global norm of the gradients before clipping.
     pub grad_norm: f64,
-    /// Tokens worked on, padding included.
+    /// Tokens processed in the step, padding included.
     pub padded_tokens: u64,
-    /// Tokens of the examples.
+    /// Tokens of the step's examples, without padding.
     pub tokens: u64,
     /// Wall time of the step, s.
     pub step_time_s: f64,
-    /// `tokens / step_time_s`.
+    /// Throughput without padding, tokens/s: `tokens / step_time_s`.
     pub tokens_per_s: f64,
-    /// Highest allocation of tensors so far, bytes.
+    /// Peak of tensor allocations so far, bytes; on Metal, those alive at the end of the step.
     pub allocated_peak_bytes: Bytes,
-    /// Highest memory of the process so far, bytes.
+    /// Peak footprint of the process so far, bytes.
     pub footprint_bytes: Bytes,
 }
 
-/// A look at the validation rows.
+/// Result of an evaluation on the validation rows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Validation {
-    /// After this many optimizer steps.
+    /// Number of optimizer steps done before the evaluation.
     pub step: usize,
-    /// Mean over all target tokens.
+    /// Mean loss over all target tokens of the validation rows.
     pub validation_loss: f64,
-    /// Where it was lowest so far.
+    /// Step of the evaluation with the lowest validation loss so far.
     pub best_step: usize,
-    /// How low.
+    /// Lowest validation loss so far.
     pub best_validation_loss: f64,
 }
 
-/// A line of `metrics.jsonl`: an optimizer step, and what validation said after it if it was asked.
+/// A line of `metrics.jsonl`: an optimizer step, and the evaluation after it where there was one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Metrics {
-    /// The step.
+    /// Figures of the optimizer step.
     #[serde(flatten)]
     pub step: Step,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -95,7 +95,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// The line of a step.
+    /// The line for a step and the evaluation that followed it, if any.
     pub(crate) fn new(step: Step, validation: Option<&Validation>) -> Self {
         Self {
             step,
@@ -105,7 +105,7 @@ impl Metrics {
         }
     }
 
-    /// What validation said, where it was asked.
+    /// The evaluation that this line records, if there was one after the step.
     pub(crate) fn validation(&self) -> Option<Validation> {
         Some(Validation {
             step: self.step.step,
@@ -120,39 +120,39 @@ impl Metrics {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
-    /// All steps done.
+    /// All steps of the run are done.
     Finished,
-    /// Validation had stopped to improve; the best adapter was kept.
+    /// Validation loss had stopped improving; the best adapter was kept.
     EarlyStopped {
-        /// Optimizer steps done.
+        /// Number of optimizer steps done.
         at_step: usize,
     },
-    /// Stopped by the caller.
+    /// The caller stopped the run.
     Stopped {
-        /// Optimizer steps done.
+        /// Number of optimizer steps done.
         at_step: usize,
     },
-    /// Memory ran out, or the limit set for it was reached.
+    /// The run ran out of memory, or reached its memory limit.
     OutOfMemory {
-        /// Optimizer steps done.
+        /// Number of optimizer steps done.
         at_step: usize,
     },
-    /// Too slow for the time it was given.
+    /// The run was too slow for its time limit.
     TimedOut {
-        /// Optimizer steps done.
+        /// Number of optimizer steps done.
         at_step: usize,
     },
-    /// The process died.
+    /// The training process died.
     Crashed {
-        /// Optimizer steps done.
+        /// Number of optimizer steps done.
         at_step: usize,
-        /// Signal or exit code and the last words.
+        /// Signal or exit code, and the last lines the process wrote.
         reason: String,
     },
 }
 
 impl Outcome {
-    /// As written in tables.
+    /// Name of the outcome as tables write it, such as `out_of_memory`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Finished => "finished",

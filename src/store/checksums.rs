@@ -10,13 +10,13 @@ use crate::error::Result;
 use crate::store::files;
 use crate::store::paths::reading;
 
-/// The file of checksums in a folder.
+/// Name of the file of checksums in a folder.
 pub(crate) const SUMS: &str = "SHA256SUMS";
 
-/// Bytes read at a time.
+/// Number of bytes read at a time.
 const PIECE: usize = 1 << 20;
 
-/// SHA-256 of some bytes, in hexadecimal.
+/// SHA-256 of a byte string, in hexadecimal.
 pub(crate) fn of_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
@@ -45,12 +45,12 @@ pub(crate) fn write(folder: &Path, names: &[&str]) -> Result<()> {
     files::write(&folder.join(SUMS), lines.as_bytes())
 }
 
-/// How a folder stands to its checksums.
+/// Result of checking a folder's files against its checksums.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Checked {
     /// Every file is as it was written.
     Whole,
-    /// There are none to check by.
+    /// The folder has no file of checksums.
     Unknown,
     /// What differs, in words: "`state.json` is not as it was written".
     Damaged(String),

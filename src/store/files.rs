@@ -130,7 +130,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     whole().map_err(writing(path))
 }
 
-/// A value from a JSON file.
+/// Reads a value from a JSON file.
 pub(crate) fn load_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     from_json(&read_text(path)?, path, None)
 }

@@ -14,12 +14,12 @@ use crate::store::paths::{reading, writing};
 use crate::store::{files, paths, temporary};
 
 const LOCK: &str = "run.lock";
-/// Tries to take it.
+/// Number of tries to take the lock.
 const TRIES: usize = 5;
-/// Everything that a run writes.
+/// Names of everything that a run writes into its folder.
 const OWN: [&str; 8] =
     ["run.toml", "prediction.json", "metrics.jsonl", "outcome.json", "SHA256SUMS", LOCK, "checkpoints", "adapter"];
-/// No lock file of ours is longer.
+/// Largest size of a lock file, bytes; one of Headroom's is smaller.
 const LONGEST: u64 = 4096;
 /// What a run writes before its first step, and so what is removed when it never takes one.
 const FIRST_FILES: [&str; 3] = ["run.toml", "prediction.json", LOCK];
@@ -34,11 +34,11 @@ pub(crate) struct RunFolder {
 /// A folder that was made, or found empty, for a new run.
 #[derive(Debug)]
 pub(crate) struct NewRun {
-    /// The folder.
+    /// The folder of the new run.
     pub folder: RunFolder,
-    /// Nobody else works in it.
+    /// Lock that keeps other processes out of the folder.
     pub lock: RunLock,
-    /// Folders that were made for it, the uppermost first.
+    /// Folders that were made for the run, the uppermost first.
     made: Vec<PathBuf>,
 }
 
@@ -101,7 +101,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// One that is there.
+    /// Opens an existing run folder.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let folder = Self { path: path.into() };
         if folder.config().exists() {
@@ -111,7 +111,7 @@ impl RunFolder {
         }
     }
 
-    /// All of them directly inside a folder, by name.
+    /// All run folders directly inside a folder, by name.
     pub(crate) fn all_in(path: &Path) -> Result<Vec<Self>> {
         Ok(files::folders_in(path)?.iter().filter_map(|p| Self::open(p).ok()).collect())
     }
@@ -139,53 +139,53 @@ impl RunFolder {
         }
     }
 
-    /// Where it is.
+    /// Path of the folder.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its last path component.
+    /// Name of the folder: the last component of its path.
     pub(crate) fn name(&self) -> String {
         let full = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
         full.file_name().map_or_else(|| "run".into(), |n| n.to_string_lossy().into_owned())
     }
 
-    /// What is run, with nothing left to default.
+    /// Path of `run.toml`, the run's configuration with nothing left to default.
     pub(crate) fn config(&self) -> PathBuf {
         self.path.join("run.toml")
     }
 
-    /// What was expected before it began.
+    /// Path of `prediction.json`, what was predicted before the run began.
     pub(crate) fn prediction(&self) -> PathBuf {
         self.path.join("prediction.json")
     }
 
-    /// One line an optimizer step.
+    /// Path of `metrics.jsonl`, with one line per optimizer step.
     pub(crate) fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
     }
 
-    /// How it ended.
+    /// Path of `outcome.json`, how the run ended.
     pub(crate) fn outcome(&self) -> PathBuf {
         self.path.join("outcome.json")
     }
 
-    /// What was learned, in PEFT's layout.
+    /// Path of the trained adapter, in PEFT's layout.
     pub(crate) fn adapter(&self) -> PathBuf {
         self.path.join("adapter")
     }
 }
 
-/// Who works in a run folder, and since when.
+/// The process that works in a run folder, and when it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Holder {
-    /// Number of the process.
+    /// Process id.
     pub pid: u32,
-    /// Start of its work, seconds since 1970.
+    /// Time when it began, seconds since 1970.
     pub unix_time: u64,
-    /// Processes that the kernel had ended for want of memory by then, in the control groups of this one.
+    /// Number of processes that the kernel had ended for want of memory by then, in this one's control groups.
     pub oom_kills: u64,
-    /// It ended itself, because memory was about to run out.
+    /// Whether the process ended itself because memory was about to run out.
     #[serde(default)]
     pub gave_up: bool,
 }
@@ -195,7 +195,7 @@ impl Holder {
         serde_json::to_string(&self).map_err(|e| Error::Serialise { what: "run.lock", reason: e.to_string() })
     }
 
-    /// What the lock file says of its holder; nothing where it was given back in order.
+    /// Reads the holder from the lock file; `None` where the lock was given back in order.
     fn read(file: &mut File) -> Option<Self> {
         let mut text = String::new();
         file.seek(SeekFrom::Start(0)).and_then(|_| file.take(LONGEST).read_to_string(&mut text)).ok()?;
@@ -203,14 +203,14 @@ impl Holder {
     }
 }
 
-/// What goes on in a run folder.
+/// Whether a process works in a run folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Activity {
-    /// Nobody works there.
+    /// No process works in the folder.
     Idle,
-    /// A process works there now; who, where it has said so.
+    /// A process works in the folder now; which, where it has said so.
     Running(Option<Holder>),
-    /// A process worked there, and was ended without a chance to say so.
+    /// The process that held the folder was ended without a chance to say so.
     Ended(Holder),
 }
 

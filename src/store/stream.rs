@@ -11,7 +11,7 @@ use crate::store::files::make_folder;
 use crate::store::paths::{parent, writing};
 use crate::store::temporary::Temporary;
 
-/// Bytes gathered before they go to the disk.
+/// Number of bytes gathered before they are written to disk.
 const BUFFER: usize = 1 << 20;
 
 /// A file that grows out of sight. Dropped unfinished, it leaves nothing.
@@ -38,12 +38,12 @@ impl Streamed {
         Ok(Self { file: BufWriter::with_capacity(BUFFER, temporary), path: path.into() })
     }
 
-    /// Adds bytes at the end.
+    /// Appends bytes to the file.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(writing(&self.path))
     }
 
-    /// Puts it in its place.
+    /// Moves the finished file to its place.
     pub(crate) fn finish(self) -> Result<()> {
         let temporary = self.file.into_inner().map_err(|e| writing(&self.path)(e.into_error()))?;
         temporary.place(&self.path).map_err(writing(&self.path))
@@ -64,7 +64,7 @@ impl Staged {
         Ok(Self { temporary, path: path.into() })
     }
 
-    /// Where its files go meanwhile.
+    /// Path of the temporary folder that files are written into.
     pub(crate) fn folder(&self) -> &Path {
         self.temporary.path()
     }
@@ -94,7 +94,7 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Copies a file.
+/// Copies a file to another path.
 pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).map_err(writing(to))
 }

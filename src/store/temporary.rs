@@ -35,7 +35,7 @@ impl Temporary {
         Self::create(target, |path| OpenOptions::new().write(true).create_new(true).open(path))
     }
 
-    /// An empty folder beside `target`.
+    /// Creates an empty temporary folder beside `target`.
     pub(super) fn folder(target: &Path) -> io::Result<Self> {
         Self::create(target, |path| fs::create_dir(path).and_then(|()| File::open(path)))
     }

@@ -5,37 +5,37 @@ use polars::prelude::{DataFrame, df};
 use crate::error::Result;
 use crate::tables::frame::{broken, first_text, parts, quantile, sum};
 
-/// One figure that was predicted and measured.
+/// Error of one figure that was predicted and measured.
 #[derive(Clone, Debug)]
 pub(crate) struct ErrorRow<'a> {
-    /// Name of the engine.
+    /// Name of the engine that trained.
     pub engine: &'a str,
-    /// Name of the quantity.
+    /// Name of the quantity that is compared.
     pub quantity: &'a str,
-    /// Where it ran.
+    /// Name of the chip it ran on.
     pub chip: &'a str,
-    /// Predicted over measured, less one.
+    /// Relative error: predicted over measured, less one.
     pub error: f64,
     /// Whether the measured value lies within the predicted interval.
     pub inside: bool,
 }
 
-/// The figures of an engine and a quantity, all together or on one chip.
+/// Errors of an engine and a quantity, all together or on one chip.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ErrorGroup {
-    /// Name of the engine.
+    /// Name of the engine that trained.
     pub engine: String,
-    /// Name of the quantity.
+    /// Name of the quantity that is compared.
     pub quantity: String,
-    /// The chip; `None` for all together.
+    /// Name of the chip; `None` for all together.
     pub chip: Option<String>,
-    /// How many.
+    /// Number of figures.
     pub n: usize,
-    /// Median of the absolute errors.
+    /// Median of the absolute relative errors.
     pub median: f64,
-    /// 95th percentile of the absolute errors.
+    /// 95th percentile of the absolute relative errors.
     pub p95: f64,
-    /// How many lie within their intervals.
+    /// Number of figures that lie within their intervals.
     pub inside: usize,
 }
 

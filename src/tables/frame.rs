@@ -7,7 +7,7 @@ use polars::prelude::{
 
 use crate::error::{Error, Result};
 
-/// What polars says, as an error of ours.
+/// An error of polars as one of Headroom's.
 pub(super) fn broken(error: PolarsError) -> Error {
     Error::Table { reason: error.to_string() }
 }

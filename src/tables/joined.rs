@@ -5,40 +5,40 @@ use polars::prelude::{DataFrame, DataFrameJoinOps, df};
 use crate::error::Result;
 use crate::tables::frame::{broken, first_text, parts, quantile};
 
-/// A measured figure, and the error of our prediction.
+/// A measured figure of a published run.
 #[derive(Clone, Debug)]
 pub(crate) struct Measured<'a> {
-    /// Of the published run.
+    /// Id of the published run.
     pub id: &'a str,
-    /// In the unit of the claims.
+    /// Measured value, in the unit of the claims.
     pub value: f64,
 }
 
-/// What a planner says of a run.
+/// Prediction of another planner for a published run.
 #[derive(Clone, Debug)]
 pub(crate) struct Claimed<'a> {
-    /// Of the published run.
+    /// Id of the published run.
     pub id: &'a str,
     /// Name and version of the planner.
     pub tool: &'a str,
-    /// In the unit of the measurements; `None` where it refuses.
+    /// Predicted value, in the unit of the measurements; `None` where the planner refuses.
     pub value: Option<f64>,
 }
 
-/// A planner on the runs that are in both tables.
+/// Errors of a planner on the runs that are in both tables.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PlannerErrors {
-    /// Name and version.
+    /// Name and version of the planner.
     pub tool: String,
-    /// Runs that it refuses.
+    /// Number of runs that the planner refuses.
     pub refused: usize,
-    /// Ids of the runs that it answers.
+    /// Ids of the runs that the planner answers.
     pub answered: Vec<String>,
-    /// Median of the absolute errors.
+    /// Median of its absolute relative errors.
     pub median: f64,
-    /// 95th percentile of the absolute errors.
+    /// 95th percentile of its absolute relative errors.
     pub p95: f64,
-    /// Median of the errors: above 0 where it claims too much.
+    /// Median of its relative errors: above 0 where it claims too much.
     pub bias: f64,
 }
 

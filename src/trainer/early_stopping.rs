@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::record::Validation;
 
-/// What validation has found so far; part of a checkpoint.
+/// State of early stopping, from the evaluations so far; part of a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct EarlyStopping {
     best: Option<Validation>,
-    /// Validations since the best.
+    /// Number of evaluations since the best.
     stale: usize,
 }
 
@@ -26,7 +26,7 @@ impl EarlyStopping {
         now
     }
 
-    /// So many validations in a row were no better than the best.
+    /// Whether so many evaluations in a row were no better than the best.
     pub(crate) fn is_over(&self, patience: Option<usize>) -> bool {
         patience.is_some_and(|patience| self.stale >= patience)
     }

@@ -17,62 +17,62 @@ use crate::spec::record::{Job, Outcome, Step, Validation};
 use crate::spec::run::Engine;
 use crate::units::Seconds;
 
-/// What a trainer says while it runs.
+/// An event that a trainer reports while it runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum TrainEvent {
-    /// Where a resumed run goes on from, told before [`TrainEvent::Ready`].
+    /// A resumed run has chosen its checkpoint; reported before [`TrainEvent::Ready`].
     Resumed {
-        /// The checkpoint; `None` where there is none, and the run begins again.
+        /// Checkpoint that the run continues from; `None` where there is none, and the run begins again.
         from: Option<PathBuf>,
         /// Newer checkpoints that are damaged, and what is wrong with them.
         damaged: Vec<String>,
         /// Files of the model or the data that changed since the run began; only where that is accepted.
         changed: Vec<String>,
     },
-    /// Still at work, between two micro-batches: nothing happened, but the caller may want to stop.
+    /// The trainer is between two micro-batches; the caller may want to stop.
     Working,
-    /// Loaded and about to take the first step.
+    /// The model is loaded and the first step is about to begin.
     Ready {
-        /// Parameters that learn.
+        /// Number of trainable parameters.
         trainable_params: u64,
-        /// All parameters, adapters included.
+        /// Number of all parameters, adapters included.
         total_params: u64,
-        /// Optimizer steps of the whole run.
+        /// Number of optimizer steps of the whole run.
         total_steps: usize,
-        /// Steps already done (after a resume).
+        /// Number of steps already done, when a run is resumed.
         done_steps: usize,
-        /// Time from start to here.
+        /// Time from the start until this event.
         load_time: Seconds,
     },
-    /// One optimizer step.
+    /// An optimizer step is done.
     Step(Step),
-    /// Loss on the validation rows, told before the step that it follows.
+    /// The validation rows were evaluated; reported before the step that it follows.
     Validation(Validation),
     /// A checkpoint or the adapter was written.
     Saved {
-        /// Where.
+        /// Folder of the checkpoint or of the adapter.
         path: PathBuf,
     },
 }
 
-/// What the caller wants.
+/// How the caller wants the run to proceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
-    /// Go on.
+    /// Continue with the run.
     Continue,
-    /// Save and stop: after [`TrainEvent::Step`] the step counts, during one it is taken again when the run goes on.
+    /// Save and stop: after [`TrainEvent::Step`] the step counts, during one it is taken again on resuming.
     Stop,
-    /// Stop at once and save nothing: what was told could not be written down, so it must happen again.
+    /// Stop at once and save nothing: the event could not be written down, so it must happen again.
     Abort,
 }
 
-/// Something that runs jobs.
+/// An engine that runs training jobs.
 pub trait Trainer {
-    /// Which engine this is.
+    /// The engine that this trainer stands for.
     fn engine(&self) -> Engine;
-    /// Its version, part of the key of a calibration.
+    /// Version of the engine, part of the key of a calibration.
     fn version(&self) -> String;
-    /// Runs the job, telling `on` what happens.
+    /// Runs the job and reports each event to `on`, whose answer says how to proceed.
     fn train(&mut self, job: &Job, on: &mut dyn FnMut(&TrainEvent) -> Flow) -> Result<Outcome>;
 }

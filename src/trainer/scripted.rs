@@ -17,7 +17,7 @@ use crate::store;
 use crate::trainer::{Flow, TrainEvent, Trainer};
 use crate::units::{Bytes, Seconds};
 
-/// The known truth.
+/// Speed, memory and mishaps of a simulated run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Script {
@@ -25,63 +25,63 @@ pub struct Script {
     pub flops_per_token: f64,
     /// Arithmetic of one pair of a token and a token it may look at, FLOP.
     pub flops_per_token_pair: f64,
-    /// Rate, FLOP/s.
+    /// Rate of the arithmetic, FLOP/s.
     pub flops_per_s: f64,
     /// Bytes moved for a micro-batch whatever its size (the weights).
     pub bytes_per_micro_batch: f64,
-    /// Rate, bytes/s.
+    /// Rate of memory traffic, bytes/s.
     pub bytes_per_s: f64,
     /// Time of a micro-batch that no work explains, s.
     pub overhead_s: f64,
-    /// Tensors that are always there.
+    /// Memory of the tensors that are always alive, bytes.
     pub fixed_memory: Bytes,
-    /// Tensors of one padded token of a micro-batch, bytes.
+    /// Memory of the tensors of one padded token of a micro-batch, bytes.
     pub memory_per_token: f64,
-    /// What the process holds beside its tensors.
+    /// Memory that the process holds beside its tensors, bytes.
     pub process_memory: Bytes,
     /// Relative standard deviation of the time of a step.
     pub noise: f64,
-    /// Of the noise.
+    /// Seed of the noise.
     pub noise_seed: u64,
-    /// The first step of a process takes this many times as long.
+    /// Factor by which the first step of a process takes longer.
     pub first_step: f64,
-    /// Gets slower when it is warm.
+    /// Slowdown of a machine that gets warm, if any.
     pub heat: Option<Heat>,
-    /// A footprint above this ends the run.
+    /// Footprint above which the run ends for want of memory, if any, bytes.
     pub memory_limit: Option<Bytes>,
-    /// Something goes wrong.
+    /// Failure of the run, if any, and the step in which it happens.
     pub mishap: Option<Mishap>,
     /// Token lengths of the examples, drawn from at random.
     pub lengths: Vec<u32>,
-    /// Parameters that learn, as it reports.
+    /// Number of trainable parameters that the trainer reports.
     pub trainable_params: u64,
-    /// All parameters, as it reports.
+    /// Number of all parameters that the trainer reports, adapters included.
     pub total_params: u64,
 }
 
-/// Slower after a while.
+/// A machine that becomes slower once it is warm.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Heat {
-    /// After this much simulated time.
+    /// Simulated time after which the machine is warm.
     pub after: Seconds,
-    /// Times as long from then on.
+    /// Factor by which steps take longer from then on.
     pub slowdown: f64,
 }
 
-/// What goes wrong, and in which optimizer step (counted from 1).
+/// A failure of the run, and the optimizer step of it (counted from 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mishap {
-    /// Memory runs out.
+    /// Memory runs out in this step.
     OutOfMemory(usize),
-    /// It stops making progress.
+    /// The run makes no progress from this step on.
     Hang(usize),
-    /// It dies.
+    /// The process dies in this step.
     Crash(usize),
-    /// It reports a step that cannot be: no number for a loss, and no time taken.
+    /// The trainer reports this step with impossible figures: a loss that is not a number, and no time taken.
     Garbage(usize),
-    /// The loss is not a number, and it notices.
+    /// The loss of this step is not a number, and the trainer ends with an error.
     Diverge(usize),
 }
 
@@ -111,14 +111,14 @@ impl Default for Script {
     }
 }
 
-/// Plays a [`Script`].
+/// A trainer that trains nothing and plays a [`Script`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScriptedTrainer {
     script: Script,
     engine: Engine,
 }
 
-/// Where a run stands; also its checkpoint.
+/// Step and simulated time at which a run stands; also its checkpoint.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 struct Progress {
     step: usize,
@@ -126,22 +126,22 @@ struct Progress {
 }
 
 impl ScriptedTrainer {
-    /// Plays `script` in the place of `engine`.
+    /// A trainer that plays `script` in the place of `engine`.
     pub fn new(script: Script, engine: Engine) -> Self {
         Self { script, engine }
     }
 
-    /// Highest footprint of a job: its padded micro-batch, beside what is fixed.
+    /// True peak footprint of a job, bytes: its padded micro-batch, beside what is fixed.
     pub(crate) fn true_footprint(&self, micro_batch_tokens: u64) -> Bytes {
         self.true_peak(micro_batch_tokens) + self.script.process_memory
     }
 
-    /// Highest allocation of tensors of a job.
+    /// True peak of tensor allocations of a job, bytes.
     pub(crate) fn true_peak(&self, micro_batch_tokens: u64) -> Bytes {
         self.script.fixed_memory + Bytes::from_f64(self.script.memory_per_token * micro_batch_tokens as f64)
     }
 
-    /// Time of a micro-batch of `rows` rows padded to `length`, without noise.
+    /// True time of a micro-batch of `rows` rows padded to `length`, without noise.
     pub fn true_micro_batch_time(&self, rows: u64, length: u64) -> Seconds {
         let s = &self.script;
         let tokens = (rows * length) as f64;

@@ -84,25 +84,25 @@ pub(super) fn lora() -> String {
     "lora".into()
 }
 
-/// What the weights alone do not say.
+/// Settings of an adapter that its weights alone do not tell.
 #[derive(Clone, Debug, PartialEq)]
 pub struct About {
-    /// Rows of A.
+    /// Rank of the adapter: the rows of A.
     pub rank: usize,
-    /// The update is scaled by alpha / rank.
+    /// Numerator of the scale of the update, `alpha / rank`.
     pub alpha: f64,
-    /// By alpha over the root of the rank instead.
+    /// Whether the update is scaled by `alpha / sqrt(rank)` instead (rsLoRA).
     pub use_rslora: bool,
-    /// It holds magnitudes.
+    /// Whether the adapter has a magnitude for each output (DoRA).
     pub use_dora: bool,
-    /// Of training.
+    /// Dropout probability in training.
     pub dropout: f64,
-    /// The base, where it is named.
+    /// Name or path of the base model, where it is given.
     pub base: Option<String>,
 }
 
 impl About {
-    /// Factor of the update.
+    /// Factor on the low-rank update: `alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA.
     pub(crate) fn scale(&self) -> f64 {
         Lora { rank: self.rank, alpha: self.alpha, use_rslora: self.use_rslora, ..Lora::default() }.scale()
     }
@@ -139,7 +139,7 @@ pub(super) fn peft_about(config: &Value) -> serde_json::Result<(About, Vec<Strin
     Ok((about, refused))
 }
 
-/// Why an adapter that was started so does not belong on the base as it is published.
+/// Why an adapter with this `init_lora_weights` does not belong on the base as it is published.
 pub(super) fn another_base(start: &Value) -> Option<String> {
     let name = match start {
         Value::Null | Value::Bool(_) => return None,

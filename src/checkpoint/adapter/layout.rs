@@ -6,17 +6,17 @@ use candle_core::Tensor;
 
 use crate::error::Result;
 
-/// How an adapter lies in its folder.
+/// Layout of an adapter folder: file names, tensor names and orientation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// As PEFT writes it.
+    /// Layout that PEFT reads and writes.
     Peft,
-    /// As mlx-lm writes it.
+    /// Layout that mlx-lm reads and writes.
     MlxLm,
 }
 
 impl Layout {
-    /// The file of the weights.
+    /// Name of the file of weights in this layout.
     pub fn weights_file(self) -> &'static str {
         match self {
             Self::Peft => "adapter_model.safetensors",
@@ -33,7 +33,7 @@ impl Layout {
         }
     }
 
-    /// Names of A and B, and of DoRA's magnitude where the layout has one, of the linear layer at `path`.
+    /// Names of A and B, and of DoRA's magnitude where the layout has one, for the linear layer at `path`.
     pub(crate) fn names(self, path: &str) -> Vec<String> {
         let path = match self {
             Self::Peft => path.to_owned(),
@@ -61,7 +61,7 @@ impl Layout {
         Some((path.strip_prefix("model.h.").map(|rest| format!("transformer.h.{rest}")).unwrap_or(path), part))
     }
 
-    /// From the file's orientation to ours and back: it is the same turn both ways.
+    /// Turns a tensor from the file's orientation to PEFT's or back: it is the same turn both ways.
     pub(super) fn turned(self, tensor: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::Peft => tensor.clone(),

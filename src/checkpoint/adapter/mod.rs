@@ -32,21 +32,21 @@ use crate::spec::run::Lora;
 use crate::store;
 use crate::store::checksums::{self, Checked, SUMS};
 
-/// What describes an adapter, in either layout.
+/// Name of the file that describes an adapter, in either layout.
 pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 
-/// An adapter, out of its files.
+/// An adapter read from its folder, in either layout.
 #[derive(Debug)]
 pub struct AdapterFile {
-    /// How it lay there.
+    /// Layout of the folder it was read from.
     pub layout: Layout,
-    /// Its settings.
+    /// Settings of the adapter, such as rank and scale.
     pub about: About,
     /// A, B and magnitude of each linear layer, by its path in transformers' names; turned as PEFT has them.
     parts: BTreeMap<String, [Option<Tensor>; 3]>,
-    /// Tensors that are no adapter's.
+    /// Names of the tensors that belong to no adapter.
     others: Vec<String>,
-    /// Settings that we cannot follow.
+    /// Settings of the adapter that are not supported, as messages.
     refused: Vec<String>,
 }
 
@@ -89,7 +89,7 @@ impl AdapterFile {
         Ok(Self { layout, about, parts, others, refused })
     }
 
-    /// Factor of the update.
+    /// Factor on the low-rank update.
     pub(crate) fn scale(&self) -> f64 {
         self.about.scale()
     }
@@ -171,7 +171,7 @@ impl AdapterFile {
         }
     }
 
-    /// Paths of the linear layers that it has something for.
+    /// Paths of the linear layers that the adapter has tensors for.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.parts.keys().map(String::as_str)
     }

@@ -2,32 +2,32 @@
 
 use candle_core::Tensor;
 
-/// What learns of one projection: the update is `scale * B A`.
+/// Trainable tensors of one projection: the update is `scale * B A`.
 #[derive(Clone, Debug)]
 pub struct Adapter {
-    /// `[rank, in]`
+    /// Matrix A, `[rank, in]`.
     pub a: Tensor,
-    /// `[out, rank]`
+    /// Matrix B, `[out, rank]`.
     pub b: Tensor,
-    /// `[out]`: the length of each output's weights, with DoRA.
+    /// With DoRA, the length of each output's weights, `[out]`.
     pub magnitude: Option<Tensor>,
 }
 
-/// Gradients of an adapter, in its shapes.
+/// Gradients of an adapter, in the shapes of its tensors.
 pub type AdapterGrad = Adapter;
 
 impl Adapter {
-    /// Its tensors, in a fixed order.
+    /// The tensors A, B and magnitude (where there is one), in this order.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         [&self.a, &self.b].into_iter().chain(&self.magnitude)
     }
 
-    /// `f` of each of its tensors, in the same order.
+    /// Applies `f` to each tensor of the adapter, in the order of [`Adapter::tensors`].
     pub fn map<E>(&self, mut f: impl FnMut(&Tensor) -> std::result::Result<Tensor, E>) -> std::result::Result<Self, E> {
         Ok(Self { a: f(&self.a)?, b: f(&self.b)?, magnitude: self.magnitude.as_ref().map(f).transpose()? })
     }
 
-    /// The gradient gathered so far, taken out of its place.
+    /// Takes the gradient gathered so far out of its place, or zeros where there is none.
     pub(crate) fn grad_or_zero(&self, grad: &mut Option<AdapterGrad>) -> candle_core::Result<AdapterGrad> {
         match grad.take() {
             Some(old) => Ok(old),

@@ -10,12 +10,12 @@ pub(crate) const LONGEST_TEXT: usize = 4 << 20;
 /// One turn of a chat. Keys beyond role and content (tool calls, names) are handed to the template as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user`, `assistant`, ...
+    /// Role of the speaker: `system`, `user`, `assistant` or another that the template knows.
     pub role: String,
-    /// What is said.
+    /// Text of the message.
     #[serde(default)]
     pub content: String,
-    /// Anything else of the row.
+    /// Any other keys of the message, for the template.
     #[serde(flatten)]
     pub rest: serde_json::Map<String, Value>,
 }
@@ -23,8 +23,8 @@ pub struct Message {
 /// Tokens of a row, and how many of them are prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
-    /// All of it.
+    /// All tokens of the row, those of the prompt first.
     pub tokens: Vec<u32>,
-    /// Tokens that lie wholly in the prompt.
+    /// Number of tokens that lie wholly in the prompt.
     pub prompt: usize,
 }

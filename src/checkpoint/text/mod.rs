@@ -30,11 +30,11 @@ const LARGEST_CONFIG: usize = 8 << 20;
 /// Bytes that stand for the text of one token.
 const BYTES_OF_TOKEN: usize = 64;
 
-/// A tokenizer with its chat template.
+/// A model's tokenizer and its chat template.
 #[derive(Clone)]
 pub struct Text {
     inside: Arc<Inside>,
-    /// Tokens at which generation ends.
+    /// Tokens that end generation.
     pub eos_ids: Vec<u32>,
     name: String,
 }
@@ -42,10 +42,10 @@ pub struct Text {
 /// What works on texts, in threads that may have to be given up.
 struct Inside {
     tokenizer: Tokenizer,
-    /// Parsed, or why it is not: rows without a chat do not need it.
+    /// Parsed chat template, or why it is not valid: rows without a chat do not need it.
     template: Option<Result<Template, String>>,
     tokens: SpecialTokens,
-    /// The token that closes an example.
+    /// Token that closes a training example.
     end: Option<u32>,
 }
 
@@ -143,7 +143,7 @@ impl Text {
         self.inside.template.is_some()
     }
 
-    /// The chat as text.
+    /// Renders a chat as text by the model's template.
     pub(crate) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let owned = messages.to_vec();
         let bytes = messages.iter().map(|m| m.role.len() + m.content.len() + m.rest.values().map(size).sum::<usize>());
@@ -154,7 +154,7 @@ impl Text {
         })
     }
 
-    /// Text of tokens, special ones left out.
+    /// Text of tokens, with special ones left out.
     pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String> {
         let tokens = tokens.to_vec();
         self.bounded(TOKENIZER, BYTES_OF_TOKEN * tokens.len(), move |inside| {
@@ -183,7 +183,7 @@ fn config_of(file: &str, text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|e| format!("{file}: {e}"))
 }
 
-/// Parses a chat template within bounds.
+/// Parses a chat template within bounds on time and memory.
 fn parsed(source: String) -> Result<Template, String> {
     let bounds = Bounds::of(source.len());
     bounded::run(TEMPLATE, bounds, move || Template::parse(source)).unwrap_or_else(|stopped| Err(stopped.to_string()))

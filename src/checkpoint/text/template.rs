@@ -20,7 +20,7 @@ const LEFT_BEHIND: usize = 16 << 10;
 /// Its name in messages, which add the line.
 const NAME: &str = "chat template";
 
-/// A parsed chat template.
+/// A parsed chat template, ready to render.
 pub(super) struct Template {
     environment: Environment<'static>,
 }
@@ -52,7 +52,7 @@ impl Template {
         Ok(Self { environment })
     }
 
-    /// A chat as text.
+    /// Renders a chat as text.
     pub(super) fn render(
         &self,
         messages: &[Message],

@@ -69,7 +69,7 @@ impl Tried {
         Text::open(&ModelSource::Folder(self.folder.path().into()), &self.spec, "m")
     }
 
-    /// With one value of tokenizer.json replaced.
+    /// Opens the text with one value of tokenizer.json replaced.
     pub(super) fn with(&self, pointer: &str, value: Value) -> Result<Text> {
         let mut tokenizer = self.tokenizer.clone();
         *tokenizer.pointer_mut(pointer).unwrap() = value;

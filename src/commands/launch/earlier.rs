@@ -26,14 +26,14 @@ fn final_files(folder: &Path) -> Vec<&'static str> {
     FINAL.into_iter().filter(|name| folder.join(name).is_file()).collect()
 }
 
-/// A run that is gone on with: its folder, locked and looked through. Nothing in it was changed.
+/// A run to resume: its folder, locked and checked, with nothing in it changed.
 pub(crate) struct Earlier {
-    /// The folder.
+    /// Folder of the run.
     pub folder: RunFolder,
-    /// Nobody else works in it.
+    /// Lock that keeps other processes out of the folder.
     pub lock: RunLock,
     config: RunConfig,
-    /// One line a step.
+    /// Lines of `metrics.jsonl`, one per optimizer step done.
     pub metrics: Vec<Metrics>,
 }
 
@@ -111,14 +111,14 @@ impl Earlier {
     }
 }
 
-/// What ended a process.
+/// Cause for which a process ended without a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EndedBy {
     /// The kernel for want of memory, or the process itself just before.
     Memory,
-    /// The machine went down.
+    /// The machine restarted.
     Restart,
-    /// Somebody, for some reason.
+    /// The cause is not known.
     Unknown,
 }
 

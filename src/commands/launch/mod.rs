@@ -24,31 +24,31 @@ use crate::store::{self, RunFolder};
 use crate::trainer::Trainer;
 use crate::units::Seconds;
 
-/// Where a run goes.
+/// Folder that a run is written to, new or existing.
 pub(crate) enum Place {
-    /// Into this folder, which is empty or not there yet.
+    /// This folder, which is empty or not there yet.
     New(PathBuf),
-    /// Into the first free one of `NAME-1`, `NAME-2` and so on in this folder.
+    /// The first free one of `NAME-1`, `NAME-2` and so on in this folder.
     Numbered(PathBuf, String),
-    /// On from where the run in this folder stands.
+    /// The folder of a run to resume.
     Resume(PathBuf),
 }
 
-/// How a run is done.
+/// Options of a launch, from the command line.
 pub(crate) struct Settings<'a> {
-    /// Run even if it is not sure to fit.
+    /// Whether to run even if it may not fit.
     pub force: bool,
-    /// Go on although model or data are not what they were.
+    /// Whether to resume although model or data are not what they were.
     pub accept_changes: bool,
-    /// Optimizer steps between checkpoints.
+    /// Number of optimizer steps between checkpoints.
     pub save_every: usize,
-    /// Probability that the upper bounds hold.
+    /// Probability with which each upper bound holds.
     pub confidence: f64,
-    /// Limits and measurements.
+    /// Memory limit, folder of measurements and script of the command line.
     pub measure: &'a MeasureArgs,
 }
 
-/// The verb; returns the run's folder.
+/// Runs `headroom launch`: trains and returns the run's folder.
 pub(crate) fn run(args: &LaunchArgs, output: &Output) -> Result<RunFolder> {
     // A folder in the place of a run file is that run.
     let inside = args.run.is_dir().then(|| RunFolder::open(&args.run)).transpose()?;
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &LaunchArgs, output: &Output) -> Result<RunFolder> {
     start(run, &if args.resume { Place::Resume(out) } else { Place::New(out) }, &settings, output)
 }
 
-/// `runs/NAME` for `NAME.toml`.
+/// Folder of a run without `--out`: `runs/NAME` for `NAME.toml`.
 fn default_folder(run: &Path) -> PathBuf {
     let stem = run.file_stem().unwrap_or_default().to_string_lossy();
     Path::new("runs").join(store::file_name(&stem))

@@ -13,33 +13,33 @@ use crate::store;
 use crate::trainer::{Flow, TrainEvent};
 use crate::units::Seconds;
 
-/// A run while it goes on.
+/// Handles the events of a run in progress and keeps what they report.
 pub(crate) struct Watch<'a, 'b> {
     launch: &'a mut Launch<'b>,
     guard: &'a Guard,
-    /// Progress.
+    /// Progress bar over the optimizer steps.
     pub bar: Bar,
-    /// The [`TrainEvent::Ready`].
+    /// The [`TrainEvent::Ready`] event, once the model is loaded.
     pub ready: Option<TrainEvent>,
-    /// Steps of this process.
+    /// Optimizer steps done by this process.
     pub steps: Vec<Step>,
-    /// Evaluations of this process.
+    /// Evaluations done by this process.
     pub validations: Vec<Validation>,
-    /// The footprint passed the limit.
+    /// Whether the footprint exceeded the limit.
     pub over: bool,
-    /// Something could not be written.
+    /// Error in writing down an event, which ends the run.
     pub failure: Option<Error>,
 }
 
 impl<'a, 'b> Watch<'a, 'b> {
-    /// Of a run that begins now.
+    /// A watch over a run that begins now.
     pub(crate) fn new(launch: &'a mut Launch<'b>, guard: &'a Guard) -> Self {
         let bar = launch.output.bar(launch.plan.prediction.steps as u64);
         interrupted();
         Self { launch, guard, bar, ready: None, steps: Vec::new(), validations: Vec::new(), over: false, failure: None }
     }
 
-    /// Optimizer steps done, those of earlier processes included.
+    /// Number of optimizer steps done, those of earlier processes included.
     pub(crate) fn last_step(&self) -> usize {
         let before = match self.ready {
             Some(TrainEvent::Ready { done_steps, .. }) => done_steps,
@@ -110,7 +110,7 @@ impl<'a, 'b> Watch<'a, 'b> {
         if v.step == self.last_step() { earlier::amend(&self.launch.folder, v) } else { Ok(()) }
     }
 
-    /// Measured beside predicted.
+    /// Message of the progress bar: measured values beside predicted ones.
     fn words(&self, step: &Step) -> String {
         let p = &self.launch.plan.prediction;
         let left = self.bar.length().unwrap_or(0).saturating_sub(step.step as u64);

@@ -7,7 +7,7 @@ use crate::spec::machine::Accelerator;
 use crate::spec::model::Positions;
 use crate::spec::model::tensors::Role;
 
-/// What attention leaves for backward.
+/// Tensors that attention's forward pass keeps for its backward pass.
 pub(super) struct AttentionTape {
     normed: Live,
     raw: Option<[Live; 2]>,

@@ -53,11 +53,10 @@ impl StepLedger<'_> {
         self.product(&Product::of_transposed(to, rows, rank));
         input.into_iter().chain([hidden, scaled]).for_each(|l| self.t.free(l));
         if drops && need_dx {
-            // The mask, the gradient through the whole input, the mask's complement and their product.
-            let mask = self.t.alloc(LORA, wide_in);
+            // The gradient through the whole input; on Metal with its mask and their product, and then the same of `dx`.
             let whole = self.through(p, rows, LORA);
-            self.t.brief(LORA, 2 * wide_in);
-            [mask, whole].into_iter().for_each(|l| self.t.free(l));
+            self.t.brief(LORA, 2 * self.masks() * wide_in);
+            self.t.free(whole);
         }
         dx
     }

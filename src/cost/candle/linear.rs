@@ -9,7 +9,7 @@ use crate::spec::model::tensors::{Projection, Role};
 use crate::spec::run::engine;
 
 impl StepLedger<'_> {
-    /// What a product packs for itself while it runs.
+    /// Counts what a matrix product packs for itself while it runs.
     pub(super) fn product(&mut self, product: &Product) {
         if self.micro.accelerator == Accelerator::Cpu {
             self.t.brief(PRODUCT, product.packed(&self.micro.processor));
@@ -42,7 +42,7 @@ impl StepLedger<'_> {
         (format != Format::F32).then(|| self.t.alloc(PANEL, rows.min(panel_rows(width)) * width * F32))
     }
 
-    /// `x W'` of `rows` rows into memory of its own.
+    /// Forward through a frozen matrix: `x W'` of `rows` rows, into memory of its own.
     pub(super) fn output(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
         let y = self.t.alloc(name, rows * p.out_features as u64 * F32);
         let stored = self.stored(p);
@@ -50,7 +50,7 @@ impl StepLedger<'_> {
         y
     }
 
-    /// `g W`, likewise.
+    /// Backward through a frozen matrix: `g W` of `rows` rows, into memory of its own.
     pub(super) fn through(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
         let dx = self.t.alloc(name, rows * p.in_features as u64 * F32);
         let stored = self.stored(p);
@@ -75,13 +75,18 @@ impl StepLedger<'_> {
         y
     }
 
-    /// The adapter's input after dropout, for which a mask was there; without dropout it is the input itself.
+    /// The adapter's input after dropout, for which on Metal a mask was there; without dropout it is the input itself.
     pub(super) fn dropped(&mut self, rows: u64, p: &Projection) -> Option<Live> {
         let wide = rows * p.in_features as u64 * F32;
         (self.training && self.run.recipe.lora.dropout > 0.0).then(|| {
-            self.t.brief(LORA, 2 * wide);
+            self.t.brief(LORA, self.masks() * wide + wide);
             self.t.alloc(LORA, wide)
         })
+    }
+
+    /// Masks of a dropout that are in memory with what they are for: candle's operations want one as a tensor.
+    pub(super) fn masks(&self) -> u64 {
+        u64::from(self.micro.accelerator == Accelerator::Metal)
     }
 
     pub(super) fn linear_back(
@@ -111,8 +116,8 @@ impl StepLedger<'_> {
                 self.product(&Product::plain(rows, rank, from));
             }
             if input.is_some() && need_dx {
-                // The mask again, what comes through the adapter, and their product.
-                self.t.brief(LORA, 3 * rows * p.in_features as u64 * F32);
+                // What comes through the adapter; on Metal the mask again, and their product.
+                self.t.brief(LORA, (1 + 2 * self.masks()) * rows * p.in_features as u64 * F32);
             }
             input.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
         }

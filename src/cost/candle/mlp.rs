@@ -11,7 +11,7 @@ impl StepLedger<'_> {
         (0..all.div_ceil(step)).map(|i| step.min(all - i * step)).collect()
     }
 
-    /// (gate or plain, up, hidden)
+    /// The MLP up to its activation: (gate, or up where it is not gated; up; hidden).
     pub(super) fn mlp_hidden(&mut self, rows: u64) -> (Live, Option<Live>, Live) {
         let m = self.spec.mlp;
         let (gate, up) = if !m.gated {

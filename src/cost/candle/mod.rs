@@ -23,8 +23,8 @@ use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::{Optimizer, RunConfig};
 use crate::units::Bytes;
 
-/// The ledger of an optimizer step over micro-batches of one size, and of a look at the validation rows, if there are
-/// any.
+/// The ledger of an optimizer step over micro-batches of one size, and of an evaluation on the validation rows, if
+/// there are any.
 pub fn ledger(spec: &ModelSpec, run: &RunConfig, micro: &Micro, validation: Option<&Micro>) -> Result<MemoryLedger> {
     let mut engine = StepLedger::new(spec, run, micro, Timeline::default())?;
     engine.step();
@@ -42,7 +42,7 @@ pub(crate) fn pool(spec: &ModelSpec, run: &RunConfig, micro: &Micro) -> Result<B
     Ok(engine.t.pool())
 }
 
-/// What forward leaves for backward.
+/// Tensors that a block's forward pass keeps for its backward pass.
 struct Tape {
     x: Live,
     attention: AttentionTape,
@@ -180,7 +180,7 @@ impl StepLedger<'_> {
 
     // --- the head ---
 
-    /// Rows of the loss that are worked on at a time, at most.
+    /// Most rows of the loss that are worked on at a time.
     fn loss_rows(&self) -> u64 {
         self.micro.targets.min(self.run.execution.loss_chunk) as u64
     }
@@ -192,7 +192,7 @@ impl StepLedger<'_> {
         (spec.format(self.run.execution.weights, name, hidden), spec.vocab_size as u64, hidden as u64)
     }
 
-    /// The chosen rows, and their logits.
+    /// Picks `c` rows of the hidden state for the loss, and computes their logits.
     fn logits_of(&mut self, c: u64) -> (Live, Live) {
         let rows = self.t.alloc(STATE, c * self.h());
         let normed = self.t.alloc(STATE, c * self.h());

@@ -11,7 +11,7 @@ const SMALL: u64 = 64;
 /// Tiles of the left matrix, more than which are not packed at one time.
 const MOST_TILES: u64 = 8;
 
-/// Rows and columns of a tile.
+/// Rows and columns of a kernel's tile.
 fn tile(instructions: Instructions) -> (u64, u64) {
     match instructions {
         Instructions::Avx512 => (64, 6),
@@ -27,29 +27,29 @@ fn far(instructions: Instructions) -> u64 {
     if instructions == Instructions::Neon { 2 } else { 128 }
 }
 
-/// `[rows, depth] x [depth, columns]`
+/// A matrix product, `[rows, depth] x [depth, columns]`.
 pub(super) struct Product {
     pub rows: u64,
     pub depth: u64,
     pub columns: u64,
-    /// The left matrix is read across its rows in memory, as a transposed one is.
+    /// Whether the left matrix is read across its rows in memory, as a transposed one is.
     pub left_across: bool,
-    /// So is the right one.
+    /// Whether the right matrix is read across its rows in memory, as a transposed one is.
     pub right_across: bool,
 }
 
 impl Product {
-    /// `x W`, both as they lie in memory.
+    /// The product `x W`, both as they lie in memory.
     pub(super) fn plain(rows: u64, depth: u64, columns: u64) -> Self {
         Self { rows, depth, columns, left_across: false, right_across: false }
     }
 
-    /// `x W'`
+    /// The product `x W'`, with the right matrix transposed.
     pub(super) fn with_transposed(rows: u64, depth: u64, columns: u64) -> Self {
         Self { right_across: true, ..Self::plain(rows, depth, columns) }
     }
 
-    /// `g' x`
+    /// The product `g' x`, with the left matrix transposed.
     pub(super) fn of_transposed(rows: u64, depth: u64, columns: u64) -> Self {
         Self { left_across: true, ..Self::plain(rows, depth, columns) }
     }
@@ -70,7 +70,7 @@ impl Product {
         F32 * depth * (left + right)
     }
 
-    /// `kernel_params`, with our left and right.
+    /// Sizes of the blocks, as `kernel_params` chooses them, with left and right exchanged.
     fn blocks(&self, processor: &Processor) -> Blocks {
         let (height, width) = tile(processor.instructions);
         let [l1, l2, l3] = processor.caches;

@@ -30,30 +30,30 @@ pub(super) const GRADIENTS: &str = "adapter gradients";
 
 pub(super) const PRODUCT: &str = "matrix product's own";
 
-/// Name of what the matrix product keeps for each thread.
+/// Name of the buffers that the matrix product keeps for each thread.
 pub const SLABS: &str = "matrix product's buffers";
 
 /// Score-sized temporaries of candle's ops on Metal beside those of the CPU kernels: scaled, masked, shifted and
 /// exponentiated scores live at one time. Read off `attention::Shape::probabilities_composed`; unproven on a Mac.
 pub(super) const COMPOSED_SCORES: u64 = 3;
 
-/// A micro-batch by its sizes.
+/// Sizes of a micro-batch and the device that computes it.
 #[derive(Clone, Debug)]
 pub struct Micro {
     /// Rows of each example: its tokens less one.
     pub examples: Vec<usize>,
-    /// Rows that are learned from.
+    /// Number of target tokens, whose rows enter the loss.
     pub targets: usize,
-    /// What does the arithmetic: on Metal the fused CPU kernels give way to candle's ops, with their temporaries.
+    /// Device that does the arithmetic: on Metal candle's ops replace the fused CPU kernels, with their temporaries.
     pub accelerator: Accelerator,
-    /// Threads that compute, on a CPU.
+    /// Number of threads that compute, on a CPU.
     pub threads: usize,
-    /// What multiplies the matrices, on a CPU.
+    /// Caches and instruction set that matrix products use, on a CPU.
     pub processor: Processor,
 }
 
 impl Micro {
-    /// `batch_size` examples of like length, of whose tokens this share is learned from.
+    /// A micro-batch of `batch_size` examples of like length, of whose tokens the share `learned` are targets.
     pub(crate) fn full(batch_size: usize, tokens_per_row: usize, learned: f64, machine: &Machine) -> Self {
         let rows = tokens_per_row.saturating_sub(1).max(1);
         let Machine { accelerator, cores: threads, processor, .. } = *machine;
@@ -72,12 +72,12 @@ impl Micro {
     }
 }
 
-/// A step that is played through.
+/// An optimizer step played through with sizes in place of tensors.
 pub(super) struct StepLedger<'a> {
     pub(super) spec: &'a ModelSpec,
     pub(super) run: &'a RunConfig,
     pub(super) micro: &'a Micro,
-    /// Dropout is for training alone.
+    /// Whether the pass is one of training, and dropout applies.
     pub(super) training: bool,
     pub(super) linears: Vec<(Projection, bool)>,
     pub(super) first: usize,
@@ -85,7 +85,7 @@ pub(super) struct StepLedger<'a> {
 }
 
 impl<'a> StepLedger<'a> {
-    /// With what stays for the whole run.
+    /// A ledger that holds what stays for the whole run, before the step begins.
     pub(super) fn new(spec: &'a ModelSpec, run: &'a RunConfig, micro: &'a Micro, t: Timeline) -> Result<Self> {
         let targets = spec.targets(&run.recipe.lora.target_modules)?;
         let first = run.recipe.lora.first_layer(spec.num_hidden_layers);

@@ -34,7 +34,7 @@ const LOGITS: usize = 5;
 #[derive(Debug)]
 struct Moment {
     of: Variant,
-    /// Blocks of the traced model.
+    /// Number of blocks of the traced model.
     depth: u32,
     phase: &'static str,
     /// Bytes per element of each kind. Fewer than none where the last blocks let go of some already.
@@ -43,7 +43,7 @@ struct Moment {
     adapters: f64,
 }
 
-/// What the graph depends on, beside shapes.
+/// Settings that the graph depends on, beside shapes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Variant {
     base: &'static str,
@@ -115,7 +115,7 @@ impl Sizes {
     }
 }
 
-/// All of it, when every row of the micro-batch has `tokens_per_row` tokens before padding.
+/// The memory ledger when every row of the micro-batch has `tokens_per_row` tokens before padding.
 pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Result<MemoryLedger> {
     let sizes = Sizes::new(spec, run, tokens_per_row);
     let (targets, blocks) = adapted(spec, &run.recipe.lora)?;

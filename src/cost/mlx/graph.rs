@@ -21,25 +21,25 @@ use crate::spec::model::ModelSpec;
 use crate::spec::model::tensors::{Projection, Role};
 use crate::spec::run::{Lora, RunConfig};
 
-/// Sizes of a micro-batch's arrays, in numbers.
+/// Sizes of the arrays of a micro-batch, in numbers (not bytes).
 pub(super) struct Sizes {
-    /// Bytes of an activation.
+    /// Bytes of one number of an activation.
     pub format: u64,
-    /// Tokens.
+    /// Tokens of the micro-batch: the rows of its arrays.
     pub rows: u64,
-    /// Of the hidden size.
+    /// Size of an array as wide as the hidden state.
     pub hidden: u64,
-    /// Of the MLP's width, of all experts that a token goes through.
+    /// Size of an array as wide as the MLP, over all experts that a token goes through.
     pub mlp: u64,
-    /// Of all query heads.
+    /// Size of the queries, all heads together.
     pub q: u64,
-    /// Of all key heads.
+    /// Size of the keys, all heads together; that of the values is the same.
     pub kv: u64,
-    /// Attention scores of one block.
+    /// Size of the attention scores of one block.
     pub scores: u64,
-    /// Of the vocabulary.
+    /// Size of the logits: an array as wide as the vocabulary.
     pub logits: u64,
-    /// Of the rank.
+    /// Size of an array as wide as the adapters' rank.
     pub low_rank: u64,
 }
 
@@ -86,7 +86,7 @@ impl Sizes {
         }
     }
 
-    /// Bytes of what the adapters' first matrices are multiplied by.
+    /// Bytes of the inputs of the adapters' first matrices.
     fn inputs(&self, lora: &Lora, adapted: &[Projection]) -> u64 {
         let wide = |p: &Projection| self.rows * (p.active * p.in_features) as u64;
         if lora.dropout > 0.0 {

@@ -19,7 +19,7 @@ const LOGITS: u64 = 5;
 /// Copies of one block's scores that exist together in backward, beside the probabilities that it keeps.
 const SCORES: u64 = 3;
 
-/// All of it, when every row of the micro-batch has `tokens_per_row` tokens before padding.
+/// The memory ledger when every row of the micro-batch has `tokens_per_row` tokens before padding.
 pub fn ledger(spec: &ModelSpec, run: &RunConfig, tokens_per_row: usize) -> Result<MemoryLedger> {
     let sizes = Sizes::new(spec, run, tokens_per_row);
     let lora = &run.recipe.lora;

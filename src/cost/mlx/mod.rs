@@ -29,7 +29,7 @@ pub(crate) fn validation(spec: &ModelSpec, run: &RunConfig, accelerator: Acceler
     Phase::new("validation", vec![Item::new(name, bytes)])
 }
 
-/// The largest single buffer of a step.
+/// The largest single buffer that a step allocates.
 fn largest_buffer(spec: &ModelSpec, run: &RunConfig, sizes: &graph::Sizes) -> Item {
     [
         Item::new("logits", F32 * sizes.logits),
@@ -46,7 +46,7 @@ fn stored(spec: &ModelSpec, run: &RunConfig, numbers: u64) -> u64 {
     (numbers as f64 * bits(spec, run.execution.weights) / 8.0).round() as u64
 }
 
-/// What is there all the time: the base in its format, adapters and Adam in f32.
+/// Items held for the whole run: the base in its format, adapters and Adam's state in f32.
 fn resident(spec: &ModelSpec, run: &RunConfig) -> Result<Vec<Item>> {
     let p = Parameters::of(spec);
     let adapters = F32 * trainable(spec, &run.recipe.lora)?;

@@ -24,7 +24,7 @@ fn cpu() -> Machine {
     Machine { accelerator: Accelerator::Cpu, ..Machine::named("M1", None, None).unwrap() }
 }
 
-/// Predicted over measured peak.
+/// Predicted peak as a multiple of the measured one.
 fn ratio(row: &Row) -> f64 {
     let get = |key: &str| row[key].as_str();
     let truth = |key: &str| get(key).to_lowercase();

@@ -9,54 +9,54 @@ use crate::spec::model::ModelSpec;
 use crate::spec::model::tensors::{Projection, Role};
 use crate::spec::run::{Engine, RunConfig, TokenLengths};
 
-/// Bytes of an f32.
+/// Size of an f32 number, bytes.
 pub(super) const F32: f64 = 4.0;
 
 /// Numbers that elementwise work touches for one token in one block.
 #[derive(Clone, Copy)]
 pub(super) struct Elementwise {
-    /// Forward.
+    /// Numbers touched in the forward pass.
     pub(super) forward: f64,
-    /// In what backward computes again in any case.
+    /// Numbers touched in what backward computes again in any case.
     pub(super) always_again: f64,
-    /// In the rest, which backward computes again with activation checkpointing.
+    /// Numbers touched in the rest, which backward computes again with activation checkpointing.
     pub(super) with_checkpointing: f64,
 }
 
-/// Shapes that every term needs.
+/// Shapes and counts that the terms of a step are computed from.
 pub(super) struct Shapes<'a> {
     pub(super) spec: &'a ModelSpec,
     pub(super) run: &'a RunConfig,
     pub(super) work: Work,
-    /// Matrix parameters of one block.
+    /// Number of matrix parameters of one block.
     pub(super) block: f64,
-    /// Those that one token is multiplied with: fewer in a mixture of experts.
+    /// Matrix parameters of a block that one token is multiplied with: fewer in a mixture of experts.
     pub(super) active: f64,
-    /// Blocks.
+    /// Number of blocks of the model.
     pub(super) blocks: f64,
-    /// Blocks that backward passes through.
+    /// Number of blocks that backward passes through.
     pub(super) back_blocks: f64,
-    /// Blocks that backward computes again (activation checkpointing).
+    /// Number of blocks that backward computes again (activation checkpointing).
     pub(super) again: f64,
     /// The projection of a block that is not computed again, as the block's output is known.
     pub(super) not_recomputed: Option<Projection>,
-    /// The same, where it has an adapter.
+    /// The projection that is not computed again, where it has an adapter.
     pub(super) not_recomputed_adapter: Option<Projection>,
     /// Input widths of the adapted projections of a block, summed.
     pub(super) adapter_in: f64,
     /// Output widths of the adapted projections of a block, summed.
     pub(super) adapter_out: f64,
-    /// Adapted projections of a block.
+    /// Number of adapted projections of a block.
     pub(super) adapters: f64,
     /// Matrix parameters of the adapted projections of a block.
     pub(super) adapted: f64,
-    /// Parameters of all adapters.
+    /// Number of trainable parameters, over all adapters.
     pub(super) trained: f64,
-    /// Projections of a block.
+    /// Number of projections of a block.
     pub(super) projections: f64,
     /// Numbers that elementwise work touches for one token in one block.
     pub(super) elementwise: Elementwise,
-    /// Threads that attention is handed out to.
+    /// Number of threads that attention is handed out to.
     pub(super) threads: usize,
 }
 

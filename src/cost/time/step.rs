@@ -2,42 +2,42 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One thing that is done.
+/// One kind of work in an optimizer step, with its cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Term {
-    /// What.
+    /// Name of the work, such as `forward`, `attention` or `optimizer`.
     pub name: String,
     /// Floating-point operations; a multiply-add counts as two. Those that a waiting thread could have done count too.
     pub flops: f64,
-    /// Bytes read and written.
+    /// Memory traffic: bytes read and written.
     pub bytes: f64,
-    /// Kernels started.
+    /// Number of kernels launched.
     pub launches: f64,
 }
 
-/// One optimizer step.
+/// Cost of one optimizer step, term by term.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepCost {
-    /// What is done.
+    /// Kinds of work in the step, with the cost of each.
     pub terms: Vec<Term>,
-    /// Tokens of the examples.
+    /// Tokens of the examples of the step, without padding.
     pub tokens: f64,
-    /// Rows worked on, padding included.
+    /// Tokens processed in the step, padding included: rows of its matrices.
     pub rows: f64,
 }
 
 impl StepCost {
-    /// Sum of the FLOPs.
+    /// Floating-point operations of all terms together.
     pub fn flops(&self) -> f64 {
         self.terms.iter().map(|t| t.flops).sum()
     }
 
-    /// Sum of the bytes.
+    /// Memory traffic of all terms together, bytes.
     pub fn bytes(&self) -> f64 {
         self.terms.iter().map(|t| t.bytes).sum()
     }
 
-    /// Sum of the launches.
+    /// Kernel launches of all terms together.
     pub fn launches(&self) -> f64 {
         self.terms.iter().map(|t| t.launches).sum()
     }

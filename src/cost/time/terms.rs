@@ -55,7 +55,7 @@ const CHUNK_BACKWARD: f64 = 36.0;
 /// Launches of the update of one adapted projection: two matrices, eleven operations each, and their clipping.
 const UPDATE: f64 = 26.0;
 
-/// Launches of one chunk of the loss.
+/// Kernel launches of one chunk of the loss, forward and backward.
 const LOSS_CHUNK: f64 = 20.0;
 
 impl Shapes<'_> {
@@ -162,7 +162,7 @@ impl Shapes<'_> {
         (self.threads as f64 / tasks).max(1.0)
     }
 
-    /// Backward touches about twice what forward does.
+    /// Elementwise work; backward touches about twice what forward does.
     fn elementwise(&self) -> Term {
         let Elementwise { forward, always_again: always, with_checkpointing: rest } = self.elementwise;
         let numbers = (self.blocks + 2.0 * self.back_blocks) * forward + self.back_blocks * always + self.again * rest;
@@ -182,7 +182,7 @@ impl Shapes<'_> {
         self.term("head and loss", 4.0 * rows * h * v, bytes, chunks * LOSS_CHUNK)
     }
 
-    /// Once a step, however many micro-batches it has.
+    /// The optimizer's update, once a step, however many micro-batches it has.
     fn optimizer(&self) -> Term {
         let launches = self.back_blocks * self.adapters * UPDATE;
         let bytes = self.trained * F32 * update_passes(self.run.recipe.optimizer);
@@ -190,7 +190,7 @@ impl Shapes<'_> {
     }
 }
 
-/// What a step costs. Without `lengths` every example is taken to be as long as it may be.
+/// Cost of one optimizer step. Without `lengths` every example is taken to be as long as it may be.
 pub fn step_cost(
     spec: &ModelSpec,
     machine: &Machine,

@@ -39,7 +39,7 @@ pub(crate) fn describe(spec: &ModelSpec) -> Result<(Metadata, Vec<String>), Stri
     Ok((out, notes))
 }
 
-/// Differences that no metadata can express.
+/// Refuses models that differ from llama.cpp's in ways that no metadata can express.
 fn refuse(spec: &ModelSpec) -> Result<(), String> {
     use ModelType::*;
     let (a, family) = (&spec.attention, spec.model_type);

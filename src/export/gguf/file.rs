@@ -3,10 +3,10 @@
 
 use candle_core::quantized::GgmlDType;
 
-/// Every tensor's bytes begin at a multiple of this.
+/// Alignment of every tensor's first byte in the file, bytes.
 const ALIGNMENT: u64 = 32;
 
-/// A value of the metadata.
+/// Value of a metadata key, by its GGUF type.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // the names are the documentation
 pub(crate) enum Value {
@@ -42,24 +42,24 @@ impl From<&str> for Value {
 /// Keys with their values, in the order they are written.
 pub(crate) type Metadata = Vec<(String, Value)>;
 
-/// A tensor of the table.
+/// Entry of the table of tensors: a name, a shape and a format.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry {
-    /// llama.cpp's name.
+    /// Name of the tensor in llama.cpp.
     pub name: String,
-    /// Outermost dimension first (the file has them the other way round).
+    /// Shape of the tensor, outermost dimension first (the file has them the other way round).
     pub shape: Vec<usize>,
-    /// Number format.
+    /// Number format of the tensor.
     pub format: GgmlDType,
 }
 
 impl Entry {
-    /// Bytes of its numbers.
+    /// Size of the tensor's numbers, bytes.
     pub(crate) fn bytes(&self) -> u64 {
         (self.shape.iter().product::<usize>() / self.format.block_size() * self.format.type_size()) as u64
     }
 
-    /// Bytes with what fills them up to the next tensor's place.
+    /// Size of the tensor with the padding up to the next one, bytes.
     pub(crate) fn padded(&self) -> u64 {
         self.bytes().next_multiple_of(ALIGNMENT)
     }
@@ -133,7 +133,7 @@ fn put(out: &mut Vec<u8>, value: &Value) {
     }
 }
 
-/// ggml's number of a format.
+/// The number by which ggml knows a format.
 fn type_id(format: GgmlDType) -> u32 {
     match format {
         GgmlDType::F32 => 0,

@@ -156,7 +156,7 @@ fn ggml(weights: Weights) -> Result<GgmlDType> {
     })
 }
 
-/// `general.file_type`: llama.cpp's `LLAMA_FTYPE` of most matrices.
+/// Value of `general.file_type`: llama.cpp's `LLAMA_FTYPE` of most matrices.
 fn file_type(weights: Weights) -> u32 {
     match weights {
         Weights::F16 => 1,

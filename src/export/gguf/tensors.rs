@@ -8,21 +8,21 @@ use crate::export::gguf::architecture::rope_factors;
 use crate::export::gguf::file::Entry;
 use crate::spec::model::{ModelSpec, ModelType};
 
-/// How the file's rows come from the checkpoint's.
+/// Rearrangement that makes the file's rows of the checkpoint's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// As they are.
+    /// The rows stay as they are.
     None,
-    /// `[in, out]` becomes `[out, in]`.
+    /// The matrix `[in, out]` becomes `[out, in]`.
     Transpose,
     /// Inside each head of this width, rope's two halves become neighbouring pairs.
     Pairs(usize),
-    /// Gemma's norms are stored less one.
+    /// One is added: Gemma's norms are stored less one.
     AddOne,
 }
 
 impl Turn {
-    /// Does it to a whole number of heads, or to a whole matrix.
+    /// Rearranges a whole number of heads, or a whole matrix.
     pub(crate) fn apply(self, rows: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Self::None => rows.clone(),
@@ -37,27 +37,27 @@ impl Turn {
     }
 }
 
-/// A tensor that is to be written.
+/// A tensor to be written: its entry, its source and its rearrangement.
 #[derive(Clone, Debug)]
 pub(crate) struct Planned {
-    /// Its place in the file.
+    /// Entry in the file's table of tensors.
     pub entry: Entry,
-    /// Its name in the checkpoint, as transformers writes it.
+    /// Name of the tensor in the checkpoint, as transformers writes it; empty where no checkpoint has it.
     pub source: String,
-    /// What is done to it.
+    /// Rearrangement of its rows.
     pub turn: Turn,
-    /// What it is, where no checkpoint has it.
+    /// Numbers of a tensor that no checkpoint has.
     pub values: Option<Vec<f32>>,
 }
 
 impl Planned {
-    /// The linear layer whose weight it is.
+    /// Path of the linear layer whose weight the tensor is.
     pub(crate) fn path(&self) -> Option<&str> {
         self.source.strip_suffix(".weight")
     }
 }
 
-/// All tensors, matrices in `format`.
+/// Every tensor of the model, with matrices in `format`.
 pub(crate) fn plan(spec: &ModelSpec, format: GgmlDType) -> Vec<Planned> {
     let mut list: Vec<Planned> = rope_factors(spec)
         .into_iter()

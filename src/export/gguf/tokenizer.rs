@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::export::gguf::file::{Metadata, Value};
 use crate::spec::model::ModelSpec;
 
-/// Kinds of tokens, by llama.cpp's numbers.
+/// Token of the plain vocabulary; this and the next are llama.cpp's numbers for kinds of tokens.
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
@@ -88,7 +88,7 @@ fn key(name: &str, value: Value) -> (String, Value) {
     (format!("tokenizer.ggml.{name}"), value)
 }
 
-/// Tokens by their number.
+/// Words of the tokens by their number, and which of them were added.
 struct Vocabulary {
     words: Vec<Option<String>>,
     added: HashMap<usize, (String, bool)>,
@@ -157,7 +157,7 @@ impl Vocabulary {
     }
 }
 
-/// `<0x0A>` and its like.
+/// Whether a word stands for a byte, such as `<0x0A>`.
 fn byte(word: &str) -> bool {
     let digits = word.strip_prefix("<0x").and_then(|w| w.strip_suffix('>'));
     digits.is_some_and(|d| d.len() == 2 && d.bytes().all(|b| b.is_ascii_hexdigit()))

@@ -8,19 +8,19 @@ use crate::report::compare::{Comparison, Quantity};
 use crate::report::plot::axes::*;
 use crate::units::Estimate;
 
-/// A row of an interval picture.
+/// A row of a picture of intervals: a prediction and a measurement.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Interval {
-    /// Which run.
+    /// Name of the run.
     pub label: String,
-    /// What was expected.
+    /// Predicted value with its interval.
     pub predicted: Estimate<f64>,
-    /// What came.
+    /// Measured value, if there is one.
     pub measured: Option<f64>,
 }
 
 impl Interval {
-    /// Of a comparison.
+    /// The row of a comparison, under this label.
     pub(crate) fn of(label: &str, comparison: &Comparison) -> Self {
         Self { label: label.into(), predicted: comparison.predicted, measured: comparison.measured }
     }

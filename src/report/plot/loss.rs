@@ -7,10 +7,10 @@ use plotters::prelude::*;
 use crate::error::Result;
 use crate::report::plot::axes::*;
 
-/// Points of a curve; of a longer run every second step is drawn, or every third.
+/// Most points of a curve; of a longer run every second step is drawn, or every third.
 pub(super) const POINTS: usize = 20_000;
 
-/// Losses beyond this are drawn at it: an axis up to 1e308 has no length.
+/// Loss at which larger ones are drawn: an axis up to 1e308 has no length.
 pub(super) const HIGHEST_LOSS: f64 = 1e9;
 
 /// Loss over the optimizer steps: each step faint, a running mean over a twentieth of the run on top.
@@ -49,7 +49,7 @@ pub(super) fn running_mean(points: &[(usize, f64)]) -> Vec<(usize, f64)> {
     (0..points.len()).map(|i| (points[i].0, mean(around(i)))).collect()
 }
 
-/// A range around values, never empty.
+/// A range around the values with a margin, never empty.
 pub(super) fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
     if low > high {

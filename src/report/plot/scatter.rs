@@ -9,17 +9,17 @@ use crate::report::plot::axes::*;
 
 /// Lines of a scale: a step is a quarter of the axis or more.
 
-/// Points of one kind.
+/// Points of one kind in a scatter plot.
 pub(crate) struct Cloud {
-    /// What they are.
+    /// Name of the points in the legend.
     pub label: &'static str,
-    /// Their role on the page.
+    /// Meaning of the points, which decides their colour.
     pub role: Role,
-    /// Where they stand.
+    /// Places of the points, (x, y).
     pub points: Vec<(f64, f64)>,
 }
 
-/// What a colour means.
+/// Meaning of a colour on the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the page's variables of the same names
 pub(crate) enum Role {
@@ -39,7 +39,7 @@ impl Role {
         }
     }
 
-    /// The page's variable.
+    /// Name of the page's variable for the colour.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Faint => "faint",

@@ -10,34 +10,34 @@ use crate::spec::machine::processor::Processor;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
 
-/// One bin of one chip.
+/// One bin of an Apple chip: a row of the embedded `chips.csv`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Chip {
-    /// `M2 Pro`.
+    /// Name of the chip without the vendor, such as `M2 Pro`.
     pub chip: String,
-    /// GPU cores of this bin.
+    /// Number of GPU cores of this bin.
     pub gpu_cores: usize,
-    /// Nominal memory bandwidth, 1e9 bytes/s.
+    /// Nominal memory bandwidth, in units of 1e9 bytes/s.
     pub bandwidth_gb_s: f64,
-    /// Nominal f32 rate of the shader cores.
+    /// Nominal f32 rate of the shader cores, TFLOP/s.
     pub fp32_tflops: f64,
-    /// Published rate of large f32 products.
+    /// Published measured rate of large f32 matrix products, TFLOP/s.
     pub measured_fp32_tflops: Option<f64>,
-    /// Published rate of large f16 products without matrix units.
+    /// Published measured rate of large f16 matrix products without matrix units, TFLOP/s.
     pub measured_f16_tflops: Option<f64>,
-    /// f16 rate of the matrix units that MLX uses.
+    /// f16 rate of the matrix units that MLX uses, TFLOP/s; absent before M5.
     pub mlx_matrix_tflops: Option<f64>,
-    /// Memory it is sold with, GiB, separated by `|`.
+    /// Memory sizes the chip is sold with, GiB, separated by `|`.
     ram_options_gb: String,
-    /// Macs it is in, separated by `|`.
+    /// Macs that have this chip, separated by `|`.
     machines: String,
-    /// Those without a fan.
+    /// Macs among `machines` without a fan, separated by `|`.
     fanless_machines: String,
-    /// Power of the GPU under load.
+    /// Power of the GPU under load, W.
     pub gpu_power_w: Option<f64>,
-    /// First sold in.
+    /// Year in which the chip was first sold.
     pub year: u32,
-    /// Where the figures come from.
+    /// Source of the figures in this row.
     pub source: String,
 }
 
@@ -91,17 +91,17 @@ impl Machine {
 }
 
 impl Chip {
-    /// Memory it is sold with, ascending.
+    /// Memory sizes the chip is sold with, ascending.
     pub(crate) fn ram_options(&self) -> impl Iterator<Item = Bytes> {
         self.ram_options_gb.split('|').filter_map(|gib| gib.trim().parse().ok()).map(Bytes::from_gib)
     }
 
-    /// Has no suffix such as Pro, and is of the M line.
+    /// Whether this is the plain chip of its generation: of the M line, without a suffix such as Pro.
     fn base(&self) -> bool {
         self.chip.starts_with('M') && !self.chip.contains(' ')
     }
 
-    /// Every Mac with this bin is without a fan.
+    /// Whether every Mac with this bin is without a fan.
     fn fanless(&self) -> bool {
         let without: Vec<&str> = self.fanless_machines.split('|').filter(|m| !m.is_empty()).collect();
         !without.is_empty() && self.machines.split('|').all(|m| without.iter().any(|f| m.starts_with(f)))
@@ -131,7 +131,7 @@ impl Chip {
     }
 }
 
-/// All bins of all chips, oldest first.
+/// All bins of all chips in the embedded table, oldest first.
 pub(crate) fn all() -> &'static [Chip] {
     &CHIPS
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::spec::machine::processor::Processor;
 use crate::units::{Bytes, Flops};
 
-/// What does the arithmetic.
+/// Device that does the arithmetic of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
@@ -18,24 +18,25 @@ pub enum Accelerator {
     Cpu,
 }
 
-/// One machine.
+/// A machine that a run is planned for: its memory limits and its speed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// What to call it: `M2 Pro, 19 GPU cores, 16 GiB`. Also the key under which its measurements are kept.
     pub name: String,
-    /// `M2 Pro`, or the processor's name.
+    /// Name of the chip, such as `M2 Pro`, or of the processor on a CPU machine.
     pub chip: String,
-    /// GPU cores (Metal) or threads (CPU).
+    /// Number of GPU cores (Metal) or of threads (CPU).
     pub cores: usize,
-    /// Does the arithmetic.
+    /// Device that does the arithmetic.
     pub accelerator: Accelerator,
-    /// Installed memory.
+    /// Installed memory, bytes.
     pub memory: Bytes,
-    /// What Metal recommends not to exceed; the installed memory on a CPU.
+    /// Working set that Metal recommends not to exceed, bytes; the installed memory on a CPU.
     pub working_set: Bytes,
-    /// Largest single buffer.
+    /// Size of the largest single buffer that can be allocated, bytes.
     pub max_buffer: Bytes,
-    /// Free to a new process now, where it was asked; an allowance for the system is taken off otherwise.
+    /// Memory free for a new process, bytes: as measured on this machine, else the installed memory less an allowance
+    /// for the system.
     pub available: Bytes,
     /// Nominal memory bandwidth, bytes/s.
     pub bandwidth: f64,
@@ -45,13 +46,13 @@ pub struct Machine {
     pub measured_flops: Option<Flops>,
     /// fp16 rate of the matrix units that MLX uses and candle does not (M5 and later).
     pub matrix_flops: Option<Flops>,
-    /// No fan: sustained speed is below burst speed.
+    /// Whether the machine has no fan, so that its sustained speed is below its burst speed.
     pub fanless: bool,
     /// Package power under load, W.
     pub power_w: Option<f64>,
-    /// What multiplies matrices where the accelerator is the CPU.
+    /// Caches and instruction set that matrix products use where the accelerator is the CPU.
     #[serde(default)]
     pub processor: Processor,
-    /// Where the figures come from.
+    /// Source of these figures.
     pub source: String,
 }

@@ -2,42 +2,42 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A level of data cache, as far as one thread has it.
+/// A level of data cache, with the share of it that one thread has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cache {
-    /// Size in bytes; 0 where there is none.
+    /// Size in bytes; 0 where the processor lacks this level.
     pub bytes: usize,
-    /// Ways of associativity.
+    /// Associativity: the number of ways of a set.
     pub ways: usize,
-    /// Bytes of a line.
+    /// Length of a cache line, bytes.
     pub line: usize,
 }
 
-/// A processor as the `gemm` crate sees it, which multiplies matrices for our own engine.
+/// A processor as the `gemm` crate sees it, which multiplies matrices for the candle engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Processor {
-    /// Levels 1 to 3.
+    /// Data caches of levels 1 to 3, in this order.
     pub caches: [Cache; 3],
-    /// Instruction set of the product.
+    /// Instruction set that matrix products are computed with.
     pub instructions: Instructions,
 }
 
-/// Instruction sets that the product has kernels for.
+/// Instruction sets that the `gemm` crate has kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Instructions {
-    /// AVX-512.
+    /// AVX-512 (x86-64), 16 f32 numbers a register.
     Avx512,
-    /// AVX2 with fused multiply-add.
+    /// AVX2 with fused multiply-add (x86-64), 8 f32 numbers a register.
     Fma,
-    /// Arm's.
+    /// NEON (Arm), 4 f32 numbers a register.
     Neon,
-    /// None of these.
+    /// No vector instructions: one f32 number at a time.
     Scalar,
 }
 
 impl Instructions {
-    /// f32 numbers of a register.
+    /// Number of f32 values that a vector register holds.
     pub(crate) fn lanes(self) -> usize {
         match self {
             Self::Avx512 => 16,

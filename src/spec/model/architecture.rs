@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::spec::model::storage::{Dtype, Storage};
 
-/// The families, by the `model_type` they carry in config.json.
+/// Families that are supported, by the `model_type` in their config.json.
 pub(crate) const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, starcoder2, gpt2, gemma2, gemma3_text, phi3; to plan for mlx-lm also qwen3_moe, gpt_oss";
 
-/// A family of decoders.
+/// A family of decoders; the names are Hugging Face's `model_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // the names are the documentation
@@ -30,46 +30,46 @@ pub enum ModelType {
 /// How the hidden state is normalised before a sublayer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Norm {
-    /// Layer norm (mean removed, with bias) or RMS norm.
+    /// Whether it is layer norm (mean removed, with bias) instead of RMS norm.
     pub layer_norm: bool,
-    /// Added under the root.
+    /// Constant added to the variance (or mean square) under the root.
     pub eps: f64,
-    /// Added to the stored weight: 1 in Gemma, 0 elsewhere.
+    /// Constant added to the stored weight: 1 in Gemma, 0 elsewhere.
     pub offset: f64,
 }
 
-/// Activation of the MLP.
+/// Non-linearity of a block's MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Activation {
-    /// x * sigmoid(x)
+    /// SiLU: `x * sigmoid(x)`.
     Silu,
     /// The tanh approximation of GELU (`gelu_new`, `gelu_pytorch_tanh`).
     GeluTanh,
-    /// The exact GELU, with erf.
+    /// The exact GELU, computed with the error function.
     Gelu,
 }
 
-/// The MLP of a block.
+/// The MLP (feed-forward layer) of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Mlp {
-    /// `down(act(gate(x)) * up(x))` if true, `down(act(up(x)))` if not.
+    /// Whether the MLP is gated: `down(act(gate(x)) * up(x))` if true, `down(act(up(x)))` if not.
     pub gated: bool,
-    /// Gate and up are one stored matrix, gate first (Phi-3).
+    /// Whether gate and up are stored as one matrix, gate first (Phi-3).
     pub fused: bool,
-    /// Its non-linearity.
+    /// Non-linearity between the projections.
     pub activation: Activation,
-    /// Whether its projections have a bias.
+    /// Whether the projections of the MLP have a bias.
     pub bias: bool,
 }
 
 /// A mixture of experts in the place of a block's MLP: a router picks a few of many small MLPs for each token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Experts {
-    /// MLPs of a block, each as wide as `intermediate_size`.
+    /// Number of MLPs in a block, each as wide as `intermediate_size`.
     pub num_experts: usize,
-    /// Those that a token goes through.
+    /// Number of experts that each token goes through.
     pub num_experts_per_tok: usize,
-    /// Router and experts have biases, and attention a learned sink a head (gpt-oss).
+    /// Whether router and experts have biases, and attention a learned sink a head (gpt-oss).
     pub gpt_oss: bool,
 }
 
@@ -102,98 +102,98 @@ pub enum RopeScaling {
     },
 }
 
-/// Rotary position embedding.
+/// Rotary position embedding: how queries and keys are rotated by their position.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rope {
-    /// Base of the frequencies.
+    /// Base of the rotation frequencies (`rope_theta`).
     pub theta: f64,
-    /// Leading dimensions of each head that are rotated.
+    /// Number of leading dimensions of each head that are rotated.
     pub dims: usize,
-    /// Stretching, if any.
+    /// How the frequencies are stretched beyond the trained length, if at all.
     pub scaling: Option<RopeScaling>,
 }
 
-/// How attention knows where a token stands.
+/// How attention knows the position of a token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Positions {
     /// A learned table added to the embeddings (GPT-2).
     Learned,
     /// Rotation of queries and keys; `local` is used in the layers with a sliding window where it differs (Gemma 3).
     Rope {
-        /// In layers that see everything, and in all layers where `local` is absent.
+        /// Rotation in layers that see every earlier token, and in all layers where `local` is absent.
         global: Rope,
-        /// In layers with a sliding window.
+        /// Rotation in layers with a sliding window, where it differs.
         local: Option<Rope>,
     },
 }
 
-/// The attention of a block.
+/// The attention of a block, and the sliding windows of all layers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attention {
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads; a divisor of the query heads.
+    /// Number of key and value heads; a divisor of the query heads.
     pub num_key_value_heads: usize,
-    /// Width of a head.
+    /// Width of one head.
     pub head_dim: usize,
-    /// Whether q, k and v have a bias.
+    /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
     pub o_bias: bool,
-    /// q, k and v are one stored matrix (GPT-2, Phi-3).
+    /// Whether queries, keys and values are projected by one stored matrix (GPT-2, Phi-3).
     pub fused_qkv: bool,
-    /// RMS norm over each head of q and k (Qwen3, Gemma 3).
+    /// Whether RMS norm is applied to each head of queries and keys (Qwen3, Gemma 3).
     pub qk_norm: bool,
-    /// Scores are multiplied by this.
+    /// Factor on the attention scores before softmax, usually `1 / sqrt(head_dim)`.
     pub scale: f64,
-    /// `cap * tanh(score / cap)` (Gemma 2).
+    /// Soft cap of the attention scores, `cap * tanh(score / cap)` (Gemma 2).
     pub softcap: Option<f64>,
-    /// Keys visible in each layer: a query at `t` sees `t - window < s <= t`; `None` sees all.
+    /// Sliding window of each layer in keys: a query at `t` sees `t - window < s <= t`; `None` sees all earlier keys.
     pub windows: Vec<Option<usize>>,
 }
 
-/// A decoder-only language model.
+/// The architecture of a decoder-only language model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelSpec {
-    /// The family.
+    /// Family that the model belongs to.
     pub model_type: ModelType,
-    /// Width of the hidden state.
+    /// Width of the hidden state between blocks.
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// Width inside a block's MLP, or inside one expert of a mixture.
     pub intermediate_size: usize,
-    /// Number of blocks.
+    /// Number of transformer blocks.
     pub num_hidden_layers: usize,
-    /// Rows of the embedding.
+    /// Number of tokens in the vocabulary: the rows of the embedding.
     pub vocab_size: usize,
-    /// Longest sequence the model was made for.
+    /// Longest sequence the model was made for, tokens.
     pub max_position_embeddings: usize,
-    /// The head is the embedding.
+    /// Whether the output head shares the weights of the embedding.
     pub tie_word_embeddings: bool,
-    /// Norm before each sublayer, and at the end.
+    /// Kind of norm before each sublayer and after the last block.
     pub norm: Norm,
-    /// A second norm after each sublayer, before the residual is added (Gemma).
+    /// Whether a second norm follows each sublayer, before the residual is added (Gemma).
     pub post_norms: bool,
-    /// Attention.
+    /// Attention of the blocks.
     pub attention: Attention,
-    /// MLP.
+    /// MLP of the blocks.
     pub mlp: Mlp,
-    /// Many of them, where it is a mixture of experts. Planned for mlx-lm; our own trainer refuses it.
+    /// Experts of each block, where the model is a mixture: planned for mlx-lm, refused by the candle engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<Experts>,
-    /// Positions.
+    /// How the model encodes positions: a learned table, or rotation.
     pub positions: Positions,
-    /// Embeddings are multiplied by this (Gemma: the root of the hidden size).
+    /// Factor on the embeddings (Gemma: the root of the hidden size; 1 elsewhere).
     pub embedding_scale: f64,
-    /// `cap * tanh(logit / cap)` (Gemma 2).
+    /// Soft cap of the logits, `cap * tanh(logit / cap)` (Gemma 2).
     pub final_logit_softcapping: Option<f64>,
-    /// The format the checkpoint computes in, and is stored in where it is not quantised.
+    /// Number format the checkpoint computes in, and is stored in where it is not quantised.
     pub dtype: Dtype,
-    /// How the checkpoint holds its matrices.
+    /// Formats in which the checkpoint stores its matrices.
     pub storage: Storage,
 }
 
 impl ModelSpec {
-    /// Refuses what our own trainer does not train.
+    /// Refuses architectures that the candle engine does not train: mixtures of experts.
     pub(crate) fn trained_here(&self) -> Result<()> {
         match self.experts {
             None => Ok(()),
@@ -205,22 +205,22 @@ impl ModelSpec {
         }
     }
 
-    /// Width of all query heads together.
+    /// Width of the queries of a token, all heads together.
     pub(crate) fn q_size(&self) -> usize {
         self.attention.num_attention_heads * self.attention.head_dim
     }
 
-    /// Width of all key heads together (and of all value heads).
+    /// Width of the keys of a token, all heads together; that of the values is the same.
     pub(crate) fn kv_size(&self) -> usize {
         self.attention.num_key_value_heads * self.attention.head_dim
     }
 }
 
-/// An architecture by the name, or the folder, that it is known by.
+/// A model's architecture with the name or the folder it was given by.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// Name or folder.
+    /// Name on the Hugging Face hub, or path of the model's folder.
     pub name: String,
-    /// What it is.
+    /// Architecture of the model.
     pub spec: ModelSpec,
 }

@@ -11,18 +11,18 @@ use crate::spec::model::architecture::{ModelSpec, SUPPORTED};
 use crate::spec::model::families::HYBRID;
 use crate::spec::run::LONGEST_NAME;
 
-/// One published model.
+/// A published model of the embedded catalogue.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Its name on the Hugging Face hub.
+    /// Name of the model on the Hugging Face hub.
     pub id: String,
-    /// Parameters, a tied head counted once.
+    /// Number of parameters, a tied head counted once.
     pub parameters: u64,
-    /// Year and month of its release, `2024-09`.
+    /// Year and month of release, such as `2024-09`.
     pub released: String,
-    /// Where its config.json was read.
+    /// Where the model's config.json was read.
     pub source: String,
-    /// Its architecture.
+    /// Architecture of the model.
     pub spec: ModelSpec,
 }
 
@@ -62,12 +62,12 @@ const OLDEST_OFFERED: &str = "2024-07";
 const SAME_SIZE: f64 = 1.25;
 
 impl Entry {
-    /// The name without its owner.
+    /// Name of the model without its owner: `Qwen3-8B` of `Qwen/Qwen3-8B`.
     pub(crate) fn short_name(&self) -> &str {
         self.id.rsplit('/').next().unwrap_or(&self.id)
     }
 
-    /// Made to follow instructions, as far as its name says.
+    /// Whether the model was made to follow instructions, as far as its name says.
     fn instruct(&self) -> bool {
         let name = self.id.to_lowercase();
         ["instruct", "-it", "chat"].iter().any(|word| name.contains(word))
@@ -88,7 +88,7 @@ impl Entry {
     }
 }
 
-/// All of them, in the catalogue's order.
+/// All models of the catalogue, in its order.
 pub(crate) fn all() -> &'static [Entry] {
     &ENTRIES
 }

@@ -23,13 +23,13 @@ const LARGEST: [(&str, usize); 11] = [
     ("num_experts_per_tok", 1 << 16),
 ];
 
-/// The longest sequence that is believed.
+/// The longest sequence that a config.json may claim, tokens.
 pub(super) const LARGEST_LENGTH: usize = 1 << 24;
 
 /// The largest of every other whole number: a window may be written as large as "everything".
 const LARGEST_OTHER: usize = 1 << 32;
 
-/// A parsed config.json.
+/// A parsed config.json, read by the names of its keys.
 pub(crate) struct Config<'a> {
     pub(super) model_type: &'a str,
     pub(super) map: &'a Map<String, Value>,
@@ -95,7 +95,7 @@ impl<'a> Config<'a> {
         Error::invalid(format!("{field}` in `config.json"), shown(&value.to_string()), must)
     }
 
-    /// A whole number, held to the largest that is believed.
+    /// A whole number by the first of its names that has a value, held to the largest that is believed.
     pub(super) fn usize_opt(&self, names: &[&str]) -> Result<Option<usize>> {
         let Some(n) = self.typed(names, "a whole number", Value::as_u64)? else { return Ok(None) };
         let largest = LARGEST.iter().find(|(key, _)| *key == names[0]).map_or(LARGEST_OTHER, |(_, largest)| *largest);

@@ -9,7 +9,7 @@ use crate::spec::model::{
     Activation, Attention, Dtype, Experts, Mlp, ModelSpec, ModelType, Norm, Positions, SUPPORTED, quantization, rope,
 };
 
-/// What hybrid models are refused with.
+/// The reason for which hybrid models are refused.
 pub(super) const HYBRID: &str = "its hybrid or state-space layers take several times the memory of attention layers, and no model of them has been checked";
 
 /// Parameters of the largest model that is believed, some thirty times the largest there is. Bytes and operations of a
@@ -22,7 +22,7 @@ impl ModelSpec {
         Self::from_map(&parse(text)?)
     }
 
-    /// Reads a parsed config.json.
+    /// Reads the architecture from a parsed config.json.
     pub(crate) fn from_map(outer: &Map<String, Value>) -> Result<Self> {
         let config = Config::new(outer)?;
         let mut spec = config.spec()?;
@@ -161,7 +161,7 @@ impl Config<'_> {
         })
     }
 
-    /// The mixture, where the family is one.
+    /// The mixture of experts, where the family has one.
     fn experts(&self) -> Result<Option<Experts>> {
         let gpt_oss = self.model_type == "gpt_oss";
         if !gpt_oss && self.model_type != "qwen3_moe" {

@@ -24,15 +24,15 @@ pub(crate) fn architecture(model_type: ModelType) -> &'static str {
     }
 }
 
-/// What a GGUF file says of its model.
+/// The metadata and tensors of a GGUF file that tell its architecture.
 pub(crate) struct Described<'a> {
-    /// Its metadata, but for the long arrays.
+    /// Metadata of the file by key, without the long arrays.
     pub metadata: &'a Map<String, Value>,
-    /// Shape of a tensor by llama.cpp's name, rows first.
+    /// Shape of a tensor by llama.cpp's name, rows first; `None` where the file lacks it.
     pub tensors: &'a dyn Fn(&str) -> Option<Vec<usize>>,
-    /// `rope_freqs.weight`: what frequencies are divided by (Llama 3).
+    /// Divisors of the rope frequencies, from `rope_freqs.weight` (Llama 3).
     pub rope_freqs: Option<Vec<f64>>,
-    /// `rope_factors_short.weight` and `rope_factors_long.weight` (Phi-3).
+    /// Short and long rope factors, from `rope_factors_short.weight` and `rope_factors_long.weight` (Phi-3).
     pub rope_factors: Option<(Vec<f64>, Vec<f64>)>,
 }
 
@@ -119,7 +119,7 @@ fn by_its_own_key(error: Error, name: &str) -> Error {
     Error::Invalid { field, got, must }
 }
 
-/// The architectures of the families.
+/// Values of `general.architecture` that are supported.
 const KNOWN: [&str; 8] = ["llama", "qwen2", "qwen3", "starcoder2", "gpt2", "gemma2", "gemma3", "phi3"];
 
 /// Keys of config.json and llama.cpp's for the same, without the architecture before them.
@@ -139,7 +139,7 @@ const KEYS: [(&str, &str); 13] = [
     ("final_logit_softcapping", "final_logit_softcapping"),
 ];
 
-/// `rope_scaling` of config.json.
+/// The `rope_scaling` table of config.json that the metadata describe, or an empty table.
 fn rope_scaling(file: &Described<'_>, name: &str) -> Map<String, Value> {
     let get = |key: &str| file.metadata.get(&format!("{name}.rope.scaling.{key}")).cloned();
     let mut scaling = Map::new();

@@ -55,7 +55,7 @@ fn table<'a>(config: &Config<'a>) -> Result<Option<&'a Map<String, Value>>> {
     }
 }
 
-/// `{group_size, bits, mode}`
+/// Reads one `{group_size, bits, mode}` table of MLX as a format.
 fn affine(table: &Map<String, Value>, scales: Dtype) -> Result<Format> {
     let wrong = |key: &str, value: &Value| {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);

@@ -9,7 +9,7 @@ use crate::spec::model::config::{Config, LARGEST_LENGTH, shown};
 /// A table of parameters. A key of another type than its own is refused by its name, never taken as absent.
 #[derive(Clone, Copy)]
 struct Table<'a> {
-    /// The key it stands under.
+    /// Key under which the table stands in config.json.
     name: &'a str,
     map: &'a Map<String, Value>,
 }
@@ -64,7 +64,7 @@ impl<'a> Table<'a> {
         Ok(self.typed(key, &must, |v| v.as_f64().filter(whole))?.map(|x| x as usize))
     }
 
-    /// Numbers that frequencies are divided by.
+    /// A list of `count` positive numbers that frequencies are divided by.
     fn factors(&self, key: &str, count: usize) -> Result<Vec<f64>> {
         let must = format!("a list of {count} numbers above 0");
         let list = self.get(key).ok_or_else(|| self.absent(key, &must))?;

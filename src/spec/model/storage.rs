@@ -7,7 +7,7 @@ pub(crate) const INT8_GROUP: usize = 64;
 
 /// Bits of a code that MLX quantises to in [`Format::Affine`].
 pub(crate) const AFFINE_BITS: [usize; 5] = [2, 3, 4, 6, 8];
-/// Numbers that share a scale and a bias there.
+/// Numbers that share a scale and a bias in [`Format::Affine`].
 pub(crate) const AFFINE_GROUPS: [usize; 3] = [32, 64, 128];
 
 /// Number formats that weights are stored in.
@@ -21,7 +21,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// Bytes of one number.
+    /// Size of one number, bytes.
     pub(crate) fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
@@ -30,32 +30,32 @@ impl Dtype {
     }
 }
 
-/// What one matrix is held in.
+/// Number format in which a weight matrix is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// 32 bits.
+    /// IEEE single precision, 32 bits.
     F32,
-    /// 16 bits, IEEE.
+    /// IEEE half precision, 16 bits.
     F16,
-    /// 16 bits, with f32's range.
+    /// bfloat16: 16 bits with the range of f32.
     Bf16,
-    /// 8 bits and an f32 scale per [`INT8_GROUP`] numbers of a row.
+    /// 8-bit integers with an f32 scale per [`INT8_GROUP`] numbers of a row.
     Int8,
-    /// Blocks of a GGUF format.
+    /// One of the block formats of GGUF.
     Gguf(Block),
     /// MLX's affine quantisation: `scale * code + bias`, with a scale and a bias per group of a row.
     Affine {
-        /// Of a code: one of [`AFFINE_BITS`].
+        /// Bits of a code: one of [`AFFINE_BITS`].
         bits: u8,
-        /// Numbers of a group: one of [`AFFINE_GROUPS`].
+        /// Numbers that share a scale and a bias: one of [`AFFINE_GROUPS`].
         group: u8,
-        /// What scales and biases are in.
+        /// Number format of scales and biases.
         scales: Dtype,
     },
 }
 
-/// GGUF's block formats, by ggml's names.
+/// Block formats of GGUF, by ggml's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -140,7 +140,7 @@ impl Format {
         }
     }
 
-    /// Bytes of a `[rows, columns]` matrix.
+    /// Size of a `[rows, columns]` matrix in this format, bytes, scales included.
     pub(crate) fn matrix_bytes(self, rows: usize, columns: usize) -> u64 {
         let format = self.for_columns(columns);
         let ((numbers, bytes), (scale, group)) = (format.block(), format.scales());
@@ -160,41 +160,41 @@ impl Format {
     }
 }
 
-/// What the base weights are held in.
+/// Number format in which a run holds the base weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Weights {
     /// As the model's files hold them, each matrix in its own format.
     #[default]
     Stored,
-    /// 32 bits.
+    /// IEEE single precision, 32 bits.
     F32,
-    /// 16 bits, IEEE.
+    /// IEEE half precision, 16 bits.
     F16,
-    /// 16 bits, with f32's range.
+    /// bfloat16: 16 bits with the range of f32.
     Bf16,
-    /// 8 bits and an f32 scale per group of a row.
+    /// 8-bit integers with an f32 scale per group of a row.
     Int8,
-    /// GGUF: 8 bits and an f16 scale per 32.
+    /// GGUF's Q8_0: 8 bits, with an f16 scale per 32 numbers.
     #[serde(rename = "q8_0")]
     Q8_0,
-    /// GGUF: 6 bits, with scales of scales per 256.
+    /// GGUF's Q6_K: 6 bits, with scales of scales per 256 numbers.
     #[serde(rename = "q6_k")]
     Q6K,
-    /// GGUF: 4 bits, with scales of scales per 256.
+    /// GGUF's Q4_K: 4 bits, with scales of scales per 256 numbers.
     #[serde(rename = "q4_k")]
     Q4K,
-    /// GGUF: 4 bits and an f16 scale per 32.
+    /// GGUF's Q4_0: 4 bits, with an f16 scale per 32 numbers.
     #[serde(rename = "q4_0")]
     Q4_0,
 }
 
 impl Weights {
-    /// All of them, in the order in which they are listed.
+    /// Every format a run file can ask for, in the order in which they are listed.
     pub(crate) const ALL: [Self; 9] =
         [Self::Stored, Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Q8_0, Self::Q6K, Self::Q4K, Self::Q4_0];
 
-    /// As written in files.
+    /// Name of the format as run files write it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Stored => "stored",
@@ -225,30 +225,30 @@ impl Weights {
     }
 }
 
-/// How a checkpoint holds its matrices.
+/// Formats in which a checkpoint stores its matrices.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Storage {
     /// Format of every matrix that `others` does not name.
     pub format: Format,
-    /// The matrices in another format.
+    /// Matrices stored in another format than `format`.
     pub others: Vec<Other>,
     /// GPT-2's projections lie `[out, in]` as everyone's do (MLX, GGUF), and not `[in, out]` as transformers has them.
     pub out_in: bool,
 }
 
-/// A matrix in a format of its own.
+/// A matrix whose format differs from that of the rest of the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Other {
-    /// Name in the checkpoint, as transformers writes it.
+    /// Name of the tensor in the checkpoint, as transformers writes it.
     pub name: String,
-    /// Shape.
+    /// Shape of the matrix, `[rows, columns]`.
     pub shape: [usize; 2],
-    /// Its format.
+    /// Format of this matrix.
     pub format: Format,
 }
 
 impl Storage {
-    /// Every matrix in one format.
+    /// A checkpoint with every matrix in one format.
     pub(crate) fn uniform(format: Format) -> Self {
         Self { format, others: Vec::new(), out_in: false }
     }

@@ -7,12 +7,12 @@ use crate::spec::model::architecture::{ModelSpec, ModelType, Positions};
 use crate::spec::model::storage::{Format, Weights};
 use crate::spec::run::recipe::{Lora, Optimizer};
 
-/// One stored tensor.
+/// Name and shape of a tensor stored in a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// Name in the checkpoint, as transformers writes it.
+    /// Name of the tensor in the checkpoint, as transformers writes it.
     pub name: String,
-    /// Shape as stored.
+    /// Shape as the checkpoint stores it.
     pub shape: Vec<usize>,
 }
 
@@ -23,39 +23,39 @@ pub enum Role {
     Q,
     K,
     V,
-    /// q, k and v in one.
+    /// Queries, keys and values by one matrix.
     Qkv,
     O,
     Gate,
     Up,
-    /// gate and up in one.
+    /// Gate and up by one matrix.
     GateUp,
     Down,
-    /// Picks the experts of a token.
+    /// The router, which picks the experts of each token.
     Router,
 }
 
 /// A linear layer of a block: `y = x W^T + b`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Projection {
-    /// Its place in the block.
+    /// What the projection computes in its block.
     pub role: Role,
     /// Path inside the block, such as `self_attn.q_proj`.
     pub path: &'static str,
-    /// Width of `x`.
+    /// Width of the input `x`.
     pub in_features: usize,
-    /// Width of `y`.
+    /// Width of the output `y`.
     pub out_features: usize,
-    /// Whether it has a bias.
+    /// Whether the projection has a bias.
     pub bias: bool,
-    /// How many of it a block has: its experts, 1 outside of mixtures.
+    /// Number of copies in a block: one per expert, 1 outside of mixtures.
     pub copies: usize,
-    /// How many of those a token goes through.
+    /// Number of copies that each token goes through.
     pub active: usize,
 }
 
 impl Projection {
-    /// The last part of the path, by which `target_modules` names it.
+    /// Last part of the path, by which `target_modules` names the projection.
     pub fn name(&self) -> &'static str {
         self.path.rsplit('.').next().unwrap_or(self.path)
     }
@@ -66,7 +66,7 @@ impl Projection {
         (self.copies * (lora.rank * (self.in_features + self.out_features) + magnitude)) as u64
     }
 
-    /// Bytes of what the optimizer remembers of that adapter.
+    /// Size of the optimizer state of an adapter on this projection, bytes.
     pub(crate) fn optimizer_bytes(&self, lora: &Lora, optimizer: Optimizer) -> u64 {
         let pair = optimizer.state_bytes(&[lora.rank, self.in_features])
             + optimizer.state_bytes(&[self.out_features, lora.rank]);
@@ -78,23 +78,23 @@ impl Projection {
 /// Names of a block's norms; each is a `weight`, and a `bias` where the norm has one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NormNames {
-    /// Before attention.
+    /// Norm before attention.
     pub input: &'static str,
-    /// After attention, inside the residual (Gemma).
+    /// Norm after attention, inside the residual (Gemma).
     pub post_attention: Option<&'static str>,
-    /// Before the MLP.
+    /// Norm before the MLP.
     pub pre_mlp: &'static str,
-    /// After the MLP, inside the residual (Gemma).
+    /// Norm after the MLP, inside the residual (Gemma).
     pub post_mlp: Option<&'static str>,
 }
 
 impl ModelSpec {
-    /// Path of block `i`.
+    /// Path of block `i` in the checkpoint, such as `model.layers.0`.
     pub(crate) fn block_path(&self, i: usize) -> String {
         if self.model_type == ModelType::Gpt2 { format!("transformer.h.{i}") } else { format!("model.layers.{i}") }
     }
 
-    /// Name of the token embedding.
+    /// Name of the token embedding's tensor in the checkpoint.
     pub(crate) fn embedding_name(&self) -> &'static str {
         if self.model_type == ModelType::Gpt2 { "transformer.wte.weight" } else { "model.embed_tokens.weight" }
     }
@@ -123,7 +123,7 @@ impl ModelSpec {
         }
     }
 
-    /// Weights are stored `[in, out]` (GPT-2's Conv1D) and not `[out, in]`.
+    /// Whether weights are stored `[in, out]` (GPT-2's Conv1D) instead of `[out, in]`.
     pub(crate) fn conv1d(&self) -> bool {
         self.model_type == ModelType::Gpt2 && !self.storage.out_in
     }
@@ -271,12 +271,12 @@ impl ModelSpec {
         }
     }
 
-    /// The format of most matrices.
+    /// The format in which a run that asks for `weights` holds most matrices.
     pub(crate) fn usual_format(&self, weights: Weights) -> Format {
         weights.format().unwrap_or(self.storage.format)
     }
 
-    /// Bytes of all matrices.
+    /// Size of all matrices of the model in the formats that `weights` gives them, bytes.
     pub fn matrices_bytes(&self, weights: Weights) -> u64 {
         let format = self.usual_format(weights);
         let of = |shape: &[usize]| match shape {

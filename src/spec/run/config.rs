@@ -11,22 +11,22 @@ use crate::spec::run::execution::Execution;
 use crate::spec::run::names::*;
 use crate::spec::run::recipe::{DEFAULT_EPOCHS, Optimizer, Recipe, within};
 
-/// Who runs the job.
+/// Trainer that runs the job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Engine {
-    /// Headroom's own trainer.
+    /// Headroom's own trainer, built on candle.
     #[default]
     Candle,
-    /// The user's mlx-lm.
+    /// The mlx-lm that the user has installed.
     MlxLm,
 }
 
 impl Engine {
-    /// All of them, in the order in which they are listed.
+    /// Every engine, in the order in which they are listed.
     pub(crate) const ALL: [Self; 2] = [Self::Candle, Self::MlxLm];
 
-    /// As written in files.
+    /// Name of the engine as files write it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Candle => "candle",
@@ -41,24 +41,24 @@ const MOST_TOKENS: usize = 1 << 22;
 /// Chunks of a micro-batch, each of which is counted.
 const MOST_CHUNKS: usize = 1 << 16;
 
-/// One run, as `run.toml` says it.
+/// Configuration of one run, as `run.toml` writes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
-    /// Hub id, folder, or `builtin`.
+    /// Base model: a hub id, a folder, a GGUF file, or `builtin`.
     pub model: String,
-    /// The rows.
+    /// Files of the training rows and of the validation rows.
     pub data: Data,
-    /// Who runs it.
+    /// Trainer that runs the job.
     #[serde(default)]
     pub engine: Engine,
-    /// Of everything random.
+    /// Seed of everything random in the run.
     #[serde(default)]
     pub seed: u64,
-    /// What is learned.
+    /// What decides the result of training: data order, optimizer, adapters.
     #[serde(default)]
     pub recipe: Recipe,
-    /// How it is run.
+    /// How the run is executed: what changes memory and speed, and not the result.
     #[serde(default)]
     pub execution: Execution,
 }
@@ -80,12 +80,12 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// The text of a run file.
+    /// The configuration as the text of a run file.
     pub(crate) fn to_toml(&self) -> Result<String> {
         toml::to_string(self).map_err(|e| Error::Serialise { what: "run.toml", reason: e.to_string() })
     }
 
-    /// The same with models and files as others may know them: of each path only its last part.
+    /// A copy fit to be shared: of each path that would tell about this machine, only the last part.
     pub(crate) fn public(&self) -> Self {
         let mut config = self.clone();
         let cut = |path: &mut PathBuf| *path = public_name(&path.to_string_lossy()).into();
@@ -101,7 +101,7 @@ impl RunConfig {
         config
     }
 
-    /// Every rule that one value alone, or two together, must keep.
+    /// Checks every rule that one value alone, or two together, must keep.
     pub(crate) fn check(&self) -> Result<()> {
         let (r, e) = (&self.recipe, &self.execution);
         r.check()?;
@@ -139,7 +139,7 @@ impl RunConfig {
         self.check_built()
     }
 
-    /// What the file format knows and this version cannot do yet.
+    /// Refuses what the file format knows and this version cannot do yet.
     fn check_built(&self) -> Result<()> {
         let (r, e) = (&self.recipe, &self.execution);
         if self.engine == Engine::MlxLm {
@@ -182,7 +182,7 @@ impl RunConfig {
 }
 
 impl RunConfig {
-    /// The model and the data that ship inside, as `auto` runs them.
+    /// The embedded model and data, as `auto` runs them.
     pub(crate) fn builtin() -> Self {
         RunConfig {
             model: BUILTIN.into(),

@@ -7,34 +7,34 @@ use serde::{Deserialize, Serialize};
 /// The model and data that ship inside the binary.
 pub(crate) const BUILTIN: &str = "builtin";
 
-/// Where the rows are: one path, or one for training and one for validation.
+/// Files of the rows: one path, or one for training and one for validation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Data {
-    /// Training rows only.
+    /// Training rows only, by the path of their file.
     Train(PathBuf),
-    /// Both.
+    /// Training rows, and validation rows where a file of them is given.
     Split(DataSplit),
 }
 
-/// `[data]` as a table.
+/// The `[data]` table of a run file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSplit {
-    /// Training rows.
+    /// Path of the training rows.
     pub train: PathBuf,
-    /// Validation rows.
+    /// Path of the validation rows, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid: Option<PathBuf>,
 }
 
 impl Data {
-    /// The rows that ship.
+    /// The rows embedded in the binary.
     pub(crate) fn builtin() -> Self {
         Self::Train(BUILTIN.into())
     }
 
-    /// Training rows.
+    /// Path of the training rows.
     pub(crate) fn train(&self) -> &Path {
         match self {
             Self::Train(path) => path,
@@ -42,7 +42,7 @@ impl Data {
         }
     }
 
-    /// Validation rows, if any.
+    /// Path of the validation rows, if any.
     pub(crate) fn valid(&self) -> Option<&Path> {
         match self {
             Self::Train(_) => None,

@@ -5,34 +5,34 @@ use serde::{Deserialize, Serialize};
 use crate::spec::model::Dtype;
 use crate::spec::model::storage::Weights;
 
-/// Where the base weights live while it runs.
+/// Where the base weights live during a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Residency {
-    /// In memory.
+    /// In memory for the whole run.
     #[default]
     Resident,
 }
 
-/// How it is run; none of it changes the recipe.
+/// How a run is executed; none of these settings changes the recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Execution {
     /// Examples per micro-batch; a divisor of `effective_batch_size`.
     pub batch_size: usize,
-    /// Keep each block's input only, and run the block again in backward.
+    /// Activation checkpointing: keep only each block's input, and run the block again in backward.
     pub grad_checkpoint: bool,
-    /// Format of the base weights.
+    /// Number format in which the base weights are held.
     pub weights: Weights,
-    /// Format that activations are computed in.
+    /// Number format that activations are computed in.
     pub compute_dtype: Dtype,
-    /// Tokens whose logits exist at one time.
+    /// Number of tokens whose logits exist at one time.
     pub loss_chunk: usize,
-    /// Query rows whose scores exist at one time.
+    /// Number of query rows whose attention scores exist at one time.
     pub attention_chunk: usize,
-    /// Rows of a block's MLP that exist at one time.
+    /// Number of rows that a block's MLP works on at one time.
     pub mlp_chunk: usize,
-    /// Where the base lives.
+    /// Where the base weights live during the run.
     pub residency: Residency,
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// What `headroom export` writes.
+/// Format in which `headroom export` writes an adapter or a merged model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExportFormat {
@@ -19,10 +19,10 @@ pub enum ExportFormat {
 }
 
 impl ExportFormat {
-    /// All of them, in the order in which they are listed.
+    /// Every export format, in the order in which they are listed.
     pub(crate) const ALL: [Self; 5] = [Self::Peft, Self::MlxLm, Self::Fused, Self::Gguf, Self::GgufAdapter];
 
-    /// What it is, in a few words.
+    /// Description of the format in a few words, for help texts.
     pub(crate) fn about(self) -> &'static str {
         match self {
             Self::Peft => "Adapter for PEFT (folder)",
@@ -33,7 +33,7 @@ impl ExportFormat {
         }
     }
 
-    /// As typed.
+    /// Name of the format as typed on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Peft => "peft",
@@ -44,7 +44,7 @@ impl ExportFormat {
         }
     }
 
-    /// One file, and not a folder.
+    /// Whether the export is one file and not a folder.
     pub(crate) fn is_file(self) -> bool {
         matches!(self, Self::Gguf | Self::GgufAdapter)
     }

@@ -12,7 +12,7 @@ use crate::spec::run::config::RunConfig;
 use crate::spec::run::names::{public_name, toml_error};
 use crate::units::Bytes;
 
-/// More combinations than anybody wants to read about.
+/// Largest number of combinations that a grid may have.
 const MOST: usize = 100_000;
 
 /// The one field that is a list by itself; several of them are a list of lists.
@@ -22,16 +22,16 @@ const LIST: &str = "target_modules";
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GridMachine {
-    /// Such as "M2 Pro".
+    /// Name of the chip, such as `M2 Pro`.
     pub chip: Option<String>,
-    /// Memory, such as "8G".
+    /// Installed memory, such as `8G`.
     pub ram: Option<String>,
-    /// Where the chip was sold with several.
+    /// Number of GPU cores, where the chip was sold with several.
     pub gpu_cores: Option<usize>,
 }
 
 impl GridMachine {
-    /// The machine of the chip table.
+    /// Looks the machine up in the chip table.
     ///
     /// # Errors
     /// Where it was never sold, or nothing is said of it.
@@ -46,10 +46,10 @@ impl GridMachine {
     }
 }
 
-/// What is to be considered.
+/// The runs of a grid file and the machines to plan them for.
 #[derive(Clone, Debug)]
 pub(crate) struct Grid {
-    /// Where; empty for the machine that was asked about on the command line.
+    /// Machines to plan for; empty for the machine that was asked about on the command line.
     pub machines: Vec<GridMachine>,
     /// Fields that take several values, what is learned before how it is run, such as `recipe.lora.rank`.
     pub varied: Vec<String>,
@@ -129,7 +129,7 @@ impl Grid {
 struct Axis {
     at: Vec<String>,
     values: Vec<Value>,
-    /// As tables show them.
+    /// The values as tables show them.
     shown: Vec<String>,
 }
 
@@ -154,7 +154,7 @@ impl Axis {
     }
 }
 
-/// Finds the fields with several values.
+/// Finds the fields of a grid that have several values.
 fn collect(table: &Table, at: &mut Vec<String>, axes: &mut Vec<Axis>) -> Result<(), String> {
     for (key, value) in table {
         at.push(key.clone());

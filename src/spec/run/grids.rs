@@ -1,6 +1,6 @@
 //! The grids that ship inside, by the name of their file.
 
-/// Names and texts.
+/// Names and texts of the bundled grid files.
 const BUNDLED: [(&str, &str); 8] = [
     ("builtin", include_str!("../../../grids/builtin.toml")),
     ("m1-8g", include_str!("../../../grids/m1-8g.toml")),
@@ -12,12 +12,12 @@ const BUNDLED: [(&str, &str); 8] = [
     ("m3-pro-36g", include_str!("../../../grids/m3-pro-36g.toml")),
 ];
 
-/// The text of a bundled grid.
+/// The text of the bundled grid with this name, if there is one.
 pub(crate) fn bundled(name: &str) -> Option<&'static str> {
     BUNDLED.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
 }
 
-/// Their names.
+/// Names of the bundled grids.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     BUNDLED.iter().map(|(name, _)| *name)
 }

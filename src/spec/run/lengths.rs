@@ -7,42 +7,42 @@ use crate::spec::run::packing::pack;
 /// Token lengths of a data set's examples, before any cut.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenLengths {
-    /// Ascending.
+    /// Lengths of the training examples in tokens, ascending.
     lengths: Vec<u32>,
-    /// Share of the tokens that are not prompt.
+    /// Share of the tokens that are not prompt, from 0 to 1.
     completion: f64,
-    /// Of the validation examples, in their order.
+    /// Lengths of the validation examples in tokens, in their order.
     #[serde(default)]
     validation: Vec<u32>,
 }
 
 impl TokenLengths {
-    /// From lengths in any order.
+    /// Token lengths of examples, given in any order.
     pub(crate) fn new(lengths: Vec<u32>) -> Self {
         Self { lengths: Vec::new(), completion: 1.0, validation: Vec::new() }.with_lengths(lengths)
     }
 
-    /// Rows that are all filled up to the greatest length, whatever that is.
+    /// Stands for rows that are all filled up to the greatest length, whatever that is.
     pub(crate) fn filled() -> Self {
         Self::new(vec![u32::MAX])
     }
 
-    /// The same, with only this share of the tokens outside of prompts.
+    /// The same lengths, with only this share of the tokens outside of prompts.
     pub(crate) fn with_completion(self, completion: f64) -> Self {
         Self { completion, ..self }
     }
 
-    /// The same, with validation examples of these lengths, in the order in which they are asked.
+    /// The same lengths, with validation examples of these lengths, in the order of the data.
     pub(crate) fn with_validation(self, validation: Vec<u32>) -> Self {
         Self { validation, ..self }
     }
 
-    /// Lengths of the validation examples, in their order; none where there is no validation.
+    /// Lengths of the validation examples in tokens, in their order; empty without validation.
     pub(crate) fn validation(&self) -> &[u32] {
         &self.validation
     }
 
-    /// Share of the tokens that are not prompt.
+    /// Share of the tokens that are not prompt, from 0 to 1.
     pub(crate) fn completion(&self) -> f64 {
         self.completion
     }
@@ -56,27 +56,27 @@ impl TokenLengths {
         Self::new((0..examples).map(|i| at(i).ceil() as u32).collect())
     }
 
-    /// Number of examples.
+    /// Number of training examples, or of rows once they are packed.
     pub(crate) fn len(&self) -> usize {
         self.lengths.len()
     }
 
-    /// No examples.
+    /// Whether there are no examples.
     pub(crate) fn is_empty(&self) -> bool {
         self.lengths.is_empty()
     }
 
-    /// Ascending lengths.
+    /// Lengths of the training examples in tokens, ascending.
     pub(crate) fn sorted(&self) -> &[u32] {
         &self.lengths
     }
 
-    /// The longest example, 0 if there is none.
+    /// Length of the longest example in tokens, 0 if there is none.
     pub(crate) fn max(&self) -> usize {
         self.lengths.last().map_or(0, |&n| n as usize)
     }
 
-    /// Mean length once examples are cut to `cap` tokens.
+    /// Mean length in tokens once examples are cut to `cap` tokens.
     pub(crate) fn mean_cut(&self, cap: usize) -> f64 {
         let sum: u64 = self.lengths.iter().map(|&n| u64::from(n).min(cap as u64)).sum();
         sum as f64 / self.len().max(1) as f64

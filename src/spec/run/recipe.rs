@@ -10,26 +10,26 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LrSchedule {
-    /// Flat after the warm-up.
+    /// Stays at the peak rate after the warm-up.
     Constant,
-    /// Straight to zero.
+    /// Falls in a straight line to zero after the warm-up.
     Linear,
-    /// Half a cosine to zero.
+    /// Falls along half a cosine to zero after the warm-up.
     #[default]
     Cosine,
 }
 
-/// Update rule.
+/// Update rule of the adapters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Optimizer {
-    /// As torch.optim.AdamW: betas 0.9 and 0.999, eps 1e-8, decoupled weight decay.
+    /// AdamW as in torch.optim: betas 0.9 and 0.999, eps 1e-8, decoupled weight decay.
     #[default]
     Adamw,
-    /// The same with its moments in eight bits, as bitsandbytes quantises them.
+    /// AdamW with its moments in eight bits, as bitsandbytes quantises them.
     #[serde(rename = "adamw_8bit")]
     Adamw8bit,
-    /// As transformers runs it: factored second moments, no first.
+    /// Adafactor as in transformers: factored second moments and no first moment.
     Adafactor,
 }
 
@@ -39,7 +39,7 @@ pub(crate) const OPTIMIZER_BLOCK: usize = 256;
 const SMALLEST_QUANTISED: usize = 4096;
 
 impl Optimizer {
-    /// As written in files.
+    /// Name of the optimizer as files write it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Adamw => "adamw",
@@ -53,7 +53,7 @@ impl Optimizer {
         self == Self::Adamw8bit && shape.iter().product::<usize>() >= SMALLEST_QUANTISED
     }
 
-    /// Bytes of what is remembered of a tensor of this shape.
+    /// Size of the optimizer state for a tensor of this shape, bytes.
     pub(crate) fn state_bytes(self, shape: &[usize]) -> u64 {
         let n: usize = shape.iter().product();
         let bytes = match (self, shape) {
@@ -66,45 +66,45 @@ impl Optimizer {
     }
 }
 
-/// What is learned.
+/// What decides the result of training; the `[recipe]` table of a run file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Recipe {
-    /// Longer examples are cut to this many tokens.
+    /// Length in tokens to which longer examples are cut.
     pub max_seq_length: usize,
-    /// Examples per optimizer step, or rows with `packing`.
+    /// Effective batch size: examples per optimizer step, or rows with `packing`.
     pub effective_batch_size: usize,
-    /// Optimizer steps; exclusive with `epochs`.
+    /// Number of optimizer steps; exclusive with `epochs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
-    /// Passes over the data; exclusive with `steps`.
+    /// Number of passes over the data; exclusive with `steps`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
-    /// Peak learning rate.
+    /// Peak learning rate, reached after the warm-up.
     pub learning_rate: f64,
-    /// Its shape.
+    /// Shape of the learning rate after the warm-up.
     pub lr_schedule: LrSchedule,
-    /// Steps of linear rise at the start.
+    /// Optimizer steps over which the learning rate rises linearly at the start.
     pub warmup_steps: usize,
     /// Decoupled weight decay of the adapters.
     pub weight_decay: f64,
-    /// Gradients are scaled down to this global norm; 0 leaves them alone.
+    /// Global norm to which larger gradients are scaled down; 0 leaves them alone.
     pub max_grad_norm: f64,
-    /// Learn only from the completion.
+    /// Whether only the tokens of the completion count in the loss.
     pub mask_prompt: bool,
-    /// Put as many whole examples in one row as `max_seq_length` tokens hold. Each still sees only itself.
+    /// Whether to put as many whole examples in one row as `max_seq_length` tokens hold; each still sees only itself.
     pub packing: bool,
-    /// Draw the examples in a new order each epoch.
+    /// Whether to draw the examples in a new order each epoch.
     pub shuffle: bool,
-    /// Update rule.
+    /// Update rule of the adapters.
     pub optimizer: Optimizer,
-    /// Optimizer steps between validations; without it there is one at every checkpoint.
+    /// Optimizer steps between evaluations; without it there is one at every checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_steps: Option<usize>,
-    /// Stop after so many validations in a row without a better loss, and keep the best adapter.
+    /// Number of evaluations in a row without a better loss after which to stop, keeping the best adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_stopping_patience: Option<usize>,
-    /// The adapters.
+    /// Low-rank adapters to train.
     pub lora: Lora,
 }
 
@@ -137,26 +137,27 @@ pub(crate) const DEFAULT_EPOCHS: f64 = 3.0;
 /// More passes than these are a slip of the pen, and steps are counted from them.
 const MOST_EPOCHS: f64 = 1e6;
 
-/// Low-rank adapters.
+/// Low-rank adapters: their rank, their scale, and where in the model they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lora {
-    /// Rank of A and B.
+    /// Rank of the adapter matrices A `[rank, in]` and B `[out, rank]`.
     pub rank: usize,
-    /// The update is scaled by alpha / rank.
+    /// Numerator of the scale of the update, `alpha / rank`.
     pub alpha: f64,
-    /// Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732).
+    /// Whether to scale by `alpha / sqrt(rank)` instead (Kalajdzievski 2023, arXiv:2312.03732).
     pub use_rslora: bool,
-    /// Learn the length of each output's weights apart from their direction (Liu and others 2024, arXiv:2402.09353).
+    /// Whether to train the length of each output's weights apart from their direction (DoRA; Liu and others 2024,
+    /// arXiv:2402.09353).
     pub use_dora: bool,
     /// Probability that an input of A is dropped in training.
     pub dropout: f64,
-    /// Projections by name, or `"all-linear"`.
+    /// Names of the projections that get adapters, or `"all-linear"` for all.
     #[serde(deserialize_with = "one_or_many")]
     pub target_modules: Vec<String>,
-    /// Only the last n blocks; -1 for all.
+    /// Number of blocks, counted from the last, that get adapters; -1 for all.
     pub num_layers: i64,
-    /// Start from this adapter: a folder as PEFT or mlx-lm writes it.
+    /// Adapter to start from: a folder as PEFT or mlx-lm writes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_adapter: Option<PathBuf>,
 }
@@ -190,7 +191,7 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<
 }
 
 impl Lora {
-    /// Factor of the update.
+    /// Factor on the low-rank update: `alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA.
     pub(crate) fn scale(&self) -> f64 {
         self.alpha / self.divisor()
     }
@@ -199,7 +200,7 @@ impl Lora {
         if self.use_rslora { (self.rank as f64).sqrt() } else { self.rank as f64 }
     }
 
-    /// The same with another rank, and alpha moved so that the factor stays.
+    /// The same adapters with another rank, and alpha moved so that the scale stays.
     pub(crate) fn with_rank(&self, rank: usize) -> Self {
         let mut other = Self { rank, ..self.clone() };
         other.alpha = self.scale() * other.divisor();
@@ -219,25 +220,25 @@ impl Lora {
         Ok(())
     }
 
-    /// First block that has adapters, of `layers`.
+    /// Index of the first block that has adapters, in a model of `layers` blocks.
     pub(crate) fn first_layer(&self, layers: usize) -> usize {
         if self.num_layers < 0 { 0 } else { layers.saturating_sub(self.num_layers as usize) }
     }
 }
 
-/// A count between two others.
+/// Checks that a count lies between two others, both included.
 pub(super) fn within(field: &str, value: usize, low: usize, high: usize) -> Result<()> {
     let must = || format!("between {low} and {high}");
     if (low..=high).contains(&value) { Ok(()) } else { Err(Error::invalid(field, value, must())) }
 }
 
-/// A number that is finite and `ok`.
+/// Checks that a number is finite and that `ok` holds.
 fn real(field: &str, value: f64, ok: bool, must: &str) -> Result<()> {
     if ok && value.is_finite() { Ok(()) } else { Err(Error::invalid(field, value, must)) }
 }
 
 impl Recipe {
-    /// Every rule that one value alone, or two together, must keep.
+    /// Checks every rule that one value alone, or two together, must keep.
     pub(crate) fn check(&self) -> Result<()> {
         within("max_seq_length", self.max_seq_length, 2, 1 << 20)?;
         within("effective_batch_size", self.effective_batch_size, 1, 1 << 20)?;

@@ -15,21 +15,21 @@ use crate::spec::run::{Data, RunConfig};
 use crate::trainer::candle::nn::adapter;
 use crate::trainer::candle::nn::decoder::Decoder;
 
-/// How to choose the next token.
+/// Settings by which the next token is chosen.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Choice {
-    /// 0 takes the likeliest token.
+    /// Temperature of the sampling; 0 takes the likeliest token.
     pub temperature: f64,
-    /// Keep only the likeliest tokens up to this share.
+    /// Share of the probability up to which only the likeliest tokens are kept.
     pub top_p: Option<f64>,
-    /// Of the drawing.
+    /// Seed of the sampling.
     pub seed: u64,
-    /// At most this many.
+    /// Most tokens to generate.
     pub max_tokens: usize,
 }
 
 impl Choice {
-    /// Refuses numbers that cannot be meant.
+    /// Refuses settings that are out of range.
     pub(crate) fn check(&self) -> Result<()> {
         if !(0.0..=10.0).contains(&self.temperature) {
             return Err(Error::invalid("--temperature", self.temperature, "between 0 and 10"));
@@ -77,7 +77,7 @@ fn continued(decoder: &Decoder, prompt: &[u32], longest: usize, choice: Choice, 
     Ok(tokens.split_off(prompt.len()))
 }
 
-/// Tokens of the prompt.
+/// Tokens of the prompt, as a user's message where the model has a chat template.
 fn asked(text: &Text, prompt: &str) -> Result<Vec<u32>> {
     if text.has_template() {
         return text.question(&[Message { role: "user".into(), content: prompt.into(), rest: Default::default() }]);

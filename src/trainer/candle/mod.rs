@@ -18,7 +18,7 @@ use crate::units::Seconds;
 /// The candle version this is built on, part of the key of a calibration; a test holds it to Cargo.lock.
 const CANDLE: &str = "0.11.1";
 
-/// Headroom's own engine.
+/// Headroom's own LoRA trainer, built on candle.
 #[derive(Debug, Default)]
 pub struct CandleTrainer;
 

@@ -16,44 +16,44 @@ use crate::trainer::candle::optim::Optimizer;
 use crate::trainer::early_stopping::EarlyStopping;
 use crate::trainer::inputs::Inputs;
 
-/// Checkpoints kept; older ones are removed once a newer one is complete.
+/// Number of checkpoints kept; older ones are removed once a newer one is complete.
 const KEEP: usize = 2;
 const TENSORS: &str = "state.safetensors";
 const STATE: &str = "state.json";
 /// Names of an adapter's tensors, in their order.
 const PARTS: [&str; 3] = ["a", "b", "magnitude"];
 
-/// What a checkpoint holds beside tensors.
+/// Everything that a checkpoint holds beside tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct State {
-    /// Optimizer steps done.
+    /// Number of optimizer steps done.
     pub step: usize,
-    /// What the evaluations found so far.
+    /// State of early stopping, from the evaluations so far.
     pub early_stopping: EarlyStopping,
-    /// The evaluation after this step is still to be done: it was interrupted.
+    /// Whether the evaluation after this step was interrupted and is still to be done.
     #[serde(default)]
     pub evaluation_due: bool,
-    /// What must not have changed for the rest of the run to be the same run.
+    /// Configuration of the run, which must not change (but for the execution) when it is resumed.
     pub run: RunConfig,
-    /// The same, by content.
+    /// SHA-256 of the files of model, tokenizer and data, which must not change either.
     pub inputs: Inputs,
 }
 
-/// A checkpoint that was found whole.
+/// A checkpoint whose files are as they were written.
 pub(crate) struct Checkpoint {
     folder: PathBuf,
-    /// What it holds beside tensors.
+    /// Everything that the checkpoint holds beside tensors.
     pub state: State,
 }
 
 /// The newest checkpoint of a run folder that is whole, and what is wrong with those that are newer.
 #[derive(Default)]
 pub(crate) struct Found {
-    /// `None` where there is none.
+    /// Newest whole checkpoint; `None` where there is none.
     pub checkpoint: Option<Checkpoint>,
-    /// A sentence for each damaged one.
+    /// For each damaged checkpoint, a sentence that names it and says what is wrong.
     pub damaged: Vec<String>,
-    /// Folders of those that are damaged or were never finished: they go once there is a new checkpoint.
+    /// Folders of checkpoints that are damaged or unfinished, to be removed once there is a new one.
     pub stale: Vec<PathBuf>,
 }
 
@@ -129,7 +129,7 @@ pub(crate) fn newest(out: &Path) -> Result<Found> {
     })
 }
 
-/// What a checkpoint says, if it is whole; `None` for one that was never finished.
+/// Reads the state of a checkpoint, if it is whole; `None` for one that was never finished.
 fn open(folder: &Path, step: usize) -> std::result::Result<Option<State>, String> {
     match checksums::check(folder, &[TENSORS, STATE]) {
         Checked::Whole => {}
@@ -148,12 +148,12 @@ fn open(folder: &Path, step: usize) -> std::result::Result<Option<State>, String
 }
 
 impl Checkpoint {
-    /// Where it is.
+    /// Path of the checkpoint's folder.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Puts its tensors and its step into `decoder` and `optimizer`.
+    /// Puts the checkpoint's tensors and step into `decoder` and `optimizer`.
     pub(crate) fn restore(&self, decoder: &mut Decoder, optimizer: &mut Optimizer, run: &RunConfig) -> Result<()> {
         let then = &self.state.run;
         if then.recipe != run.recipe || then.seed != run.seed || then.model != run.model || then.data != run.data {

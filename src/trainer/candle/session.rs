@@ -29,19 +29,19 @@ use crate::trainer::inputs::{self, Inputs};
 use crate::trainer::{Flow, TrainEvent};
 use crate::units::Bytes;
 
-/// A loaded job.
+/// A job with its model, data and optimizer loaded.
 pub(super) struct Session {
     run: RunConfig,
     spec: crate::spec::model::ModelSpec,
     decoder: Decoder,
     pub(super) optimizer: Optimizer,
     stopping: EarlyStopping,
-    /// The evaluation after the last step was interrupted.
+    /// Whether the evaluation after the last step was interrupted.
     evaluation_due: bool,
     rows: Rows,
     pub(super) earlier: Earlier,
     pub(super) total_steps: usize,
-    /// Memory alive before the model was loaded.
+    /// Memory allocated before the model was loaded, bytes.
     before: Bytes,
 }
 
@@ -87,7 +87,7 @@ impl Session {
         Ok(Self { run, spec, decoder, optimizer, stopping, evaluation_due, rows, earlier, total_steps, before })
     }
 
-    /// Parameters of the adapters, and of the base.
+    /// Number of parameters of the adapters, and of the base.
     pub(super) fn parameters(&self) -> (u64, u64) {
         let adapters = (0..self.decoder.sites.len()).filter_map(|i| self.decoder.adapter(i));
         let adapters = adapters.flat_map(Adapter::tensors).map(Tensor::elem_count).sum::<usize>();

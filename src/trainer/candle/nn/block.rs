@@ -10,10 +10,11 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use crate::checkpoint::adapter::AdapterGrad;
+use crate::ops::dropout::DropoutKey;
 use crate::ops::{Backend, NormWeights, RopeTables, attention};
 use crate::spec::model::Mlp;
 use crate::spec::model::tensors::Role;
-use crate::trainer::candle::nn::linear::{DropoutKey, Linear, Use};
+use crate::trainer::candle::nn::linear::{Linear, Use};
 use crate::trainer::candle::nn::tape::{AttentionTape, Projected, Rows, Tape};
 
 /// A block with its weights.

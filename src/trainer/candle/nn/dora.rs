@@ -10,6 +10,7 @@
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor};
 
 use crate::checkpoint::adapter::{Adapter, AdapterGrad};
+use crate::ops::dropout::Part;
 use crate::ops::{Backend, kernels, slice, slice_mut, with_slice};
 use crate::trainer::candle::nn::linear::{Linear, Use};
 use crate::trainer::candle::nn::norms::Norms;
@@ -47,7 +48,7 @@ impl Linear {
         let hidden = self.frozen.backend.product(&dropped, &dora.adapter.a.t()?, self.lora.scale)?;
         let y = self.undirected(&dropped, &hidden, &dora.adapter.b)?;
         let mut y = scale_columns(self.frozen.backend, y, &dora.factor()?)?;
-        if self.drops(at) {
+        if self.dropout(at).is_some() {
             y = self.frozen.backend.add(y, &self.frozen.product(&(x - &dropped)?)?)?;
         }
         self.frozen.add_bias(y)
@@ -83,10 +84,11 @@ impl Linear {
         drop((hidden, dropped, through));
         let Some(dx) = dx else { return Ok(None) };
         let dx = self.frozen.backend.add_product(dx, &d_hidden, a, 1.0)?;
-        let Some(mask) = self.mask(x, at)? else { return Ok(Some(dx)) };
-        let whole = self.frozen.backward(g)?;
-        // What reached the dropped input, and what reached the rest of it.
-        Ok(Some(self.frozen.backend.add((whole * mask.affine(-1.0, 1.0)?)?, &(dx * mask)?)?))
+        let Some(dropout) = self.dropout(at) else { return Ok(Some(dx)) };
+        let ops = self.frozen.backend;
+        // What reached the rest of the input, and what reached the dropped one.
+        let rest = ops.drop_part(self.frozen.backward(g)?, &dropout, Part::Rest)?;
+        Ok(Some(ops.add(rest, &ops.drop_part(dx, &dropout, Part::Kept)?)?))
     }
 }
 

@@ -5,10 +5,11 @@ use candle_core::{DType, Device};
 use super::*;
 use crate::checkpoint::stored::Stored;
 use crate::ops::Backend;
+use crate::ops::dropout::DropoutKey;
 use crate::ops::testing::{self, dot, moved, values, worst};
 use crate::spec::run::Weights;
 use crate::trainer::candle::nn::frozen::Frozen;
-use crate::trainer::candle::nn::linear::{DropoutKey, LoraSettings};
+use crate::trainer::candle::nn::linear::LoraSettings;
 
 const ROWS: usize = 6;
 const IN: usize = 5;
@@ -67,7 +68,7 @@ fn it_is_the_formula_in_every_format_and_either_way_round() {
 #[test]
 fn dropout_is_of_the_update_alone() {
     let (x, linear) = (random((ROWS, IN), 5), linear(Weights::F32, false, 0.4));
-    let dropped = (&x * linear.mask(&x, at(0)).unwrap().unwrap()).unwrap();
+    let dropped = linear.dropped(&x, at(0)).unwrap();
     let base = |x: &Tensor| linear.frozen.product(x).unwrap();
     let factor = linear.dora().unwrap().factor().unwrap();
     let Adapter { a, b, .. } = linear.adapter.as_ref().unwrap();

@@ -2,11 +2,10 @@
 //!
 //! The frozen weight gets no gradient; it only carries the gradient through.
 
-use candle_core::{Device, Result, Tensor};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use candle_core::{Result, Tensor};
 
 use crate::checkpoint::adapter::{Adapter, AdapterGrad};
+use crate::ops::dropout::{Dropout, DropoutKey, Part};
 use crate::trainer::candle::nn::frozen::Frozen;
 use crate::trainer::candle::nn::norms::Norms;
 
@@ -19,32 +18,6 @@ pub(crate) struct LoraSettings {
     pub dropout: f64,
     /// Learn each output's length.
     pub use_dora: bool,
-}
-
-/// Which numbers a dropout draws: the same in the forward pass and when it is made again in backward.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct DropoutKey {
-    /// Of the run.
-    pub seed: u64,
-    /// Micro-batch, counted over the whole run.
-    pub micro_step: u64,
-    /// Projection, counted over the whole model.
-    pub site: u64,
-}
-
-impl DropoutKey {
-    /// Factors for `[rows, width]`: 0, or 1 / (1 - p). Row r is drawn from the stream of its own position, so that
-    /// working in chunks draws the same numbers.
-    fn mask(self, p: f64, first_row: usize, (rows, width): (usize, usize), device: &Device) -> Result<Tensor> {
-        let keep = (1.0 / (1.0 - p)) as f32;
-        let mut data = Vec::with_capacity(rows * width);
-        for row in first_row..first_row + rows {
-            let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ self.micro_step.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-            rng.set_stream(self.site << 32 | row as u64);
-            data.extend((0..width).map(|_| if rng.random::<f64>() < p { 0.0 } else { keep }));
-        }
-        Tensor::from_vec(data, (rows, width), device)
-    }
 }
 
 /// A projection of a block, ready to run.
@@ -87,19 +60,16 @@ impl Linear {
         Ok(())
     }
 
-    pub(super) fn drops(&self, at: Use) -> bool {
-        at.dropout.is_some() && self.lora.dropout > 0.0
+    /// The dropout of this projection's adapter, where there is one.
+    pub(super) fn dropout(&self, at: Use) -> Option<Dropout> {
+        let key = at.dropout.filter(|_| self.lora.dropout > 0.0)?;
+        Some(Dropout { key, p: self.lora.dropout, first_row: at.first_row })
     }
 
-    /// Dropout's factors for `x`, where it is dropped from.
-    pub(super) fn mask(&self, x: &Tensor, at: Use) -> Result<Option<Tensor>> {
-        let key = at.dropout.filter(|_| self.drops(at));
-        key.map(|key| key.mask(self.lora.dropout, at.first_row, x.dims2()?, x.device())).transpose()
-    }
-
+    /// The adapter's input.
     pub(super) fn dropped(&self, x: &Tensor, at: Use) -> Result<Tensor> {
-        match self.mask(x, at)? {
-            Some(mask) => x * mask,
+        match self.dropout(at) {
+            Some(dropout) => self.frozen.backend.dropped(x, &dropout),
             None => Ok(x.clone()),
         }
     }
@@ -138,11 +108,13 @@ impl Linear {
             magnitude: None,
         });
         let Some(dx) = dx else { return Ok(None) };
-        match self.mask(&x, at)? {
-            Some(mask) => {
-                Ok(Some(self.frozen.backend.add(dx, &(self.frozen.backend.product(&d_hidden, a, 1.0)? * mask)?)?))
+        let ops = self.frozen.backend;
+        match self.dropout(at) {
+            Some(dropout) => {
+                let through = ops.drop_part(ops.product(&d_hidden, a, 1.0)?, &dropout, Part::Kept)?;
+                Ok(Some(ops.add(dx, &through)?))
             }
-            None => Ok(Some(self.frozen.backend.add_product(dx, &d_hidden, a, 1.0)?)),
+            None => Ok(Some(ops.add_product(dx, &d_hidden, a, 1.0)?)),
         }
     }
 }

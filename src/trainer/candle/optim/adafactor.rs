@@ -6,7 +6,7 @@
 
 use candle_core::{D, Result, Tensor};
 
-/// Added to the squared gradients.
+/// Constant added to the squared gradients.
 const EPS: f64 = 1e-30;
 /// The decay of step t is `1 - t^this`.
 const DECAY_EXPONENT: f64 = -0.8;

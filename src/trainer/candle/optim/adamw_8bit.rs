@@ -14,12 +14,12 @@ use crate::ops::with_slice;
 use crate::spec::run::OPTIMIZER_BLOCK as BLOCK;
 use crate::trainer::candle::optim::adam::{BETA1, BETA2, EPS};
 
-/// Numbers as codes.
+/// Numbers in eight bits each, quantised in blocks that share a scale.
 #[derive(Clone, Debug)]
 pub struct Blockwise {
-    /// `[n]`, u8.
+    /// Codes of the numbers, `[n]`, u8.
     pub codes: Tensor,
-    /// `[blocks]`, f32: the largest magnitude of each.
+    /// Largest magnitude of each block, `[blocks]`, f32.
     pub absmax: Tensor,
 }
 
@@ -29,7 +29,7 @@ struct Book {
     middles: [f32; 255],
 }
 
-/// For numbers of either sign, and for squares.
+/// Book for numbers of either sign; the next is for squares.
 static SIGNED: LazyLock<Book> = LazyLock::new(|| Book::new(true));
 static UNSIGNED: LazyLock<Book> = LazyLock::new(|| Book::new(false));
 
@@ -76,7 +76,7 @@ impl Book {
 }
 
 impl Blockwise {
-    /// `n` zeros, of numbers that may be negative or not.
+    /// `n` zeros, of numbers that may be negative (`signed`) or not.
     pub(crate) fn zeros(n: usize, signed: bool) -> Result<Self> {
         let zero = if signed { SIGNED.nearest(0.0) } else { 0 };
         Ok(Self {

@@ -17,39 +17,39 @@ use crate::trainer::candle::optim::adamw_8bit::Blockwise;
 /// Added to the norm when clipping, as `torch.nn.utils.clip_grad_norm_` does.
 const CLIP_EPS: f64 = 1e-6;
 
-/// What is remembered of one tensor.
+/// Optimizer state of one tensor.
 #[derive(Clone, Debug)]
 pub enum State {
-    /// AdamW: mean of the gradients and of their squares, in the tensor's shape.
+    /// AdamW: moments in f32, in the tensor's shape.
     Adamw {
-        /// Of the gradients.
+        /// Running mean of the gradients.
         m: Tensor,
-        /// Of their squares.
+        /// Running mean of their squares.
         v: Tensor,
     },
-    /// The same, eight bits a number.
+    /// AdamW with moments in eight bits a number.
     Adamw8bit {
-        /// Of the gradients.
+        /// Running mean of the gradients.
         m: Blockwise,
-        /// Of their squares.
+        /// Running mean of their squares.
         v: Blockwise,
     },
     /// Adafactor: means of the squared gradients over columns and over rows.
     Adafactor {
-        /// `[rows]`
+        /// Mean of each row's squared gradients, `[rows]`.
         row: Tensor,
-        /// `[columns]`
+        /// Mean of each column's squared gradients, `[columns]`.
         column: Tensor,
     },
-    /// Adafactor of a vector: nothing to factor.
+    /// Adafactor of a vector, whose second moment is not factored.
     AdafactorVector {
-        /// Mean of the squared gradients.
+        /// Running mean of the squared gradients.
         v: Tensor,
     },
 }
 
 impl State {
-    /// Of a tensor that has seen no gradient.
+    /// State of a tensor that has seen no gradient.
     fn new(p: &Tensor, rule: run::Optimizer) -> Result<Self> {
         let zeros = |n: usize| Tensor::zeros(n, p.dtype(), p.device());
         Ok(match (rule, p.dims()) {
@@ -65,7 +65,7 @@ impl State {
         })
     }
 
-    /// Its tensors with their names.
+    /// Tensors of the state with their names in a checkpoint.
     pub(crate) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
             Self::Adamw { m, v } => vec![("m", m), ("v", v)],
@@ -98,15 +98,15 @@ impl State {
 
 /// The optimizer: a rule, and its state for each tensor of each adapter.
 pub struct Optimizer {
-    /// Updates done.
+    /// Number of updates done.
     pub steps: usize,
-    /// By site, in the order of [`crate::checkpoint::adapter::Adapter::tensors`].
+    /// States of each adapter, by site, in the order of [`crate::checkpoint::adapter::Adapter::tensors`].
     pub states: Vec<Vec<State>>,
     weight_decay: f64,
 }
 
 impl Optimizer {
-    /// The recipe's, for every adapter of the decoder.
+    /// The recipe's optimizer, for every adapter of the decoder.
     pub fn new(decoder: &Decoder, recipe: &Recipe) -> Result<Self> {
         let adapters = (0..decoder.sites.len()).filter_map(|i| decoder.adapter(i));
         let states = adapters.map(|a| a.tensors().map(|p| State::new(p, recipe.optimizer)).collect());
@@ -159,7 +159,7 @@ impl Optimizer {
         (learning_rate / bias1, bias2.sqrt())
     }
 
-    /// As `torch.optim.AdamW` computes it.
+    /// AdamW's update of one tensor, as `torch.optim.AdamW` computes it.
     fn adamw(
         &self,
         p: &Tensor,
@@ -176,7 +176,7 @@ impl Optimizer {
     }
 }
 
-/// Global norm of the gradients.
+/// Global norm of all gradients together.
 pub fn grad_norm(grads: &Grads) -> Result<f64> {
     let mut sum = 0.0;
     for t in grads.iter().flatten().flat_map(AdapterGrad::tensors) {
@@ -185,7 +185,7 @@ pub fn grad_norm(grads: &Grads) -> Result<f64> {
     Ok(sum.sqrt())
 }
 
-/// Scales the gradients down to `max_norm` if they are longer; 0 leaves them alone.
+/// Scales gradients down to the global norm `max_norm` if theirs, `norm`, is larger; 0 leaves them alone.
 pub fn clip(grads: Grads, norm: f64, max_norm: f64) -> Result<Grads> {
     let factor = max_norm / (norm + CLIP_EPS);
     if max_norm == 0.0 || factor >= 1.0 {
