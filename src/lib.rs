@@ -2,8 +2,8 @@
 //!
 //! The library behind the `headroom` command. Rooms, from those that know nothing to those that know all:
 //!
-//! - [`units`], [`stats`], [`error`], [`memory`]: quantities, numbers, what went wrong, what this process has taken.
-//! - [`store`]: the disk. Whole files at once, logs that survive a tear, run folders.
+//! - [`units`], `stats`, [`error`], [`memory`]: quantities, numbers, what went wrong, what this process has taken.
+//! - `store`: the disk. Whole files at once, logs that survive a tear, run folders.
 //! - [`spec`]: what can be asked for and reported, as plain values: [`spec::model::ModelSpec`] from a `config.json`,
 //!   [`spec::machine::Machine`] from the chip table, [`spec::run::RunConfig`] from a `run.toml`, [`spec::record`].
 //! - [`ops`]: tensor operations with their backward passes, fused on the CPU and composed elsewhere.
@@ -12,14 +12,14 @@
 //! - [`cost`]: what a run should cost, from shapes alone: parameters, a memory ledger by phase, a step's FLOPs and bytes.
 //! - [`trainer`]: engines that run a job and report events. Ours is [`trainer::candle`].
 //! - [`export`]: models and adapters in the forms that other tools read.
-//! - [`experiment`]: calibration and measured sweeps: what to run next, when to stop.
+//! - `experiment`: calibration and measured sweeps: what to run next, when to stop.
 //! - [`measure`]: a job observed in a child process under a limit; this machine probed.
 //! - [`predict`]: cost and calibration together, with intervals.
 //! - [`plan`]: limits, verdicts, trade-offs, and the search for the best run.
-//! - [`accuracy`]: predictions held against published runs, our own measurements and other planners.
-//! - [`guides`]: claims of guides held against predictions.
+//! - `accuracy`: predictions held against published runs, our own measurements and other planners.
+//! - `guides`: claims of guides held against predictions.
 //! - `tables`: every table that is joined, grouped or written for others (polars).
-//! - [`report`]: values to text, pictures and a page.
+//! - `report`: values to text, pictures and a page.
 //! - [`cli`], [`commands`]: the command line, and one file a verb.
 //!
 //! `cost` and `trainer` never see each other: they meet in `predict`, so that a calibration cannot confirm itself.

@@ -2,7 +2,7 @@
 //!
 //! Memory is counted in bytes and shown in binary units (GiB), because that is how RAM is sold and
 //! how Metal and `getrusage` count. A figure in somebody's decimal gigabytes is converted at the
-//! door with [`Bytes::from_decimal_gb`].
+//! door with `Bytes::from_decimal_gb`.
 
 use std::fmt;
 use std::iter::Sum;
@@ -38,6 +38,7 @@ impl Bytes {
     }
 
     /// A size given in KiB (1024 bytes), as Linux counts the memory of a process.
+    #[cfg(not(target_os = "macos"))]
     pub(crate) fn from_kib(kib: u64) -> Self {
         Self(kib * KIB as u64)
     }

@@ -35,7 +35,7 @@ pub enum Stored {
 
 impl Stored {
     /// The matrix in a format on `device`, from whatever format it is in on the CPU, a panel of rows at a time. A
-    /// format whose blocks do not divide the rows gives way as [`Format::for_columns`] says.
+    /// format whose blocks do not divide the rows gives way as `Format::for_columns` says.
     pub fn put(&self, format: Format, device: &Device) -> Result<Self> {
         match format.for_columns(self.dims()?.1) {
             format if Some(format) == self.format() => self.to_device(device),

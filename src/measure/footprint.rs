@@ -34,8 +34,18 @@ pub(crate) fn of_group(group: u32) -> Footprint {
 
 #[cfg(target_os = "macos")]
 fn members(group: u32) -> Vec<u32> {
-    libproc::processes::pids_by_type(libproc::processes::ProcFilter::ByProgramGroup { pgrpid: group })
-        .unwrap_or_default()
+    let mut pids = vec![0i32; 64];
+    loop {
+        let bytes = libc::c_int::try_from(size_of_val(pids.as_slice())).unwrap_or(libc::c_int::MAX);
+        // SAFETY: the buffer is as long as it is said to be.
+        let count = unsafe { libc::proc_listpgrppids(group as libc::pid_t, pids.as_mut_ptr().cast(), bytes) };
+        let count = usize::try_from(count).unwrap_or(0);
+        // A buffer that was filled may have been too short.
+        if count < pids.len() {
+            return pids[..count].iter().filter_map(|pid| u32::try_from(*pid).ok()).collect();
+        }
+        pids.resize(2 * pids.len(), 0);
+    }
 }
 
 #[cfg(not(target_os = "macos"))]

@@ -1,6 +1,6 @@
 //! A thread that watches the memory of its own process while a step is taken, because nobody else can.
 //!
-//! Two things can happen. The footprint goes over the limit that was set: [`Guard::exceeded`] says so from then on, and
+//! Two things can happen. The footprint goes over the limit that was set: `Guard::exceeded` says so from then on, and
 //! the run stops with a checkpoint when its step is done. Or the system has next to nothing left, and the kernel would
 //! soon end the process without a word: then the guard does, after the caller's last words are written. The checkpoint
 //! before is whole, as checkpoints are put in place all at once.

@@ -5,7 +5,7 @@ use std::process::Command;
 use objc2_foundation::{NSProcessInfo, NSProcessInfoThermalState};
 
 use crate::error::Result;
-use crate::measure::measurement::{MachineState, text};
+use crate::measure::probe::{MachineState, text};
 use crate::measure::probe_processor::this_processor;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, bandwidth_from_gb_s};

@@ -114,8 +114,12 @@ pub(crate) fn footprint_peak() -> Bytes {
 /// Current and highest memory of one process; `None` if it is gone.
 #[cfg(target_os = "macos")]
 pub(crate) fn of_process(pid: u32) -> Option<(Bytes, Bytes)> {
-    use libproc::pid_rusage::{RUsageInfoV4, pidrusage};
-    let usage = pidrusage::<RUsageInfoV4>(pid as i32).ok()?;
+    let mut usage = std::mem::MaybeUninit::<libc::rusage_info_v4>::zeroed();
+    // SAFETY: the buffer is of the kind that is asked for, and zeros are a value of it.
+    let usage = unsafe {
+        let failed = libc::proc_pid_rusage(pid as libc::c_int, libc::RUSAGE_INFO_V4, usage.as_mut_ptr().cast());
+        (failed == 0).then(|| usage.assume_init())?
+    };
     Some((Bytes(usage.ri_phys_footprint), Bytes(usage.ri_lifetime_max_phys_footprint)))
 }
 

@@ -64,7 +64,7 @@ impl Product {
         let Blocks { depth, right: block, left: span } = self.blocks(processor);
         let left =
             columns > far(kind) * height || kind != Instructions::Neon && self.left_across && columns > 2 * height;
-        let right = columns <= 2 * block && (self.right_across || columns % kind.lanes() as u64 != 0);
+        let right = columns <= 2 * block && (self.right_across || !columns.is_multiple_of(kind.lanes() as u64));
         let left = if left { span / width * width } else { 0 };
         let right = if right { columns.next_multiple_of(height) } else { 0 };
         F32 * depth * (left + right)

@@ -5,10 +5,6 @@ use plotters::prelude::*;
 use crate::error::Result;
 use crate::report::plot::axes::*;
 
-/// The largest value that an axis reaches: beyond it, 1 is as good as nothing.
-
-/// Lines of a scale: a step is a quarter of the axis or more.
-
 /// Points of one kind in a scatter plot.
 pub(crate) struct Cloud {
     /// Name of the points in the legend.

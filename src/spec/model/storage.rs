@@ -40,15 +40,15 @@ pub enum Format {
     F16,
     /// bfloat16: 16 bits with the range of f32.
     Bf16,
-    /// 8-bit integers with an f32 scale per [`INT8_GROUP`] numbers of a row.
+    /// 8-bit integers with an f32 scale per `INT8_GROUP` numbers of a row.
     Int8,
     /// One of the block formats of GGUF.
     Gguf(Block),
     /// MLX's affine quantisation: `scale * code + bias`, with a scale and a bias per group of a row.
     Affine {
-        /// Bits of a code: one of [`AFFINE_BITS`].
+        /// Bits of a code: one of `AFFINE_BITS`.
         bits: u8,
-        /// Numbers that share a scale and a bias: one of [`AFFINE_GROUPS`].
+        /// Numbers that share a scale and a bias: one of `AFFINE_GROUPS`.
         group: u8,
         /// Number format of scales and biases.
         scales: Dtype,

@@ -223,7 +223,7 @@ impl Session {
     /// a step).
     fn allocated_peak(&self) -> Bytes {
         #[cfg(target_os = "macos")]
-        if let Device::Metal(metal) = self.decoder.device() {
+        if let candle_core::Device::Metal(metal) = self.decoder.device() {
             return Bytes(metal.metal_device().current_allocated_size() as u64);
         }
         memory::peak().saturating_sub(self.before)

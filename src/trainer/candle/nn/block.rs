@@ -2,7 +2,7 @@
 //!
 //! Backward starts from the block's input alone: it makes the intermediates again, walks the MLP in
 //! chunks of rows, and lets go of each tensor as soon as it is used up. With `keep`, the forward pass
-//! leaves a [`Tape`] and backward starts from that.
+//! leaves a `Tape` and backward starts from that.
 
 use std::ops::Range;
 use std::sync::Arc;
