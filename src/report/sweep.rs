@@ -142,7 +142,7 @@ impl Sweep {
         let sure = 100.0 * self.confidence;
         let _ = writeln!(
             out,
-            "{fit} of {} runs fit ({sure:.0} % confidence), for {} of {recipes} recipes; the fastest of each:",
+            "{fit} of {} runs fit ({sure:.0} % confidence), for {} of {recipes} recipes; fastest of each:",
             rows.len(),
             best.len()
         );

@@ -95,11 +95,11 @@ fn head(run: &Candidate, machine: &Machine) -> String {
         r.effective_batch_size
     );
     let chunks = match run.run.engine {
-        Engine::Candle => format!(", chunks of {} and {}", e.loss_chunk, e.attention_chunk),
+        Engine::Candle => format!(", chunks {} and {}", e.loss_chunk, e.attention_chunk),
         Engine::MlxLm => String::new(),
     };
     let checkpoint = if e.grad_checkpoint { "activation checkpointing" } else { "no activation checkpointing" };
-    let execution = format!("{} weights, micro-batches of {}, {checkpoint}{chunks}", e.weights.name(), e.batch_size);
+    let execution = format!("{} weights, batch size {}, {checkpoint}{chunks}", e.weights.name(), e.batch_size);
     let place = format!("{}, with {}", machine.name, run.run.engine.name());
     let mut out = format!("{}\n", paint(&title, BOLD));
     [place, learn, execution].iter().for_each(|line| out += &format!("{}\n", paint(line, DIM)));

@@ -4,7 +4,6 @@
 //! chunks of rows, and lets go of each tensor as soon as it is used up. With `keep`, the forward pass
 //! leaves a `Tape` and backward starts from that.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
@@ -50,21 +49,21 @@ pub(crate) struct Block {
 pub type Grads = Vec<Option<AdapterGrad>>;
 
 impl Block {
-    fn find(&self, role: Role) -> Option<usize> {
+    pub(super) fn find(&self, role: Role) -> Option<usize> {
         self.linears.iter().position(|(r, _)| *r == role)
     }
 
-    fn run(&self, role: Role, x: &Tensor, rows: &Rows, first_row: usize) -> Result<Tensor> {
+    pub(super) fn run(&self, role: Role, x: &Tensor, rows: &Rows, first_row: usize) -> Result<Tensor> {
         let i = self.find(role).ok_or_else(|| candle_core::Error::Msg(format!("block has no {role:?}")))?;
         self.linears[i].1.forward(x, self.site(i, rows, first_row))
     }
 
-    fn site(&self, i: usize, rows: &Rows, first_row: usize) -> Use {
+    pub(super) fn site(&self, i: usize, rows: &Rows, first_row: usize) -> Use {
         let key = |(seed, micro_step)| DropoutKey { seed, micro_step, site: self.first_site + i as u64 };
         Use { dropout: rows.dropout.map(key), first_row }
     }
 
-    fn back(&self, role: Role, x: &Tensor, g: &Tensor, to: &mut Back<'_>) -> Result<Option<Tensor>> {
+    pub(super) fn back(&self, role: Role, x: &Tensor, g: &Tensor, to: &mut Back<'_>) -> Result<Option<Tensor>> {
         let i = self.find(role).ok_or_else(|| candle_core::Error::Msg(format!("block has no {role:?}")))?;
         let at = self.site(i, to.rows, to.first_row);
         self.linears[i].1.backward(x, g, at, (to.need_dx, &mut to.grads[i]))
@@ -106,8 +105,6 @@ impl Block {
         to.need_dx = need_dx;
         self.attention_backward(&x, attention, g, &mut to)
     }
-
-    // --- attention ---
 
     /// The attention's tape, and `x` plus its output.
     fn attend(&self, x: &Tensor, rows: &Rows) -> Result<(AttentionTape, Tensor)> {
@@ -221,131 +218,20 @@ impl Block {
         }
         Ok(sum)
     }
-
-    // --- MLP ---
-
-    /// Gate (or the plain projection) and up, and what the down projection takes.
-    fn mlp_hidden(&self, n: &Tensor, rows: &Rows, first: usize) -> Result<((Tensor, Option<Tensor>), Tensor)> {
-        let act = self.mlp.activation;
-        if !self.mlp.gated {
-            let up = self.run(Role::Up, n, rows, first)?;
-            let hidden = self.backend.act(act, &up)?;
-            return Ok(((up, None), hidden));
-        }
-        let (gate, up) = if self.mlp.fused {
-            let both = self.run(Role::GateUp, n, rows, first)?;
-            let width = both.dim(1)? / 2;
-            // A single row would be contiguous as it is; backward writes over `up`, so it must have memory of its own.
-            (both.narrow(1, 0, width)?.contiguous()?, both.narrow(1, width, width)?.force_contiguous()?)
-        } else {
-            (self.run(Role::Gate, n, rows, first)?, self.run(Role::Up, n, rows, first)?)
-        };
-        let hidden = self.backend.gated(act, &gate, &up)?;
-        Ok(((gate, Some(up)), hidden))
-    }
-
-    fn mlp_out(&self, hidden: &Tensor, rows: &Rows, first: usize) -> Result<Tensor> {
-        let y = self.run(Role::Down, hidden, rows, first)?;
-        match &self.post_mlp_norm {
-            Some(norm) => norm.forward(&y),
-            None => Ok(y),
-        }
-    }
-
-    fn spans(&self, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let step = self.mlp_chunk;
-        (0..rows).step_by(step).map(move |start| start..(start + step).min(rows))
-    }
-
-    /// `mid + mlp(mid)`, a chunk of rows at a time.
-    pub(super) fn mlp_forward(&self, mid: Tensor, rows: &Rows) -> Result<Tensor> {
-        let out = mid.zeros_like()?;
-        for span in self.spans(mid.dim(0)?) {
-            let part = mid.narrow(0, span.start, span.len())?;
-            let (gate_up, hidden) = self.mlp_hidden(&self.mlp_norm.forward(&part)?, rows, span.start)?;
-            drop(gate_up);
-            let y = self.backend.add(self.mlp_out(&hidden, rows, span.start)?, &part)?;
-            out.slice_set(&y, 0, span.start)?;
-        }
-        Ok(out)
-    }
-
-    fn mlp_backward(
-        &self,
-        mid: &Tensor,
-        kept: Option<(Tensor, Option<Tensor>)>,
-        g: Tensor,
-        to: &mut Back<'_>,
-    ) -> Result<Tensor> {
-        let out = mid.zeros_like()?;
-        for span in self.spans(mid.dim(0)?) {
-            to.first_row = span.start;
-            let cut = |t: &Tensor| t.narrow(0, span.start, span.len());
-            let (mid, g) = (cut(mid)?, cut(&g)?);
-            let n = self.mlp_norm.forward(&mid)?;
-            let ((gate, up), hidden) = match &kept {
-                Some((gate, Some(up))) => {
-                    let (gate, up) = (cut(gate)?, cut(up)?);
-                    let hidden = self.backend.gated(self.mlp.activation, &gate, &up)?;
-                    ((gate, Some(up)), hidden)
-                }
-                Some((up, None)) => {
-                    let up = cut(up)?;
-                    let hidden = self.backend.act(self.mlp.activation, &up)?;
-                    ((up, None), hidden)
-                }
-                None => self.mlp_hidden(&n, to.rows, span.start)?,
-            };
-            let dn = self.mlp_chunk_backward(&n, (gate, up), hidden, &g, to)?;
-            let dx = self.backend.add(self.mlp_norm.backward(&mid, &dn)?, &g)?;
-            out.slice_set(&dx, 0, span.start)?;
-        }
-        to.first_row = 0;
-        Ok(out)
-    }
-
-    /// Gradient with respect to the normed input of one chunk.
-    fn mlp_chunk_backward(
-        &self,
-        n: &Tensor,
-        (gate, up): (Tensor, Option<Tensor>),
-        hidden: Tensor,
-        g: &Tensor,
-        to: &mut Back<'_>,
-    ) -> Result<Tensor> {
-        let g_out = match &self.post_mlp_norm {
-            Some(norm) => norm.backward(&self.run(Role::Down, &hidden, to.rows, to.first_row)?, g)?,
-            None => g.clone(),
-        };
-        let d_hidden = must(self.back(Role::Down, &hidden, &g_out, to)?)?;
-        drop((g_out, hidden));
-        let act = self.mlp.activation;
-        let Some(up) = up else {
-            let d = self.backend.act_bwd(act, &gate, d_hidden)?;
-            drop(gate);
-            return must(self.back(Role::Up, n, &d, to)?);
-        };
-        let (dgate, dup) = self.backend.gated_bwd(act, &gate, up, &d_hidden)?;
-        drop((gate, d_hidden));
-        if self.mlp.fused {
-            let both = Tensor::cat(&[dgate, dup], 1)?;
-            return must(self.back(Role::GateUp, n, &both, to)?);
-        }
-        let through_gate = must(self.back(Role::Gate, n, &dgate, to)?)?;
-        drop(dgate);
-        let through_up = must(self.back(Role::Up, n, &dup, to)?)?;
-        self.backend.add(through_gate, &through_up)
-    }
 }
 
 /// What backward carries along.
-struct Back<'a> {
-    rows: &'a Rows,
-    grads: &'a mut [Option<AdapterGrad>],
-    need_dx: bool,
-    first_row: usize,
+pub(super) struct Back<'a> {
+    /// Rows of the micro-batch.
+    pub rows: &'a Rows,
+    /// Places for the gradients of the block's adapters.
+    pub grads: &'a mut [Option<AdapterGrad>],
+    /// The gradient with respect to the input is wanted.
+    pub need_dx: bool,
+    /// Row of the micro-batch that the input starts at.
+    pub first_row: usize,
 }
 
-fn must(dx: Option<Tensor>) -> Result<Tensor> {
+pub(super) fn must(dx: Option<Tensor>) -> Result<Tensor> {
     dx.ok_or_else(|| candle_core::Error::Msg("a gradient that was asked for is absent".into()))
 }

@@ -8,6 +8,7 @@ pub(crate) mod frozen;
 pub(crate) mod inference;
 pub(crate) mod linear;
 pub mod load;
+mod mlp;
 pub(crate) mod norms;
 pub(crate) mod panels;
 mod tape;
