@@ -79,6 +79,8 @@ static ALLOCATOR: memory::Counting = memory::Counting;
 
 #[cfg(test)]
 mod fuzz_tests;
+#[cfg(test)]
+mod kernel_tests;
 
 /// Helpers that integration tests use too name the library from outside.
 #[cfg(test)]

@@ -20,7 +20,7 @@ use headroom::spec::machine::processor::Processor;
 use headroom::spec::model::ModelSpec;
 use headroom::spec::run::{RunConfig, Weights};
 use headroom::trainer::candle::nn::adapter;
-use headroom::trainer::candle::nn::decoder::Decoder;
+use headroom::trainer::candle::nn::decoder::{Buffers, Decoder};
 use headroom::trainer::candle::optim::{self, Optimizer};
 use headroom::{memory, ops};
 use rand::{Rng, SeedableRng};
@@ -139,32 +139,33 @@ fn measure(case: u64, processor: Processor) -> ([(f64, f64); 2], String) {
     let before = memory::live();
     let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, (&Device::Cpu, Backend::Fused)).unwrap();
     for i in 0..decoder.sites.len() {
-        let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, &Device::Cpu).unwrap();
+        let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, (&Device::Cpu, Backend::Fused)).unwrap();
         decoder.set_adapter(i, fresh).unwrap();
     }
     let mut optimizer = Optimizer::new(&decoder, &run.recipe).unwrap();
     let batch = pack(&examples.iter().collect::<Vec<_>>(), &run, false);
     let validation = pack(&unseen.iter().collect::<Vec<_>>(), &run, false);
-    let step = |decoder: &mut Decoder, optimizer: &mut Optimizer| {
-        let mut grads = decoder.no_grads();
+    let step = |decoder: &mut Decoder, optimizer: &mut Optimizer, buffers: &mut Buffers| {
+        optim::clear(decoder, &buffers.grads).unwrap();
         for _ in 0..run.accumulation() {
-            decoder.loss_and_grads(&batch, 1e-3, (0, 0), &mut grads).unwrap();
+            decoder.loss_and_grads(&batch, 1e-3, (0, 0), buffers).unwrap();
         }
-        let grads = optim::clip(grads, 10.0, 1.0).unwrap();
-        optimizer.step(decoder, grads, 1e-4).unwrap();
+        optimizer.step(decoder, &buffers.grads, 0.1, 1e-4).unwrap();
     };
     // The first step warms the product's packing buffers, which stay.
-    step(&mut decoder, &mut optimizer);
-    drop((decoder, optimizer));
+    let mut buffers = decoder.buffers().unwrap();
+    step(&mut decoder, &mut optimizer, &mut buffers);
+    drop((decoder, optimizer, buffers));
     let packing = memory::live().saturating_sub(before);
     let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, (&Device::Cpu, Backend::Fused)).unwrap();
     for i in 0..decoder.sites.len() {
-        let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, &Device::Cpu).unwrap();
+        let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, (&Device::Cpu, Backend::Fused)).unwrap();
         decoder.set_adapter(i, fresh).unwrap();
     }
     let mut optimizer = Optimizer::new(&decoder, &run.recipe).unwrap();
+    let mut buffers = decoder.buffers().unwrap();
     memory::reset_peak();
-    step(&mut decoder, &mut optimizer);
+    step(&mut decoder, &mut optimizer, &mut buffers);
     let counted = || memory::peak().saturating_sub(before).saturating_sub(packing).as_f64();
     let stepped = counted();
     memory::reset_peak();

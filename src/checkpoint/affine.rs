@@ -43,6 +43,11 @@ impl Affine {
         Ok(Self { bits, group: columns / groups, columns, codes, scales, biases })
     }
 
+    /// Codes, scales and biases.
+    pub(crate) fn parts(&self) -> [&Tensor; 3] {
+        [&self.codes, &self.scales, &self.biases]
+    }
+
     /// Shape of the matrix, (rows, columns).
     pub(crate) fn dims(&self) -> Result<(usize, usize)> {
         Ok((self.codes.dim(0)?, self.columns))
@@ -77,10 +82,9 @@ impl Affine {
     }
 
     fn decode(&self, backend: Backend, codes: &Tensor, scales: &Tensor, biases: &Tensor) -> Result<Tensor> {
-        if backend.fused() {
-            self.decode_cpu(codes, scales, biases)
-        } else {
-            self.decode_composed(codes, scales, biases)
+        match backend {
+            Backend::Fused => self.decode_cpu(codes, scales, biases),
+            _ => self.decode_composed(codes, scales, biases),
         }
     }
 

@@ -34,16 +34,18 @@ pub(crate) fn block(dtype: GgmlDType) -> Option<Block> {
 
 /// The rows of these indices, in f32.
 pub(crate) fn rows(backend: Backend, matrix: &QTensor, ids: &Tensor) -> Result<Tensor> {
-    if backend.fused() { decode(matrix, &ids.to_vec1()?) } else { matrix.embedding(ids) }
+    match backend {
+        Backend::Fused => decode(matrix, &ids.to_vec1()?),
+        _ => matrix.embedding(ids),
+    }
 }
 
 /// Dequantised rows: `count` of them from `first`, in f32.
 pub(crate) fn panel(backend: Backend, matrix: &QTensor, first: usize, count: usize) -> Result<Tensor> {
     let ids = first as u32..(first + count) as u32;
-    if backend.fused() {
-        decode(matrix, &Vec::from_iter(ids))
-    } else {
-        matrix.embedding(&Tensor::arange(ids.start, ids.end, &matrix.device())?)
+    match backend {
+        Backend::Fused => decode(matrix, &Vec::from_iter(ids)),
+        _ => matrix.embedding(&Tensor::arange(ids.start, ids.end, &matrix.device())?),
     }
 }
 

@@ -27,7 +27,10 @@ pub(super) fn encode(numbers: &[f32], columns: usize, codes: &mut [u8], scales: 
 
 /// Codes and scales of the same rows to f32.
 pub(super) fn decode(backend: Backend, codes: &Tensor, scales: &Tensor) -> Result<Tensor> {
-    if backend.fused() { decode_cpu(codes, scales) } else { decode_composed(codes, scales) }
+    match backend {
+        Backend::Fused => decode_cpu(codes, scales),
+        _ => decode_composed(codes, scales),
+    }
 }
 
 pub(super) fn decode_cpu(codes: &Tensor, scales: &Tensor) -> Result<Tensor> {

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use crate::checkpoint::affine::Affine;
 use crate::checkpoint::finite::all_finite_ggml;
 use crate::checkpoint::{ggml, int8};
+use crate::ops::metal::{Pick, Queue, Rows};
 use crate::ops::{Backend, kernels};
 use crate::spec::model::storage::{Block, Format, INT8_GROUP};
 use crate::spec::run::engine::panel_rows;
@@ -31,6 +32,20 @@ pub enum Stored {
     Blocks(Arc<QTensor>),
     /// Codes with scales and biases, as MLX quantises.
     Affine(Affine),
+    /// Bytes of GGUF's blocks, `[rows, bytes of a row]`, u8, as kernels of our own read them.
+    Bytes {
+        /// The bytes.
+        bytes: Tensor,
+        /// Their format.
+        block: Block,
+    },
+    /// A matrix of which only the size counts: nothing is computed of it.
+    Blank {
+        /// Its format.
+        format: Format,
+        /// Rows and columns.
+        dims: (usize, usize),
+    },
 }
 
 impl Stored {
@@ -57,7 +72,49 @@ impl Stored {
             Self::Blocks(q) if q.device().same_device(device) => Self::Blocks(q.clone()),
             Self::Blocks(q) => Self::Blocks(from_bytes(q.data()?.into_owned(), q.dtype(), self.dims()?, device)?),
             Self::Affine(affine) => Self::Affine(affine.to_device(device)?),
+            Self::Bytes { bytes, block } => Self::Bytes { bytes: bytes.to_device(device)?, block: *block },
+            Self::Blank { .. } => self.clone(),
         })
+    }
+
+    /// The matrix as kernels of our own want it, on `device`.
+    pub(crate) fn for_kernels(&self, device: &Device) -> Result<Self> {
+        let Self::Blocks(blocks) = self else { return self.to_device(device) };
+        let Some(block) = ggml::block(blocks.dtype()) else { bail!("no matrix is held in {:?}", blocks.dtype()) };
+        let ((rows, _), data) = (self.dims()?, blocks.data()?);
+        let bytes = Tensor::from_slice(&data, (rows, data.len() / rows.max(1)), device)?;
+        Ok(Self::Bytes { bytes, block })
+    }
+
+    /// The device that it is on.
+    pub(crate) fn device(&self) -> Device {
+        match self {
+            Self::Dense(t) | Self::Int8 { codes: t, .. } | Self::Bytes { bytes: t, .. } => t.device().clone(),
+            Self::Blocks(blocks) => blocks.device(),
+            Self::Affine(affine) => affine.parts()[0].device().clone(),
+            Self::Blank { .. } => Device::Cpu,
+        }
+    }
+
+    /// Rows of it decoded by a kernel.
+    fn decoded(&self, queue: Queue, pick: Pick<'_>) -> Result<Tensor> {
+        let (_, columns) = self.dims()?;
+        let Some(format) = self.format() else { bail!("a matrix in a format without a name") };
+        let blank;
+        let (data, scales) = match self {
+            Self::Dense(t) | Self::Bytes { bytes: t, .. } => (t, None),
+            Self::Int8 { codes, scales } => (codes, Some((scales, scales))),
+            Self::Affine(affine) => {
+                let [codes, scales, biases] = affine.parts();
+                (codes, Some((scales, biases)))
+            }
+            Self::Blank { .. } => {
+                blank = Tensor::zeros(1, DType::U8, &Device::Cpu)?;
+                (&blank, Some((&blank, &blank)))
+            }
+            Self::Blocks(_) => bail!("blocks that are not laid out for kernels"),
+        };
+        queue.decode(&Rows { data, scales, format, columns }, pick)
     }
 
     fn dense(&self, dtype: DType, device: &Device) -> Result<Self> {
@@ -86,6 +143,8 @@ impl Stored {
             Self::Int8 { .. } => Some(Format::Int8),
             Self::Blocks(q) => ggml::block(q.dtype()).map(Format::Gguf),
             Self::Affine(affine) => Some(affine.format()),
+            Self::Bytes { block, .. } => Some(Format::Gguf(*block)),
+            Self::Blank { format, .. } => Some(*format),
         }
     }
 
@@ -95,6 +154,11 @@ impl Stored {
             Self::Dense(t) | Self::Int8 { codes: t, .. } => t.dims2(),
             Self::Blocks(q) => q.shape().dims2(),
             Self::Affine(affine) => affine.dims(),
+            Self::Bytes { bytes, block } => {
+                let ((rows, bytes), dtype) = (bytes.dims2()?, ggml::ggml(*block));
+                Ok((rows, bytes / dtype.type_size() * dtype.block_size()))
+            }
+            Self::Blank { dims, .. } => Ok(*dims),
         }
     }
 
@@ -108,6 +172,9 @@ impl Stored {
 
     /// Dequantised rows: `count` of them from `first`, in f32.
     pub fn panel(&self, backend: Backend, first: usize, count: usize) -> Result<Tensor> {
+        if let Backend::Metal(queue) = backend {
+            return self.decoded(queue, Pick::From(first, count));
+        }
         match self {
             Self::Dense(t) => widened(backend, &t.narrow(0, first, count)?),
             Self::Int8 { codes, scales } => {
@@ -115,11 +182,15 @@ impl Stored {
             }
             Self::Blocks(q) => ggml::panel(backend, q, first, count),
             Self::Affine(affine) => affine.panel(backend, first, count),
+            Self::Bytes { .. } | Self::Blank { .. } => bail!("a matrix for kernels alone"),
         }
     }
 
     /// The rows of these indices, in f32.
     pub(crate) fn rows(&self, backend: Backend, ids: &Tensor) -> Result<Tensor> {
+        if let Backend::Metal(queue) = backend {
+            return self.decoded(queue, Pick::Ids(ids));
+        }
         match self {
             Self::Dense(t) => widened(backend, &t.index_select(ids, 0)?),
             Self::Int8 { codes, scales } => {
@@ -127,6 +198,7 @@ impl Stored {
             }
             Self::Blocks(q) => ggml::rows(backend, q, ids),
             Self::Affine(affine) => affine.rows(backend, ids),
+            Self::Bytes { .. } | Self::Blank { .. } => bail!("a matrix for kernels alone"),
         }
     }
 }
@@ -189,7 +261,7 @@ pub(crate) fn from_bytes(
 
 /// Contiguous numbers in f32, by all threads; candle takes one for it.
 fn widened(backend: Backend, t: &Tensor) -> Result<Tensor> {
-    if !backend.fused() {
+    if !matches!(backend, Backend::Fused) {
         return t.to_dtype(DType::F32);
     }
     let (storage, layout) = t.storage_and_layout();

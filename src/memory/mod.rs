@@ -1,6 +1,7 @@
 //! What memory this process has taken: tensors by a counting allocator, the process by the kernel's own account.
 
 pub(crate) mod bounded;
+pub mod trace;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::AtomicUsize;
@@ -49,6 +50,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        trace::freed(p as usize);
         // SAFETY: as above.
         unsafe { System.dealloc(p, layout) };
         LIVE.fetch_sub(layout.size(), Relaxed);

@@ -12,32 +12,45 @@ use crate::spec::model::Activation;
 impl Backend {
     /// `act(x)`
     pub(crate) fn act(self, a: Activation, x: &Tensor) -> Result<Tensor> {
-        if self.fused() { map1(x, |x| kernels::act(a, x)) } else { composed_act(a, x) }
+        match self {
+            Self::Fused => map1(x, |x| kernels::act(a, x)),
+            Self::Metal(queue) => queue.act(a, x),
+            Self::Composed => composed_act(a, x),
+        }
     }
 
     /// `act'(x) g`; uses up `g`.
     pub(crate) fn act_bwd(self, a: Activation, x: &Tensor, g: Tensor) -> Result<Tensor> {
-        if !self.fused() {
-            return composed_slope(a, x)? * g;
+        match self {
+            Self::Fused => g.inplace_op2(x, &ActBackward(a))?,
+            Self::Metal(queue) => queue.act_back(a, x, &g)?,
+            Self::Composed => return composed_slope(a, x)? * g,
         }
-        g.inplace_op2(x, &ActBackward(a))?;
         Ok(g)
     }
 
     /// `act(gate) * up`
     pub(crate) fn gated(self, a: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        if self.fused() { map2(gate, up, |x, y| kernels::gated(a, x, y)) } else { composed_act(a, gate)? * up }
+        match self {
+            Self::Fused => map2(gate, up, |x, y| kernels::gated(a, x, y)),
+            Self::Metal(queue) => queue.gated(a, gate, up),
+            Self::Composed => composed_act(a, gate)? * up,
+        }
     }
 
-    /// Gradients of [`Backend::gated`] with respect to gate and up; uses up `up`.
-    pub(crate) fn gated_bwd(self, a: Activation, gate: &Tensor, up: Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
-        if !self.fused() {
-            return Ok((((composed_slope(a, gate)? * up)? * g)?, (composed_act(a, gate)? * g)?));
+    /// Gradients of [`Backend::gated`] with respect to gate and up, the latter in its place; uses up `up` and `g`.
+    pub(crate) fn gated_bwd(self, a: Activation, gate: &Tensor, up: Tensor, g: Tensor) -> Result<(Tensor, Tensor)> {
+        match self {
+            Self::Fused => {
+                let op = GatedBackward { activation: a, dgate: Mutex::default() };
+                up.inplace_op3(gate, &g, &op)?;
+                let dgate = op.dgate.into_inner().unwrap_or_else(PoisonError::into_inner);
+                return Ok((like(gate, dgate)?, up));
+            }
+            Self::Metal(queue) => queue.gated_back(a, gate, &up, &g)?,
+            Self::Composed => return Ok((((composed_slope(a, gate)? * up)? * &g)?, (composed_act(a, gate)? * g)?)),
         }
-        let op = GatedBackward { activation: a, dgate: Mutex::default() };
-        up.inplace_op3(gate, g, &op)?;
-        let dgate = op.dgate.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok((like(gate, dgate)?, up))
+        Ok((g, up))
     }
 }
 

@@ -38,9 +38,9 @@ pub(crate) struct Shape {
 }
 
 /// One chunk of an example: its query rows and the keys any of them can see, counted within the example.
-struct Chunk {
-    rows: Range<usize>,
-    keys: Range<usize>,
+pub(super) struct Chunk {
+    pub(super) rows: Range<usize>,
+    pub(super) keys: Range<usize>,
 }
 
 impl Shape {
@@ -48,7 +48,7 @@ impl Shape {
         self.heads / self.kv_heads
     }
 
-    fn chunks(&self, length: usize) -> impl Iterator<Item = Chunk> + use<> {
+    pub(super) fn chunks(&self, length: usize) -> impl Iterator<Item = Chunk> + use<> {
         let (step, window) = (self.chunk, self.window.unwrap_or(usize::MAX));
         (0..length).step_by(step).map(move |start| {
             let end = (start + step).min(length);
@@ -58,8 +58,10 @@ impl Shape {
 
     /// `o [rows, heads * head_dim]` from `q` of that shape and `k`, `v` of `[rows, kv_heads * head_dim]`.
     pub(crate) fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, examples: &[Range<usize>]) -> Result<Tensor> {
-        if !self.backend.fused() {
-            return self.forward_composed(q, k, v, examples);
+        match self.backend {
+            Backend::Fused => {}
+            Backend::Metal(queue) => return self.forward_metal(queue, (q, k, v), examples),
+            Backend::Composed => return self.forward_composed(q, k, v, examples),
         }
         let mut out = vec![0f32; q.elem_count()];
         with_slice(q, |q| {
@@ -75,8 +77,10 @@ impl Shape {
         g: &Tensor,
         examples: &[Range<usize>],
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        if !self.backend.fused() {
-            return self.backward_composed((q, k, v), g, examples);
+        match self.backend {
+            Backend::Fused => {}
+            Backend::Metal(queue) => return self.backward_metal(queue, (q, k, v), g, examples),
+            Backend::Composed => return self.backward_composed((q, k, v), g, examples),
         }
         let (mut dq, mut dk, mut dv) =
             (vec![0f32; q.elem_count()], vec![0f32; k.elem_count()], vec![0f32; v.elem_count()]);

@@ -2,28 +2,72 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, D, Layout, Result, Tensor};
+use candle_core::{CpuStorage, D, Device, Layout, Result, Tensor};
 
 use crate::ops::access::*;
 use crate::ops::backend::Backend;
+use crate::ops::index::Index;
 use crate::ops::kernels;
 
-impl Backend {
-    /// Sum of the cross-entropies of `logits [rows, vocab]` and its gradient times `scale`; uses up the logits.
-    pub(crate) fn cross_entropy(
-        self,
+/// The losses of the targets of a micro-batch. A GPU leaves them where they are until the sum is asked for, because it
+/// has to be waited for then.
+pub(crate) struct Losses {
+    backend: Backend,
+    sum: f64,
+    on_device: Option<Tensor>,
+    seen: usize,
+}
+
+impl Losses {
+    /// Of `targets` targets, none of them there yet.
+    pub(crate) fn new(targets: usize, (device, backend): (&Device, Backend)) -> Result<Self> {
+        let on_device = match backend {
+            Backend::Metal(queue) if targets > 0 => Some(queue.empty(targets, device)?),
+            _ => None,
+        };
+        Ok(Self { backend, sum: 0.0, on_device, seen: 0 })
+    }
+
+    /// Adds the cross-entropies of `logits [rows, vocab]`, which become their gradient times `scale` (or anything, where
+    /// that is `None`).
+    pub(crate) fn add(
+        &mut self,
         logits: Tensor,
-        targets: &[u32],
+        targets: &Index,
         softcap: Option<f64>,
-        scale: f64,
-    ) -> Result<(f64, Tensor)> {
-        if !self.fused() {
-            return cross_entropy_composed(&logits, targets, softcap, scale);
+        scale: Option<f64>,
+    ) -> Result<Tensor> {
+        let rows = targets.numbers().len();
+        match (self.backend, &self.on_device) {
+            (Backend::Metal(queue), Some(losses)) => {
+                let own = losses.narrow(0, self.seen, rows)?;
+                queue.cross_entropy(&logits, targets.tensor(), &own, (softcap, scale))?;
+                self.seen += rows;
+                Ok(logits)
+            }
+            (Backend::Composed, _) => {
+                let (loss, g) = cross_entropy_composed(&logits, targets.tensor(), softcap, scale.unwrap_or(1.0))?;
+                self.sum += loss;
+                Ok(g)
+            }
+            _ => {
+                let (softcap, scale) = (softcap.map(|c| c as f32), scale.unwrap_or(1.0) as f32);
+                let op = CrossEntropy { targets: targets.numbers(), softcap, scale, loss: 0.0.into() };
+                logits.inplace_op1(&op)?;
+                self.sum += *op.loss.lock().unwrap_or_else(PoisonError::into_inner);
+                Ok(logits)
+            }
         }
-        let op = CrossEntropy { targets, softcap: softcap.map(|c| c as f32), scale: scale as f32, loss: 0.0.into() };
-        logits.inplace_op1(&op)?;
-        let loss = *op.loss.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok((loss, logits))
+    }
+
+    /// Sum of all losses.
+    pub(crate) fn total(self) -> Result<f64> {
+        match (self.backend, &self.on_device) {
+            (Backend::Metal(queue), Some(losses)) => {
+                Ok(queue.read(losses)?[..self.seen].iter().map(|loss| f64::from(*loss)).sum())
+            }
+            _ => Ok(self.sum),
+        }
     }
 }
 
@@ -48,22 +92,21 @@ impl candle_core::InplaceOp1 for CrossEntropy<'_> {
 
 pub(super) fn cross_entropy_composed(
     z: &Tensor,
-    targets: &[u32],
+    targets: &Tensor,
     softcap: Option<f64>,
     scale: f64,
 ) -> Result<(f64, Tensor)> {
-    let rows = targets.len();
     let logits = match softcap {
         Some(cap) => ((z / cap)?.tanh()? * cap)?,
         None => z.clone(),
     };
-    let index = Tensor::from_slice(targets, (rows, 1), z.device())?;
+    let index = targets.unsqueeze(1)?;
     let max = logits.max_keepdim(D::Minus1)?;
     let exp = logits.broadcast_sub(&max)?.exp()?;
     let sum = exp.sum_keepdim(D::Minus1)?;
     let losses = ((sum.log()? + max)? - logits.gather(&index, 1)?)?;
     let probabilities = exp.broadcast_div(&sum)?;
-    let minus = Tensor::full(-1f32, (rows, 1), z.device())?;
+    let minus = Tensor::full(-1f32, index.shape(), z.device())?;
     let mut g = (probabilities.scatter_add(&index, &minus, 1)? * scale)?;
     if let Some(cap) = softcap {
         g = (g * (logits / cap)?.sqr()?.affine(-1.0, 1.0)?)?;

@@ -44,14 +44,23 @@ pub(crate) enum Part {
 }
 
 impl Dropout {
+    /// A number is dropped where the 32 bits drawn for it are below this.
+    pub(super) fn threshold(&self) -> u64 {
+        (self.p * 2f64.powi(32)).round() as u64
+    }
+
+    /// What a number is multiplied by where it is dropped, and where it is not.
+    pub(super) fn factors(&self, part: Part) -> [f32; 2] {
+        let keep = (1.0 / (1.0 - self.p)) as f32;
+        match part {
+            Part::Kept => [0.0, keep],
+            Part::Rest => [1.0, 1.0 - keep],
+        }
+    }
+
     /// Multiplies one row by its factors.
     fn row(&self, numbers: &mut [f32], row: usize, part: Part) {
-        let threshold = (self.p * 2f64.powi(32)).round() as u64;
-        let keep = (1.0 / (1.0 - self.p)) as f32;
-        let (dropped, kept) = match part {
-            Part::Kept => (0.0, keep),
-            Part::Rest => (1.0, 1.0 - keep),
-        };
+        let (threshold, [dropped, kept]) = (self.threshold(), self.factors(part));
         let key = [self.key.seed as u32, (self.key.seed >> 32) as u32];
         let place = [(self.first_row + row) as u32, self.key.site as u32, self.key.micro_step as u32];
         for (group, numbers) in numbers.chunks_mut(4).enumerate() {
@@ -80,18 +89,29 @@ impl Dropout {
 impl Backend {
     /// `x [rows, width]` after dropout, in memory of its own.
     pub(crate) fn dropped(self, x: &Tensor, dropout: &Dropout) -> Result<Tensor> {
-        if !self.fused() {
-            return x * dropout.mask(x.dims2()?, Part::Kept, x.device())?;
-        }
-        self.drop_part(x.force_contiguous()?, dropout, Part::Kept)
+        self.part(x, dropout, Part::Kept)
     }
 
-    /// A part of `x [rows, width]`, where nobody else holds it: on the CPU it is made in its memory.
-    pub(crate) fn drop_part(self, x: Tensor, dropout: &Dropout, part: Part) -> Result<Tensor> {
-        if !self.fused() {
-            return &x * dropout.mask(x.dims2()?, part, x.device())?;
+    /// A part of `x [rows, width]`, in memory of its own.
+    pub(crate) fn part(self, x: &Tensor, dropout: &Dropout, part: Part) -> Result<Tensor> {
+        match self {
+            Self::Fused => self.drop_part(x.force_contiguous()?, dropout, part),
+            Self::Metal(queue) => {
+                let y = queue.like(x)?;
+                queue.dropout(x, &y, dropout, part)?;
+                Ok(y)
+            }
+            Self::Composed => x * dropout.mask(x.dims2()?, part, x.device())?,
         }
-        x.inplace_op1(&Drop { dropout: *dropout, part })?;
+    }
+
+    /// A part of `x [rows, width]`, in its place, where nobody else holds it.
+    pub(crate) fn drop_part(self, x: Tensor, dropout: &Dropout, part: Part) -> Result<Tensor> {
+        match self {
+            Self::Fused => x.inplace_op1(&Drop { dropout: *dropout, part })?,
+            Self::Metal(queue) => queue.dropout(&x, &x, dropout, part)?,
+            Self::Composed => return &x * dropout.mask(x.dims2()?, part, x.device())?,
+        }
         Ok(x)
     }
 }

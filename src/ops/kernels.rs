@@ -58,6 +58,20 @@ pub(crate) fn map_each<X: Copy + Sync>(x: &[X], f: impl Fn(X) -> f32 + Sync) -> 
     })
 }
 
+/// `a[i] = f(a[i], b[i])`, threaded.
+pub(crate) fn update_each(a: &mut [f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
+    a.par_chunks_mut(SPAN).zip(b.par_chunks(SPAN)).for_each(|(a, b)| {
+        wide(|| a.iter_mut().zip(b).for_each(|(a, &b)| *a = f(*a, b)));
+    });
+}
+
+/// `a[i] = f(a[i], b[i], c[i])`, threaded.
+pub(crate) fn update_each2(a: &mut [f32], b: &[f32], c: &[f32], f: impl Fn(f32, f32, f32) -> f32 + Sync) {
+    a.par_chunks_mut(SPAN).zip(b.par_chunks(SPAN).zip(c.par_chunks(SPAN))).for_each(|(a, (b, c))| {
+        wide(|| a.iter_mut().zip(b.iter().zip(c)).for_each(|(a, (&b, &c))| *a = f(*a, b, c)));
+    });
+}
+
 /// `y = x / rms(x) * w`
 pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     let width = w.len();
@@ -227,23 +241,20 @@ pub(crate) fn column_dots(g: &[f32], y: &[f32], width: usize) -> Vec<f32> {
 }
 
 /// Rotates the first `2 half` of each head (Hugging Face's half-split form): row `r` stands at `positions[r]`.
-/// `cos` and `sin` hold `half` values a position; `sign` is -1 for the backward rotation.
-pub(crate) fn rope(x: &[f32], head_dim: usize, table: &RopeTable<'_>, positions: &[u32], sign: f32) -> Vec<f32> {
+/// `cos` and `sin` hold `half` values a position; `sign` is -1 for the backward rotation. In place.
+pub(crate) fn rope(x: &mut [f32], head_dim: usize, table: &RopeTable<'_>, positions: &[u32], sign: f32) {
     let width = x.len() / positions.len().max(1);
     let half = table.half;
-    filled(x.len(), |out| {
-        out.par_chunks_mut(width).zip(x.par_chunks(width)).zip(positions.par_iter()).for_each(|((out, x), &p)| {
-            let (cos, sin) = (&table.cos[p as usize * half..][..half], &table.sin[p as usize * half..][..half]);
-            for (out, x) in out.chunks_mut(head_dim).zip(x.chunks(head_dim)) {
-                for i in 0..half {
-                    let (a, b) = (x[i], x[half + i]);
-                    out[i].write(a * cos[i] - b * sin[i] * sign);
-                    out[half + i].write(b * cos[i] + a * sin[i] * sign);
-                }
-                out[2 * half..].iter_mut().zip(&x[2 * half..]).for_each(|(o, &x)| _ = o.write(x));
+    x.par_chunks_mut(width.max(1)).zip(positions.par_iter()).for_each(|(x, &p)| {
+        let (cos, sin) = (&table.cos[p as usize * half..][..half], &table.sin[p as usize * half..][..half]);
+        for x in x.chunks_mut(head_dim) {
+            for i in 0..half {
+                let (a, b) = (x[i], x[half + i]);
+                x[i] = a * cos[i] - b * sin[i] * sign;
+                x[half + i] = b * cos[i] + a * sin[i] * sign;
             }
-        });
-    })
+        }
+    });
 }
 
 /// Cosines and sines of a rope, `half` a position.

@@ -1,6 +1,6 @@
 //! Frozen RMS and layer norms.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 
 use crate::ops::access::*;
 use crate::ops::backend::Backend;
@@ -17,17 +17,25 @@ pub(crate) struct NormWeights {
 }
 
 impl NormWeights {
-    /// `weight` and `bias` as stored; the family's offset is added here, once.
-    pub(crate) fn new(backend: Backend, norm: &Norm, weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
-        let weight = (weight.to_dtype(DType::F32)? + norm.offset)?;
-        let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
+    /// `weight` and `bias` as stored, on the CPU; the family's offset is added here, once.
+    pub(crate) fn new(
+        norm: &Norm,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        (device, backend): (&Device, Backend),
+    ) -> Result<Self> {
+        let put = |t: Tensor| backend.upload(t.to_vec1::<f32>()?, t.shape(), device);
+        let weight = put((weight.to_dtype(DType::F32)? + norm.offset)?)?;
+        let bias = bias.map(|b| put(b.to_dtype(DType::F32)?)).transpose()?;
         Ok(Self { backend, weight, bias, eps: norm.eps })
     }
 
     /// `y [rows, width]`
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if !self.backend.fused() {
-            return self.forward_composed(x);
+        match self.backend {
+            Backend::Fused => {}
+            Backend::Metal(queue) => return queue.norm(x, &self.weight, self.bias.as_ref(), self.eps),
+            Backend::Composed => return self.forward_composed(x),
         }
         let eps = self.eps as f32;
         match &self.bias {
@@ -38,8 +46,10 @@ impl NormWeights {
 
     /// Gradient with respect to `x`.
     pub(crate) fn backward(&self, x: &Tensor, g: &Tensor) -> Result<Tensor> {
-        if !self.backend.fused() {
-            return self.backward_composed(x, g);
+        match self.backend {
+            Backend::Fused => {}
+            Backend::Metal(queue) => return queue.norm_back(x, &self.weight, self.bias.is_some(), self.eps, g),
+            Backend::Composed => return self.backward_composed(x, g),
         }
         let (eps, layer) = (self.eps as f32, self.bias.is_some());
         with_slice(&self.weight, |w| {

@@ -34,7 +34,7 @@ fn norms() {
     let (w, b) = (random(1, 11, 3).squeeze(0).unwrap(), random(1, 11, 4).squeeze(0).unwrap());
     for (offset, bias) in [(0.0, None), (1.0, None), (0.0, Some(&b))] {
         let norm = Norm { layer_norm: bias.is_some(), eps: 1e-3, offset };
-        let norm = NormWeights::new(Backend::Fused, &norm, &w, bias).unwrap();
+        let norm = NormWeights::new(&norm, &w, bias, (&Device::Cpu, Backend::Fused)).unwrap();
         close(&norm.forward(&x).unwrap(), &norm.forward_composed(&x).unwrap(), 1e-5, "forward");
         let dx = norm.backward(&x, &g).unwrap();
         close(&dx, &norm.backward_composed(&x, &g).unwrap(), 1e-5, "backward");
@@ -51,7 +51,7 @@ fn activations() {
         let dx = Backend::Fused.act_bwd(a, &x, own(&g)).unwrap();
         close(&dx, &(composed_slope(a, &x).unwrap() * &g).unwrap(), 1e-5, "act_bwd");
         check_gradient(&x, &g, &dx, |x| Backend::Fused.act(a, x).unwrap(), "act");
-        let (dgate, dup) = Backend::Fused.gated_bwd(a, &x, own(&up), &g).unwrap();
+        let (dgate, dup) = Backend::Fused.gated_bwd(a, &x, own(&up), own(&g)).unwrap();
         check_gradient(&x, &g, &dgate, |x| Backend::Fused.gated(a, x, &up).unwrap(), "gate");
         check_gradient(&up, &g, &dup, |up| Backend::Fused.gated(a, &x, up).unwrap(), "up");
     }
@@ -61,26 +61,32 @@ fn activations() {
 fn rope_rotates_back() {
     let (head_dim, heads, dims) = (6, 3, 4);
     let x = random(5, heads * head_dim, 1);
-    let positions = [0, 1, 2, 0, 7];
+    let positions = Index::new(vec![0, 1, 2, 0, 7], (&Device::Cpu, Backend::Fused)).unwrap();
+    let own = |t: &Tensor| t.force_contiguous().unwrap();
     let tables = RopeTables::new(&[1.0, 0.3], 1.1, 8, (&Device::Cpu, Backend::Fused)).unwrap();
     assert_eq!(tables.half * 2, dims);
-    let y = tables.apply(&x, head_dim, &positions, false).unwrap();
-    close(&y, &tables.apply_composed(&x, head_dim, &positions, 1.0).unwrap(), 1e-6, "rope");
+    let y = tables.apply(own(&x), head_dim, &positions, false).unwrap();
+    close(&y, &tables.apply_composed(&x, head_dim, positions.tensor(), 1.0).unwrap(), 1e-6, "rope");
     assert!(values(&y) != values(&x));
     let g = random(5, heads * head_dim, 2);
-    let dx = tables.apply(&g, head_dim, &positions, true).unwrap();
-    close(&dx, &tables.apply_composed(&g, head_dim, &positions, -1.0).unwrap(), 1e-6, "rope backward");
-    check_gradient(&x, &g, &dx, |x| tables.apply(x, head_dim, &positions, false).unwrap(), "rope");
+    let dx = tables.apply(own(&g), head_dim, &positions, true).unwrap();
+    close(&dx, &tables.apply_composed(&g, head_dim, positions.tensor(), -1.0).unwrap(), 1e-6, "rope backward");
+    check_gradient(&x, &g, &dx, |x| tables.apply(own(x), head_dim, &positions, false).unwrap(), "rope");
 }
 
 #[test]
 fn cross_entropy_and_its_gradient() {
     let z = random(4, 9, 1);
-    let targets = [3, 0, 8, 3];
+    let place = (&Device::Cpu, Backend::Fused);
+    let targets = Index::new(vec![3, 0, 8, 3], place).unwrap();
     for softcap in [None, Some(1.7)] {
-        let loss_of = |z: &Tensor| Backend::Fused.cross_entropy(z.copy().unwrap(), &targets, softcap, 0.25).unwrap();
+        let loss_of = |z: &Tensor| {
+            let mut losses = Losses::new(4, place).unwrap();
+            let g = losses.add(z.copy().unwrap(), &targets, softcap, Some(0.25)).unwrap();
+            (losses.total().unwrap(), g)
+        };
         let (loss, g) = loss_of(&z);
-        let (loss2, g2) = cross_entropy_composed(&z, &targets, softcap, 0.25).unwrap();
+        let (loss2, g2) = cross_entropy_composed(&z, targets.tensor(), softcap, 0.25).unwrap();
         assert!((loss - loss2).abs() < 1e-5);
         close(&g, &g2, 1e-6, "gradient");
         let one = Tensor::new(&[[1f32]], &Device::Cpu).unwrap();
@@ -93,7 +99,8 @@ fn cross_entropy_and_its_gradient() {
 fn rows_are_placed_where_their_targets_are() {
     let out = Tensor::zeros((6, 2), DType::F32, &Device::Cpu).unwrap();
     let part = random(4, 2, 1);
-    place_rows(&out, &part, &[(0, 9), (1, 9), (3, 9), (5, 9)]).unwrap();
+    let rows = Index::new(vec![0, 1, 3, 5], (&Device::Cpu, Backend::Fused)).unwrap();
+    Backend::Fused.place_rows(&out, &part, &rows).unwrap();
     let (out, part) = (out.to_vec2::<f32>().unwrap(), part.to_vec2::<f32>().unwrap());
     assert_eq!([&out[0], &out[1], &out[3], &out[5]], [&part[0], &part[1], &part[2], &part[3]]);
     assert_eq!([&out[2], &out[4]], [&vec![0.0, 0.0], &vec![0.0, 0.0]]);

@@ -3,6 +3,23 @@
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng};
 
+use crate::ops::Backend;
+use crate::ops::metal::{HostKernels, Queue, SOURCE};
+
+#[path = "../../tests/common/host.rs"]
+mod host;
+
+/// The Metal back end, whose kernels a C++ compiler compiled.
+pub(crate) fn kernels() -> Backend {
+    // SAFETY: they are compiled from that source.
+    Backend::Metal(Queue::Host(unsafe { HostKernels::new(host::host(SOURCE)) }))
+}
+
+/// The names of all kernels.
+pub(crate) fn kernel_names() -> Vec<String> {
+    host::kernels(SOURCE)
+}
+
 /// Numbers between `-bound` and `bound`, `[rows, width]`, the same for the same seed.
 pub(crate) fn random((rows, width): (usize, usize), bound: f32, seed: u64) -> Tensor {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);

@@ -69,7 +69,7 @@ fn open(path: &Path, weights: &str) -> Model {
     let mut decoder =
         Decoder::load(&source.weights().unwrap(), &spec, &run, (&Device::Cpu, common::backend())).unwrap();
     for i in 0..decoder.sites.len() {
-        let fresh = adapter::fresh(&decoder.sites[i], i, 4, 7, &Device::Cpu).unwrap();
+        let fresh = adapter::fresh(&decoder.sites[i], i, 4, 7, (&Device::Cpu, common::backend())).unwrap();
         let (out, rank) = fresh.b.dims2().unwrap();
         let b: Vec<f32> = (0..out * rank).map(|j| 0.05 * ((j + i) as f32).sin()).collect();
         let b = Tensor::from_vec(b, (out, rank), &Device::Cpu).unwrap();
@@ -105,20 +105,20 @@ fn study(mut model: Model) -> Studied {
     for step in 0..4 {
         let micro_batches = batches.step(step);
         let scale = 1.0 / micro_batches.iter().map(|b| b.targets.len()).sum::<usize>() as f64;
-        let (mut loss, mut grads) = (0.0, model.decoder.no_grads());
+        let (mut loss, mut buffers) = (0.0, model.decoder.buffers().unwrap());
         for batch in &micro_batches {
-            loss += scale * model.decoder.loss_and_grads(batch, scale, (0, 0), &mut grads).unwrap();
+            loss += scale * model.decoder.loss_and_grads(batch, scale, (0, 0), &mut buffers).unwrap();
         }
         if step == 0 {
             let both = |i: usize| {
-                let grad = grads[model.decoder.place(i)].as_ref().unwrap();
+                let grad = buffers.grads[model.decoder.place(i)].as_ref().unwrap();
                 (model.decoder.sites[i].path.clone(), [flat(&grad.a), flat(&grad.b)].concat())
             };
             first = (0..model.decoder.sites.len()).map(both).collect();
         }
         losses.push(loss);
-        let norm = optim::grad_norm(&grads).unwrap();
-        optimizer.step(&mut model.decoder, optim::clip(grads, norm, 1.0).unwrap(), 1e-2).unwrap();
+        let norm = optim::grad_norm(&model.decoder, &buffers.grads).unwrap();
+        optimizer.step(&mut model.decoder, &buffers.grads, optim::clip(norm, 1.0), 1e-2).unwrap();
     }
     Studied { logits, grads: first, losses }
 }
@@ -210,7 +210,7 @@ fn against(path: &Path, answer: &Path, weights: &str) -> (f32, f32) {
     let expected = answer["logits"].as_array().unwrap();
     let mut model = open(path, weights);
     for i in 0..model.decoder.sites.len() {
-        let fresh = adapter::fresh(&model.decoder.sites[i], i, 4, 7, &Device::Cpu).unwrap();
+        let fresh = adapter::fresh(&model.decoder.sites[i], i, 4, 7, (&Device::Cpu, common::backend())).unwrap();
         model.decoder.set_adapter(i, fresh).unwrap();
     }
     let selected: Vec<u32> = (0..tokens.len() as u32).step_by(every).collect();

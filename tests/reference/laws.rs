@@ -19,9 +19,9 @@ pub(crate) fn micro_batches_and_chunks_do_not_change_what_is_learned() {
 
 /// Sum of the cross-entropies and its gradients, of micro-batches one after the other.
 pub(crate) fn losses_and_grads(fixture: &Fixture, batches: &[MicroBatch], scale: f64) -> (f64, Grads) {
-    let mut grads = fixture.decoder.no_grads();
-    let of = |batch| fixture.decoder.loss_and_grads(batch, scale, (3, 4), &mut grads).unwrap();
-    (batches.iter().map(of).sum(), grads)
+    let mut buffers = fixture.decoder.buffers().unwrap();
+    let of = |batch| fixture.decoder.loss_and_grads(batch, scale, (3, 4), &mut buffers).unwrap();
+    (batches.iter().map(of).sum(), buffers.grads)
 }
 
 /// Packing changes nothing for an example: it stands at its own positions and sees only itself.
@@ -119,9 +119,10 @@ pub(crate) fn adapters_on_the_last_layers_only_get_the_same_gradients() {
         bare.decoder.set_adapter(i, Adapter { b: old.b.zeros_like().unwrap(), ..old }).unwrap();
     }
     let batch = pack(&[&fixture.rows[0], &fixture.rows[1]], &fixture.run, false);
-    let (mut grads, mut expected) = (few.no_grads(), bare.decoder.no_grads());
-    let loss = few.loss_and_grads(&batch, 0.1, (0, 0), &mut grads).unwrap();
-    let expected_loss = bare.decoder.loss_and_grads(&batch, 0.1, (0, 0), &mut expected).unwrap();
+    let (mut own, mut others) = (few.buffers().unwrap(), bare.decoder.buffers().unwrap());
+    let loss = few.loss_and_grads(&batch, 0.1, (0, 0), &mut own).unwrap();
+    let expected_loss = bare.decoder.loss_and_grads(&batch, 0.1, (0, 0), &mut others).unwrap();
+    let (grads, expected) = (own.grads, others.grads);
     assert_eq!(loss, expected_loss);
     assert!(grads[..offset].iter().all(Option::is_none));
     for (a, b) in grads.iter().zip(&expected).skip(offset) {
@@ -165,12 +166,13 @@ pub(crate) fn a_step_with_few_targets_moves_each_adapter_against_its_gradient() 
         decoder.set_adapter(i, all.decoder.adapter(same).unwrap().clone()).unwrap();
     }
     let batch = pack(&[&fixture.rows[0], &fixture.rows[1]], &fixture.run, false);
-    let mut grads = decoder.no_grads();
-    let before = decoder.loss_and_grads(&batch, 0.1, (0, 0), &mut grads).unwrap();
+    let mut buffers = decoder.buffers().unwrap();
+    let before = decoder.loss_and_grads(&batch, 0.1, (0, 0), &mut buffers).unwrap();
+    let grads = buffers.grads;
     assert_eq!(grads.iter().flatten().count(), 4);
-    let old: Vec<Adapter> = (0..4).map(|i| decoder.adapter(i).unwrap().clone()).collect();
+    let old: Vec<Adapter> = (0..4).map(|i| decoder.adapter(i).unwrap().map(Tensor::copy).unwrap()).collect();
     let signs: Vec<Tensor> = (0..4).map(|i| grads[decoder.place(i)].as_ref().unwrap().b.sign().unwrap()).collect();
-    Optimizer::new(&decoder, &Recipe::default()).unwrap().step(&mut decoder, grads, 1e-3).unwrap();
+    Optimizer::new(&decoder, &Recipe::default()).unwrap().step(&mut decoder, &grads, 1.0, 1e-3).unwrap();
     for i in 0..4 {
         // Adam's first step is the learning rate against the gradient's sign.
         let moved = ((&decoder.adapter(i).unwrap().b - &old[i].b).unwrap() / -1e-3).unwrap();

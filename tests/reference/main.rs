@@ -155,11 +155,11 @@ fn first_step(fixture: &Fixture) -> (f64, Grads) {
     let micro_batches = batches.step(0);
     let targets: usize = micro_batches.iter().map(|b| b.targets.len()).sum();
     let scale = 1.0 / targets as f64;
-    let (mut loss, mut grads) = (0.0, fixture.decoder.no_grads());
+    let (mut loss, mut buffers) = (0.0, fixture.decoder.buffers().unwrap());
     for batch in &micro_batches {
-        loss += scale * fixture.decoder.loss_and_grads(batch, scale, (0, 0), &mut grads).unwrap();
+        loss += scale * fixture.decoder.loss_and_grads(batch, scale, (0, 0), &mut buffers).unwrap();
     }
-    (loss, grads)
+    (loss, buffers.grads)
 }
 
 /// How many tensors of a site learn.
@@ -206,16 +206,17 @@ fn twenty_steps_equal_peft() {
         for (step, (expected_loss, expected_norm)) in losses.iter().zip(&norms).enumerate() {
             let micro_batches = batches.step(step);
             let scale = 1.0 / micro_batches.iter().map(|b| b.targets.len()).sum::<usize>() as f64;
-            let (mut loss, mut grads) = (0.0, fixture.decoder.no_grads());
+            let (mut loss, mut buffers) = (0.0, fixture.decoder.buffers().unwrap());
             for batch in &micro_batches {
-                loss += scale * fixture.decoder.loss_and_grads(batch, scale, (0, 0), &mut grads).unwrap();
+                loss += scale * fixture.decoder.loss_and_grads(batch, scale, (0, 0), &mut buffers).unwrap();
             }
-            let norm = optim::grad_norm(&grads).unwrap();
+            let norm = optim::grad_norm(&fixture.decoder, &buffers.grads).unwrap();
             let relative = |a: f64, b: f64| ((a - b) / b).abs();
             assert!(relative(loss, *expected_loss) < 1e-4, "{family} step {step}: loss {loss}, PEFT {expected_loss}");
             assert!(relative(norm, *expected_norm) < 1e-3, "{family} step {step}: norm {norm}, PEFT {expected_norm}");
-            let grads = optim::clip(grads, norm, fixture.run.recipe.max_grad_norm).unwrap();
-            optimizer.step(&mut fixture.decoder, grads, learning_rate(&fixture.run, step, 20)).unwrap();
+            let (factor, rate) =
+                (optim::clip(norm, fixture.run.recipe.max_grad_norm), learning_rate(&fixture.run, step, 20));
+            optimizer.step(&mut fixture.decoder, &buffers.grads, factor, rate).unwrap();
         }
         assert_eq!(losses.len(), 20);
     }

@@ -26,12 +26,4 @@ impl Adapter {
     pub fn map<E>(&self, mut f: impl FnMut(&Tensor) -> std::result::Result<Tensor, E>) -> std::result::Result<Self, E> {
         Ok(Self { a: f(&self.a)?, b: f(&self.b)?, magnitude: self.magnitude.as_ref().map(f).transpose()? })
     }
-
-    /// Takes the gradient gathered so far out of its place, or zeros where there is none.
-    pub(crate) fn grad_or_zero(&self, grad: &mut Option<AdapterGrad>) -> candle_core::Result<AdapterGrad> {
-        match grad.take() {
-            Some(old) => Ok(old),
-            None => self.map(Tensor::zeros_like),
-        }
-    }
 }

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use crate::ops::attention::{Chunk, Qkv, Shape};
+use crate::ops::backend::Backend;
 use crate::ops::matmul::{Into, Shared, View, gemm};
 use crate::ops::with_slice;
 
@@ -15,8 +16,12 @@ impl Shape {
         if rows == length {
             return self.forward(q, k, v, std::slice::from_ref(&(0..length)));
         }
-        if !self.backend.fused() {
-            return self.forward_last_composed(q, k, v);
+        match self.backend {
+            Backend::Fused => {}
+            Backend::Metal(queue) => {
+                return self.forward_last_metal(queue, (q, k, v), self.last_chunks(rows, length));
+            }
+            Backend::Composed => return self.forward_last_composed(q, k, v),
         }
         let mut out = vec![0f32; q.elem_count()];
         with_slice(q, |q| {

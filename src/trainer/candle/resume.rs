@@ -165,25 +165,28 @@ impl Checkpoint {
             let found = tensors
                 .get(name)
                 .ok_or_else(|| Error::Weights { path: self.folder.clone(), reason: format!("`{name}` is missing") })?;
+            if found.dims() != like.dims() || found.dtype() != like.dtype() {
+                let reason = format!("`{name}` is {:?}, and the run's is {:?}", found.dims(), like.dims());
+                return Err(Error::Mismatch { path: self.folder.clone(), reason });
+            }
             Ok(found.to_device(like.device())?)
         };
-        let (mut adapters, mut restored) = (Vec::new(), Vec::new());
+        // All of it is looked up before anything is changed.
+        let mut found = Vec::new();
         for (i, (site, states)) in decoder.sites.iter().zip(&optimizer.states).enumerate() {
-            let Some(old) = decoder.adapter(i) else { continue };
-            let (mut parts, mut own) = (PARTS.iter().zip(states), Vec::new());
-            adapters.push(old.map(|p| {
-                let (part, state) = parts.next().ok_or_else(|| Error::Mismatch {
-                    path: self.folder.clone(),
-                    reason: "its adapters differ in their parts".into(),
-                })?;
+            let Some(adapter) = decoder.adapter(i) else { continue };
+            for ((part, p), state) in PARTS.iter().zip(adapter.tensors()).zip(states) {
                 let path = format!("{}.{part}", site.path);
-                own.push(state.restored(|name, like| get(&format!("{path}.{name}"), like))?);
-                get(&path, p)
-            })?);
-            restored.push(own);
+                for (name, t) in state.tensors() {
+                    found.push((t.clone(), get(&format!("{path}.{name}"), t)?));
+                }
+                found.push((p.clone(), get(&path, p)?));
+            }
         }
-        adapters.into_iter().enumerate().try_for_each(|(i, adapter)| decoder.set_adapter(i, adapter))?;
-        optimizer.states = restored;
+        for (place, value) in found {
+            place.slice_set(&value, 0, 0)?;
+        }
+        (0..decoder.sites.len()).try_for_each(|site| decoder.adapter_changed(site))?;
         optimizer.steps = self.state.step;
         Ok(())
     }

@@ -13,13 +13,12 @@ use crate::data::batches::{self, Batches, pack};
 use crate::data::example::Example;
 use crate::data::examples::Rows;
 use crate::error::{Error, Result};
-use crate::memory;
 use crate::ops::Backend;
 use crate::ops::device::{autoreleased, device, prepare_products};
 use crate::spec::record::{Job, Outcome, Step};
 use crate::spec::run::RunConfig;
 use crate::trainer::candle::nn::adapter;
-use crate::trainer::candle::nn::decoder::Decoder;
+use crate::trainer::candle::nn::decoder::{Buffers, Decoder};
 use crate::trainer::candle::optim::Optimizer;
 use crate::trainer::candle::optim::schedule::learning_rate;
 use crate::trainer::candle::resume::{Checkpoint, Found, State};
@@ -28,12 +27,14 @@ use crate::trainer::early_stopping::EarlyStopping;
 use crate::trainer::inputs::{self, Inputs};
 use crate::trainer::{Flow, TrainEvent};
 use crate::units::Bytes;
+use crate::{memory, ops};
 
 /// A job with its model, data and optimizer loaded.
 pub(super) struct Session {
     run: RunConfig,
     spec: crate::spec::model::ModelSpec,
     decoder: Decoder,
+    buffers: Buffers,
     pub(super) optimizer: Optimizer,
     stopping: EarlyStopping,
     /// Whether the evaluation after the last step was interrupted.
@@ -71,7 +72,8 @@ impl Session {
         }
         let mut decoder = Decoder::load(&source.weights()?, &spec, &run, (&device, Backend::of(&device)))?;
         for i in 0..decoder.sites.len() {
-            let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, run.seed, &device)?;
+            let place = (&device, decoder.backend());
+            let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, run.seed, place)?;
             decoder.set_adapter(i, fresh)?;
         }
         if let (Some(folder), None) = (&run.recipe.lora.init_adapter, &earlier.checkpoint) {
@@ -83,8 +85,9 @@ impl Session {
             checkpoint.restore(&mut decoder, &mut optimizer, &run)?;
             (stopping, evaluation_due) = (checkpoint.state.early_stopping, checkpoint.state.evaluation_due);
         }
+        let buffers = decoder.buffers()?;
         let total_steps = run.steps(batches::rows(&rows.train, &run).len());
-        Ok(Self { run, spec, decoder, optimizer, stopping, evaluation_due, rows, earlier, total_steps, before })
+        Ok(Self { run, spec, decoder, buffers, optimizer, stopping, evaluation_due, rows, earlier, total_steps, before })
     }
 
     /// Number of parameters of the adapters, and of the base.
@@ -187,7 +190,8 @@ impl Session {
         let targets: usize = micro_batches.iter().map(|b| b.targets.len()).sum();
         let tokens: usize = micro_batches.iter().map(|b| b.tokens.len()).sum();
         let scale = 1.0 / targets.max(1) as f64;
-        let (mut loss, mut grads) = (0.0, self.decoder.no_grads());
+        let mut loss = 0.0;
+        optim::clear(&self.decoder, &self.buffers.grads)?;
         for (i, batch) in micro_batches.iter().enumerate() {
             if i > 0
                 && let flow @ (Flow::Stop | Flow::Abort) = on(&TrainEvent::Working)
@@ -195,15 +199,16 @@ impl Session {
                 return Ok(ControlFlow::Break(flow));
             }
             let micro_step = (step * micro_batches.len() + i) as u64;
-            loss += scale * self.decoder.loss_and_grads(batch, scale, (self.run.seed, micro_step), &mut grads)?;
+            let part = self.decoder.loss_and_grads(batch, scale, (self.run.seed, micro_step), &mut self.buffers)?;
+            loss += scale * part;
         }
         finite("loss", loss, step)?;
-        let grad_norm = optim::grad_norm(&grads)?;
+        let grad_norm = optim::grad_norm(&self.decoder, &self.buffers.grads)?;
         finite("gradient norm", grad_norm, step)?;
-        let grads = optim::clip(grads, grad_norm, self.run.recipe.max_grad_norm)?;
+        let factor = optim::clip(grad_norm, self.run.recipe.max_grad_norm);
         let learning_rate = learning_rate(&self.run, step, self.total_steps);
-        self.optimizer.step(&mut self.decoder, grads, learning_rate)?;
-        self.decoder.device().synchronize()?;
+        self.optimizer.step(&mut self.decoder, &self.buffers.grads, factor, learning_rate)?;
+        self.decoder.backend().wait(self.decoder.device())?;
         let seconds = started.elapsed().as_secs_f64();
         Ok(ControlFlow::Continue(Step {
             step: step + 1,
@@ -219,14 +224,11 @@ impl Session {
         }))
     }
 
-    /// Highest allocation of tensors so far: by our own count on the CPU, by Metal's on a GPU (sampled at the end of
-    /// a step).
+    /// Highest allocation of tensors so far: by our own count on the CPU, by Metal's on a GPU. There it only falls where
+    /// the GPU is waited for, so the largest of the sizes just before is the peak.
     fn allocated_peak(&self) -> Bytes {
-        #[cfg(target_os = "macos")]
-        if let candle_core::Device::Metal(metal) = self.decoder.device() {
-            return Bytes(metal.metal_device().current_allocated_size() as u64);
-        }
-        memory::peak().saturating_sub(self.before)
+        let on_gpu = ops::metal::allocated_peak(self.decoder.device());
+        on_gpu.map_or_else(|| memory::peak().saturating_sub(self.before), Bytes)
     }
 
     /// Evaluates the validation rows, or says what the caller wants in their midst: then the evaluation did not take

@@ -2,27 +2,34 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 use rand::{Rng, SeedableRng};
 
 use crate::checkpoint;
 use crate::checkpoint::adapter::{About, Adapter, AdapterFile, Layout};
 use crate::checkpoint::source::public_name;
 use crate::error::{Error, Result};
+use crate::ops::Backend;
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Lora, RunConfig};
 use crate::store::checksums;
 use crate::trainer::candle::nn::decoder::{Decoder, Site, sites};
 
 /// A fresh pair, as PEFT starts it: A uniform within 1 / sqrt(in) (Kaiming with a = sqrt(5)), B zero.
-pub fn fresh(site: &Site, index: usize, rank: usize, seed: u64, device: &Device) -> Result<Adapter> {
+pub fn fresh(
+    site: &Site,
+    index: usize,
+    rank: usize,
+    seed: u64,
+    (device, backend): (&Device, Backend),
+) -> Result<Adapter> {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(index as u64);
     let bound = (1.0 / site.in_features as f64).sqrt() as f32;
     let a: Vec<f32> = (0..rank * site.in_features).map(|_| rng.random_range(-bound..bound)).collect();
     Ok(Adapter {
-        a: Tensor::from_vec(a, (rank, site.in_features), device)?,
-        b: Tensor::zeros((site.out_features, rank), DType::F32, device)?,
+        a: backend.upload(a, (rank, site.in_features), device)?,
+        b: backend.lasting_zeros((site.out_features, rank), device)?,
         // DoRA's starts at the norms, which the projection knows.
         magnitude: None,
     })

@@ -66,13 +66,13 @@ impl Block {
     pub(super) fn back(&self, role: Role, x: &Tensor, g: &Tensor, to: &mut Back<'_>) -> Result<Option<Tensor>> {
         let i = self.find(role).ok_or_else(|| candle_core::Error::Msg(format!("block has no {role:?}")))?;
         let at = self.site(i, to.rows, to.first_row);
-        self.linears[i].1.backward(x, g, at, (to.need_dx, &mut to.grads[i]))
+        self.linears[i].1.backward(x, g, at, (to.need_dx, to.grads[i].as_ref()))
     }
 
-    /// The block's output.
-    pub(crate) fn forward(&self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+    /// The block's output, in `out` where that is given.
+    pub(crate) fn forward(&self, x: &Tensor, rows: &Rows, out: Option<Tensor>) -> Result<Tensor> {
         let mid = self.attend(x, rows)?.1;
-        self.mlp_forward(mid, rows)
+        self.mlp_forward(mid, rows, out)
     }
 
     /// The block's output, and everything backward needs.
@@ -96,7 +96,7 @@ impl Block {
         tape: Tape,
         g: Tensor,
         rows: &Rows,
-        (need_dx, grads): (bool, &mut [Option<AdapterGrad>]),
+        (need_dx, grads): (bool, &[Option<AdapterGrad>]),
     ) -> Result<Option<Tensor>> {
         let Tape { x, attention, mid, mlp } = tape;
         let mut to = Back { rows, grads, need_dx: true, first_row: 0 };
@@ -128,7 +128,7 @@ impl Block {
         let (mut q, mut k, v) = if self.find(Role::Qkv).is_some() {
             let all = self.run(Role::Qkv, normed, rows, 0)?;
             let (qw, kw) = self.widths();
-            let part = |from, width| all.narrow(1, from, width)?.contiguous();
+            let part = |from, width| self.backend.columns(&all, from, width);
             (part(0, qw)?, part(qw, kw)?, part(qw + kw, kw)?)
         } else {
             let run = |role| self.run(role, normed, rows, 0);
@@ -140,8 +140,8 @@ impl Block {
             raw = Some((std::mem::replace(&mut q, qn), std::mem::replace(&mut k, kn)));
         }
         if let Some(rope) = &self.rope {
-            q = rope.apply(&q, self.attention.head_dim, &rows.positions, false)?;
-            k = rope.apply(&k, self.attention.head_dim, &rows.positions, false)?;
+            q = rope.apply(q, self.attention.head_dim, &rows.positions, false)?;
+            k = rope.apply(k, self.attention.head_dim, &rows.positions, false)?;
         }
         Ok(Projected { raw, q, k, v })
     }
@@ -176,8 +176,8 @@ impl Block {
         let (mut dq, mut dk, dv) = self.attention.backward((&q, &k, &v), &d_out, &to.rows.examples)?;
         drop((q, k, v, d_out));
         if let Some(rope) = &self.rope {
-            dq = rope.apply(&dq, self.attention.head_dim, &to.rows.positions, true)?;
-            dk = rope.apply(&dk, self.attention.head_dim, &to.rows.positions, true)?;
+            dq = rope.apply(dq, self.attention.head_dim, &to.rows.positions, true)?;
+            dk = rope.apply(dk, self.attention.head_dim, &to.rows.positions, true)?;
         }
         if let (Some((q_norm, k_norm)), Some((q_raw, k_raw))) = (&self.qk_norm, &raw) {
             dq = self.per_head_back(q_norm, q_raw, &dq)?;
@@ -205,7 +205,8 @@ impl Block {
         to: &mut Back<'_>,
     ) -> Result<Option<Tensor>> {
         if self.find(Role::Qkv).is_some() {
-            let all = Tensor::cat(&[dq, dk, dv], 1)?;
+            let all = self.backend.beside(&[&dq, &dk, &dv])?;
+            drop((dq, dk, dv));
             return self.back(Role::Qkv, normed, &all, to);
         }
         let mut sum = None;
@@ -225,7 +226,7 @@ pub(super) struct Back<'a> {
     /// Rows of the micro-batch.
     pub rows: &'a Rows,
     /// Places for the gradients of the block's adapters.
-    pub grads: &'a mut [Option<AdapterGrad>],
+    pub grads: &'a [Option<AdapterGrad>],
     /// The gradient with respect to the input is wanted.
     pub need_dx: bool,
     /// Row of the micro-batch that the input starts at.

@@ -6,7 +6,8 @@ use crate::checkpoint::adapter::Adapter;
 use crate::checkpoint::weights::BaseWeights;
 use crate::data::batches::MicroBatch;
 use crate::error::Result;
-use crate::ops::{Backend, NormWeights, place_rows};
+use crate::ops::device::autoreleased;
+use crate::ops::{Backend, Index, Losses, NormWeights};
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::{Lora, RunConfig};
 use crate::trainer::candle::nn::block::{Block, Grads};
@@ -14,9 +15,43 @@ use crate::trainer::candle::nn::frozen::Frozen;
 use crate::trainer::candle::nn::load::Loader;
 use crate::trainer::candle::nn::tape::{Rows, Tape};
 
-fn rows(batch: &MicroBatch, dropout: Option<(u64, u64)>) -> Rows {
-    let positions = batch.examples.iter().flat_map(|e| 0..e.len() as u32).collect();
-    Rows { examples: batch.examples.clone(), positions, dropout }
+/// A micro-batch on the device: its numbers go there in one piece.
+struct Batch {
+    tokens: Index,
+    rows: Rows,
+    /// Rows of the targets, and the tokens that should come there.
+    targets: (Index, Index),
+}
+
+impl Batch {
+    fn new(batch: &MicroBatch, dropout: Option<(u64, u64)>, place: (&Device, Backend)) -> Result<Self> {
+        let (n, t) = (batch.tokens.len(), batch.targets.len());
+        let positions = batch.examples.iter().flat_map(|e| 0..e.len() as u32);
+        let targets = batch.targets.iter().map(|t| t.0).chain(batch.targets.iter().map(|t| t.1));
+        let all = Index::new(batch.tokens.iter().copied().chain(positions).chain(targets).collect(), place)?;
+        Ok(Self {
+            tokens: all.part(0..n)?,
+            rows: Rows { examples: batch.examples.clone(), positions: all.part(n..2 * n)?, dropout },
+            targets: (all.part(2 * n..2 * n + t)?, all.part(2 * n + t..2 * (n + t))?),
+        })
+    }
+
+    /// Parts of so many targets at most, each as the rows and the tokens.
+    fn target_chunks(&self, most: usize) -> impl Iterator<Item = Result<(Index, Index)>> + '_ {
+        let all = self.targets.0.numbers().len();
+        (0..all).step_by(most).map(move |first| {
+            let part = first..(first + most).min(all);
+            Ok((self.targets.0.part(part.clone())?, self.targets.1.part(part)?))
+        })
+    }
+}
+
+/// Memory of the gradients and of what else stays from one micro-batch to the next.
+pub struct Buffers {
+    /// Gradients of the adapters, a place for each projection.
+    pub grads: Grads,
+    /// The blocks' inputs on a GPU, `[blocks, rows, hidden]`: its pool must not hand them out.
+    inputs: Option<Tensor>,
 }
 
 /// Where an adapter sits, and its path in Hugging Face's names.
@@ -67,6 +102,7 @@ pub struct Decoder {
     grad_checkpoint: bool,
     /// Where the adapters are.
     pub sites: Vec<Site>,
+    hidden: usize,
     device: Device,
     backend: Backend,
 }
@@ -112,6 +148,7 @@ impl Decoder {
             loss_chunk: run.execution.loss_chunk,
             grad_checkpoint: run.execution.grad_checkpoint,
             sites: sites(spec, &run.recipe.lora)?,
+            hidden: spec.hidden_size,
             device: device.clone(),
             backend,
         })
@@ -122,10 +159,21 @@ impl Decoder {
         &self.device
     }
 
+    /// What computes it.
+    pub(crate) fn backend(&self) -> Backend {
+        self.backend
+    }
+
     /// Puts an adapter on a site.
     pub fn set_adapter(&mut self, site: usize, adapter: Adapter) -> Result<()> {
         let at = &self.sites[site];
         Ok(self.blocks[at.layer].linears[at.linear].1.set_adapter(adapter)?)
+    }
+
+    /// To be told when the adapter of a site has changed in its place.
+    pub(crate) fn adapter_changed(&mut self, site: usize) -> Result<()> {
+        let at = &self.sites[site];
+        Ok(self.blocks[at.layer].linears[at.linear].1.adapter_changed()?)
     }
 
     /// The adapter of a site, if one was put there.
@@ -138,33 +186,37 @@ impl Decoder {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    pub(super) fn embed(&self, tokens: &[u32], rows: &Rows) -> Result<Tensor> {
-        let ids = Tensor::from_slice(tokens, tokens.len(), &self.device)?;
-        let mut x = self.embedding.rows(&ids)?;
+    pub(super) fn embed(&self, tokens: &Index, rows: &Rows) -> Result<Tensor> {
+        let mut x = self.embedding.rows(tokens)?;
         if self.embedding_scale != 1.0 {
-            x = (x * self.embedding_scale)?;
+            x = self.backend.scaled(x, self.embedding_scale)?;
         }
         if let Some(table) = &self.positions {
-            let at = Tensor::from_slice(&rows.positions, rows.positions.len(), &self.device)?;
-            x = self.backend.add(x, &table.rows(&at)?)?;
+            x = self.backend.add(x, &table.rows(&rows.positions)?)?;
         }
         Ok(x)
     }
 
     /// Logits of selected rows, `[selected, vocab]`.
     pub fn logits(&self, batch: &MicroBatch, selected: &[u32]) -> Result<Tensor> {
-        let rows = rows(batch, None);
-        let mut x = self.embed(&batch.tokens, &rows)?;
-        for block in &self.blocks {
-            x = block.forward(&x, &rows)?;
-        }
+        let x = self.last_hidden(&Batch::new(batch, None, (&self.device, self.backend))?)?;
         self.logits_at(&x, selected)
+    }
+
+    /// The last block's output, where nothing is to be learned.
+    fn last_hidden(&self, batch: &Batch) -> Result<Tensor> {
+        let mut x = self.embed(&batch.tokens, &batch.rows)?;
+        for block in &self.blocks {
+            x = autoreleased(|| block.forward(&x, &batch.rows, None))?;
+        }
+        Ok(x)
     }
 
     /// Logits of the rows `selected` of the last block's output.
     pub(super) fn logits_at(&self, x: &Tensor, selected: &[u32]) -> Result<Tensor> {
-        let index = Tensor::from_slice(selected, selected.len(), &self.device)?;
-        let logits = self.head().forward(&self.final_norm.forward(&x.index_select(&index, 0)?)?)?;
+        let selected = Index::new(selected.to_vec(), (&self.device, self.backend))?;
+        let rows = self.backend.take_rows(x, &selected)?;
+        let logits = self.head().forward(&self.final_norm.forward(&rows)?)?;
         match self.softcap {
             Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),
             None => Ok(logits),
@@ -173,22 +225,40 @@ impl Decoder {
 
     /// Sum of the cross-entropies of a micro-batch, without gradients.
     pub fn loss(&self, batch: &MicroBatch) -> Result<f64> {
-        let rows = rows(batch, None);
-        let mut x = self.embed(&batch.tokens, &rows)?;
-        for block in &self.blocks {
-            x = block.forward(&x, &rows)?;
+        let batch = Batch::new(batch, None, (&self.device, self.backend))?;
+        let x = self.last_hidden(&batch)?;
+        let mut losses = Losses::new(batch.targets.0.numbers().len(), (&self.device, self.backend))?;
+        for part in batch.target_chunks(self.loss_chunk) {
+            let (rows, tokens) = part?;
+            losses.add(self.logits_of(&x, &rows)?.1, &tokens, self.softcap, None)?;
         }
-        let mut sum = 0.0;
-        for targets in batch.targets.chunks(self.loss_chunk) {
-            let (_, logits, tokens) = self.logits_of(&x, targets)?;
-            sum += self.backend.cross_entropy(logits, &tokens, self.softcap, 1.0)?.0;
-        }
-        Ok(sum)
+        Ok(losses.total()?)
     }
 
-    /// Places for the gradients of an optimizer step, empty.
-    pub fn no_grads(&self) -> Grads {
-        self.blocks.iter().flat_map(|b| b.linears.iter().map(|_| None)).collect()
+    /// Memory for the gradients of this decoder's adapters, which are zero at first, made once for a run.
+    pub fn buffers(&self) -> Result<Buffers> {
+        let linears = self.blocks.iter().flat_map(|b| b.linears.iter().map(|(_, linear)| linear));
+        let zeros = |t: &Tensor| self.backend.lasting_zeros(t.shape(), t.device());
+        let grads = linears.map(|linear| linear.adapter.as_ref().map(|a| a.map(zeros)).transpose());
+        Ok(Buffers { grads: grads.collect::<candle_core::Result<_>>()?, inputs: None })
+    }
+
+    /// Where the blocks from `first` on put their outputs, which are the next ones' inputs: on a GPU memory that stays.
+    fn input_places(&self, buffers: &mut Buffers, first: usize, rows: usize) -> Result<Vec<Option<Tensor>>> {
+        let (blocks, hidden) = (self.blocks.len() - first, self.hidden);
+        let Backend::Metal(queue) = self.backend else { return Ok(vec![None; blocks]) };
+        if !self.grad_checkpoint {
+            return Ok(vec![None; blocks]);
+        }
+        if buffers.inputs.as_ref().is_none_or(|old| old.dims()[1] < rows) {
+            buffers.inputs = None;
+            buffers.inputs = Some(queue.fixed((blocks, rows, hidden), DType::F32, &self.device)?);
+        }
+        let Some(all) = &buffers.inputs else { return Ok(vec![None; blocks]) };
+        let most = all.dim(1)? * hidden;
+        let flat = all.flatten_all()?;
+        let place = |i: usize| flat.narrow(0, i * most, rows * hidden)?.reshape((rows, hidden));
+        Ok((0..blocks).map(|i| place(i).map(Some)).collect::<candle_core::Result<_>>()?)
     }
 
     /// Index of a site among the model's projections, which is its place in [`Grads`].
@@ -197,72 +267,82 @@ impl Decoder {
         self.blocks[at.layer].first_site as usize + at.linear
     }
 
-    /// Sum of the cross-entropies of a micro-batch; the gradients of `grad_scale` times that sum are added to `grads`.
+    /// Sum of the cross-entropies of a micro-batch; the gradients of `grad_scale` times that sum are added to `buffers`.
     /// `dropout` is the run's seed and the micro-batch's number.
     pub fn loss_and_grads(
         &self,
         batch: &MicroBatch,
         grad_scale: f64,
         dropout: (u64, u64),
-        grads: &mut Grads,
+        buffers: &mut Buffers,
     ) -> Result<f64> {
-        let rows = rows(batch, Some(dropout));
+        let batch = Batch::new(batch, Some(dropout), (&self.device, self.backend))?;
+        let rows = &batch.rows;
         let first = self.sites.first().map_or(self.blocks.len(), |s| s.layer);
-        let mut x = self.embed(&batch.tokens, &rows)?;
+        let places = self.input_places(buffers, first, batch.tokens.numbers().len())?;
+        let mut x = self.embed(&batch.tokens, rows)?;
         let mut saved = Vec::with_capacity(self.blocks.len() - first);
         for (i, block) in self.blocks.iter().enumerate() {
             if i < first {
-                x = block.forward(&x, &rows)?;
+                x = autoreleased(|| block.forward(&x, rows, None))?;
             } else if self.grad_checkpoint {
-                let y = block.forward(&x, &rows)?;
+                let y = autoreleased(|| block.forward(&x, rows, places[i - first].clone()))?;
                 saved.push(Saved::Input(std::mem::replace(&mut x, y)));
             } else {
-                let (y, tape) = block.forward_keep(&x, &rows)?;
+                let (y, tape) = autoreleased(|| block.forward_keep(&x, rows))?;
                 saved.push(Saved::Tape(tape));
                 x = y;
             }
         }
-        let (loss, mut g) = self.head_backward(x, batch, grad_scale)?;
+        let (loss, mut g) = self.head_backward(x, &batch, grad_scale)?;
         for (i, kept) in (first..self.blocks.len()).zip(saved).rev() {
             let block = &self.blocks[i];
-            let tape = match kept {
-                Saved::Input(x) => block.recompute(&x, &rows)?,
-                Saved::Tape(tape) => tape,
-            };
             let own = block.first_site as usize..block.first_site as usize + block.linears.len();
-            let Some(dx) = block.backward(tape, g, &rows, (i > first, &mut grads[own]))? else { break };
+            let dx = autoreleased(|| {
+                let tape = match kept {
+                    Saved::Input(x) => block.recompute(&x, rows)?,
+                    Saved::Tape(tape) => tape,
+                };
+                block.backward(tape, g, rows, (i > first, &buffers.grads[own]))
+            })?;
+            let Some(dx) = dx else { break };
             g = dx;
         }
         Ok(loss)
     }
 
     /// Loss and the gradient with respect to the last block's output, the logits a chunk of targets at a time.
-    fn head_backward(&self, x: Tensor, batch: &MicroBatch, scale: f64) -> Result<(f64, Tensor)> {
-        let mut loss = 0.0;
-        let g = x.zeros_like()?;
-        for targets in batch.targets.chunks(self.loss_chunk) {
-            let (part, dx) = self.loss_of(&x, targets, scale)?;
-            loss += part;
-            place_rows(&g, &dx, targets)?;
+    fn head_backward(&self, x: Tensor, batch: &Batch, scale: f64) -> Result<(f64, Tensor)> {
+        let mut losses = Losses::new(batch.targets.0.numbers().len(), (&self.device, self.backend))?;
+        let g = self.backend.zeros(x.dims2()?, &self.device)?;
+        for part in batch.target_chunks(self.loss_chunk) {
+            let (rows, tokens) = part?;
+            let dx = self.loss_of(&x, (&rows, &tokens), scale, &mut losses)?;
+            self.backend.place_rows(&g, &dx, &rows)?;
         }
-        Ok((loss, g))
+        Ok((losses.total()?, g))
     }
 
-    /// The rows of `x` that these targets belong to, their logits, and the tokens that should come.
-    fn logits_of(&self, x: &Tensor, targets: &[(u32, u32)]) -> Result<(Tensor, Tensor, Vec<u32>)> {
-        let (index, tokens): (Vec<u32>, Vec<u32>) = targets.iter().copied().unzip();
-        let rows = x.index_select(&Tensor::from_slice(&index, index.len(), &self.device)?, 0)?;
+    /// The rows of `x` that targets belong to, and their logits.
+    fn logits_of(&self, x: &Tensor, rows: &Index) -> Result<(Tensor, Tensor)> {
+        let rows = self.backend.take_rows(x, rows)?;
         let logits = self.head().forward(&self.final_norm.forward(&rows)?)?;
-        Ok((rows, logits, tokens))
+        Ok((rows, logits))
     }
 
-    /// Loss of some targets and its gradient with respect to their rows of `x`.
-    fn loss_of(&self, x: &Tensor, targets: &[(u32, u32)], scale: f64) -> Result<(f64, Tensor)> {
-        let (rows, logits, tokens) = self.logits_of(x, targets)?;
-        let (loss, d_logits) = self.backend.cross_entropy(logits, &tokens, self.softcap, scale)?;
+    /// Adds the losses of some targets, and gives their gradient with respect to their rows of `x`.
+    fn loss_of(
+        &self,
+        x: &Tensor,
+        (rows, tokens): (&Index, &Index),
+        scale: f64,
+        losses: &mut Losses,
+    ) -> Result<Tensor> {
+        let (rows, logits) = self.logits_of(x, rows)?;
+        let d_logits = losses.add(logits, tokens, self.softcap, Some(scale))?;
         let d_normed = self.head().backward(&d_logits)?;
         drop(d_logits);
-        Ok((loss, self.final_norm.backward(&rows, &d_normed)?))
+        Ok(self.final_norm.backward(&rows, &d_normed)?)
     }
 }
 

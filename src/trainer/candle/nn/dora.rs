@@ -25,8 +25,8 @@ pub(crate) struct Dora<'a> {
 
 impl Dora<'_> {
     /// Of each output.
-    fn factor(&self) -> Result<Tensor> {
-        self.magnitude / &self.norms.current
+    fn factor(&self, backend: Backend) -> Result<Tensor> {
+        quotient(backend, self.magnitude, &self.norms.current)
     }
 }
 
@@ -39,17 +39,20 @@ impl Linear {
 
     /// `d W' + scale d A' B'`
     fn undirected(&self, dropped: &Tensor, hidden: &Tensor, b: &Tensor) -> Result<Tensor> {
-        self.frozen.backend.add_product(self.frozen.product(dropped)?, hidden, &b.t()?, 1.0)
+        self.frozen.backend.add_product(self.frozen.product(dropped)?, hidden, &b.t()?, self.lora.scale)
     }
 
     /// [`Linear::forward`] with DoRA.
     pub(super) fn forward_dora(&self, x: &Tensor, at: Use, dora: Dora<'_>) -> Result<Tensor> {
         let dropped = self.dropped(x, at)?;
-        let hidden = self.frozen.backend.product(&dropped, &dora.adapter.a.t()?, self.lora.scale)?;
+        let ops = self.frozen.backend;
+        let hidden = ops.product(&dropped, &dora.adapter.a.t()?, 1.0)?;
         let y = self.undirected(&dropped, &hidden, &dora.adapter.b)?;
-        let mut y = scale_columns(self.frozen.backend, y, &dora.factor()?)?;
-        if self.dropout(at).is_some() {
-            y = self.frozen.backend.add(y, &self.frozen.product(&(x - &dropped)?)?)?;
+        drop((dropped, hidden));
+        let mut y = scale_columns(ops, y, &dora.factor(ops)?)?;
+        if let Some(dropout) = self.dropout(at) {
+            let rest = ops.part(x, &dropout, Part::Rest)?;
+            y = ops.add(y, &self.frozen.product(&rest)?)?;
         }
         self.frozen.add_bias(y)
     }
@@ -61,43 +64,40 @@ impl Linear {
         g: &Tensor,
         at: Use,
         dora: Dora<'_>,
-        (need_dx, grad): (bool, &mut Option<AdapterGrad>),
+        (need_dx, grad): (bool, Option<&AdapterGrad>),
     ) -> Result<Option<Tensor>> {
         let Adapter { a, b, .. } = dora.adapter;
-        let through = scale_columns(
-            self.frozen.backend,
-            if self.frozen.backend.fused() { g.force_contiguous()? } else { g.clone() },
-            &dora.factor()?,
-        )?;
+        let (ops, scale) = (self.frozen.backend, self.lora.scale);
+        let through = scale_columns(ops, ops.copied(g)?, &dora.factor(ops)?)?;
         let dx = if need_dx { Some(self.frozen.backward(&through)?) } else { None };
         let dropped = self.dropped(x, at)?;
-        let hidden = self.frozen.backend.product(&dropped, &a.t()?, self.lora.scale)?;
-        let d_hidden = self.frozen.backend.product(&through, b, self.lora.scale)?;
-        let along = column_dots(self.frozen.backend, g, &self.undirected(&dropped, &hidden, b)?)?;
-        let d_magnitude = (along / &dora.norms.current)?;
-        let old = dora.adapter.grad_or_zero(grad)?;
-        *grad = Some(AdapterGrad {
-            a: self.frozen.backend.add_product(old.a, &d_hidden.t()?, &dropped, 1.0)?,
-            b: self.frozen.backend.add_product(old.b, &through.t()?, &hidden, 1.0)?,
-            magnitude: old.magnitude.map(|old| old + d_magnitude).transpose()?,
-        });
+        let hidden = ops.product(&dropped, &a.t()?, 1.0)?;
+        let d_hidden = ops.product(&through, b, 1.0)?;
+        if let Some(grad) = grad {
+            let along = column_dots(ops, g, &self.undirected(&dropped, &hidden, b)?)?;
+            if let Some(sum) = &grad.magnitude {
+                ops.gather_sum(sum, &quotient(ops, &along, &dora.norms.current)?)?;
+            }
+            ops.gather_product(&grad.a, &d_hidden.t()?, &dropped, scale)?;
+            ops.gather_product(&grad.b, &through.t()?, &hidden, scale)?;
+        }
         drop((hidden, dropped, through));
         let Some(dx) = dx else { return Ok(None) };
-        let dx = self.frozen.backend.add_product(dx, &d_hidden, a, 1.0)?;
+        let dx = ops.add_product(dx, &d_hidden, a, scale)?;
         let Some(dropout) = self.dropout(at) else { return Ok(Some(dx)) };
-        let ops = self.frozen.backend;
         // What reached the rest of the input, and what reached the dropped one.
         let rest = ops.drop_part(self.frozen.backward(g)?, &dropout, Part::Rest)?;
         Ok(Some(ops.add(rest, &ops.drop_part(dx, &dropout, Part::Kept)?)?))
     }
 }
 
-/// Column j of `y [rows, width]` times `factor[j]`, where nobody else holds `y`: on the CPU it is done in its memory.
+/// Column j of `y [rows, width]` times `factor[j]`, in the place of `y`, where nobody else holds it.
 fn scale_columns(backend: Backend, y: Tensor, factor: &Tensor) -> Result<Tensor> {
-    if !backend.fused() {
-        return y.broadcast_mul(factor);
+    match backend {
+        Backend::Fused => y.inplace_op2(factor, &ScaleColumns)?,
+        Backend::Metal(queue) => queue.scale_columns(&y, factor)?,
+        Backend::Composed => return y.broadcast_mul(factor),
     }
-    y.inplace_op2(factor, &ScaleColumns)?;
     Ok(y)
 }
 
@@ -116,12 +116,23 @@ impl InplaceOp2 for ScaleColumns {
 
 /// `sum over rows of g y`, `[width]`, of two `[rows, width]`.
 fn column_dots(backend: Backend, g: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if !backend.fused() {
-        return (g * y)?.sum(0);
+    match backend {
+        Backend::Fused => {
+            let width = g.dim(1)?;
+            let sums = with_slice(g, |g| with_slice(y, |y| kernels::column_dots(g, y, width)))??;
+            Tensor::from_vec(sums, width, g.device())
+        }
+        Backend::Metal(queue) => queue.column_dots(g, y),
+        Backend::Composed => (g * y)?.sum(0),
     }
-    let width = g.dim(1)?;
-    let sums = with_slice(g, |g| with_slice(y, |y| kernels::column_dots(g, y, width)))??;
-    Tensor::from_vec(sums, width, g.device())
+}
+
+/// `a / b` of two vectors.
+fn quotient(backend: Backend, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    match backend {
+        Backend::Metal(queue) => queue.quotient(a, b),
+        _ => a / b,
+    }
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ fn dropout_is_of_the_update_alone() {
     let (x, linear) = (random((ROWS, IN), 5), linear(Weights::F32, false, 0.4));
     let dropped = linear.dropped(&x, at(0)).unwrap();
     let base = |x: &Tensor| linear.frozen.product(x).unwrap();
-    let factor = linear.dora().unwrap().factor().unwrap();
+    let factor = linear.dora().unwrap().factor(Backend::Fused).unwrap();
     let Adapter { a, b, .. } = linear.adapter.as_ref().unwrap();
     let low_rank = (dropped.matmul(&a.t().unwrap()).unwrap().matmul(&b.t().unwrap()).unwrap() * SCALE).unwrap();
     let update = (base(&dropped).broadcast_mul(&(&factor - 1.0).unwrap()).unwrap()
@@ -80,14 +80,18 @@ fn dropout_is_of_the_update_alone() {
     assert!(worst(&linear.forward(&x, at(0)).unwrap(), &expected) < 1e-5);
 }
 
+/// Places for the gradients of its adapter.
+fn zeros(linear: &Linear) -> Adapter {
+    linear.adapter.as_ref().unwrap().map(Tensor::zeros_like).unwrap()
+}
+
 #[test]
 fn gradients_equal_finite_differences_with_the_norm_held() {
     let (x, g) = (random((ROWS, IN), 5), random((ROWS, OUT), 6));
     for (transposed, dropout) in [(false, 0.0), (true, 0.0), (false, 0.4), (true, 0.4)] {
         let linear = linear(Weights::F32, transposed, dropout);
-        let mut grad = None;
-        let dx = linear.backward(&x, &g, at(0), (true, &mut grad)).unwrap().unwrap();
-        let grad = grad.unwrap();
+        let grad = zeros(&linear);
+        let dx = linear.backward(&x, &g, at(0), (true, Some(&grad))).unwrap().unwrap();
         let value = |linear: &Linear, x: &Tensor| dot(&linear.forward(x, at(0)).unwrap(), &g);
         let check = |what: &str, gradient: &Tensor, f: &dyn Fn(usize, f32) -> f64| {
             for (i, expected) in values(gradient).iter().enumerate() {
@@ -114,16 +118,16 @@ fn gradients_equal_finite_differences_with_the_norm_held() {
 fn chunks_of_rows_give_the_same() {
     let (x, g) = (random((ROWS, IN), 5), random((ROWS, OUT), 6));
     let linear = linear(Weights::Bf16, false, 0.4);
-    let (mut grad, mut parts) = (None, None);
-    let whole = linear.backward(&x, &g, at(0), (true, &mut grad)).unwrap().unwrap();
+    let (grad, parts) = (zeros(&linear), zeros(&linear));
+    let whole = linear.backward(&x, &g, at(0), (true, Some(&grad))).unwrap().unwrap();
     let mut rows = Vec::new();
     for (first, n) in [(0, 4), (4, 2)] {
         let cut = |t: &Tensor| t.narrow(0, first, n).unwrap();
-        let dx = linear.backward(&cut(&x), &cut(&g), at(first), (true, &mut parts)).unwrap().unwrap();
+        let dx = linear.backward(&cut(&x), &cut(&g), at(first), (true, Some(&parts))).unwrap().unwrap();
         rows.push(dx);
     }
     assert!(worst(&Tensor::cat(&rows, 0).unwrap(), &whole) < 1e-5);
-    for (a, b) in grad.unwrap().tensors().zip(parts.unwrap().tensors()) {
+    for (a, b) in grad.tensors().zip(parts.tensors()) {
         assert!(worst(a, b) < 1e-5);
     }
 }
@@ -139,7 +143,7 @@ fn a_fresh_magnitude_changes_nothing_and_a_row_of_zeros_stays_one() {
     let b = Tensor::zeros((OUT, 3), DType::F32, &Device::Cpu).unwrap();
     linear.set_adapter(Adapter { a: random((3, IN), 3), b, magnitude: None }).unwrap();
     assert!(worst(&linear.forward(&x, at(0)).unwrap(), &linear.frozen.forward(&x).unwrap()) < 1e-6);
-    let mut grad = None;
-    linear.backward(&x, &random((ROWS, OUT), 6), at(0), (true, &mut grad)).unwrap();
-    assert!(grad.unwrap().tensors().flat_map(values).all(f32::is_finite));
+    let grad = zeros(&linear);
+    linear.backward(&x, &random((ROWS, OUT), 6), at(0), (true, Some(&grad))).unwrap();
+    assert!(grad.tensors().flat_map(values).all(f32::is_finite));
 }

@@ -1,9 +1,10 @@
 //! A frozen weight and the products with it.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::checkpoint::stored::Stored;
-use crate::ops::Backend;
+use crate::ops::{Backend, Index};
+use crate::ops::metal::Queue;
 use crate::trainer::candle::nn::panels::{Panels, product_by_panels, sum_over_panels};
 
 /// A frozen weight in its storage format.
@@ -18,9 +19,8 @@ pub(crate) struct Frozen {
 }
 
 impl Frozen {
-    /// `weight [out, in]`, or `[in, out]` if `transposed`; `bias [out]`.
+    /// `weight [out, in]`, or `[in, out]` if `transposed`; `bias [out]`, in f32.
     pub(crate) fn new(backend: Backend, weight: Stored, bias: Option<Tensor>, transposed: bool) -> Result<Self> {
-        let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
         Ok(Self { backend, weight, bias, transposed })
     }
 
@@ -63,6 +63,9 @@ impl Frozen {
 
     /// Squared norm of the weights of each output, `[out]`.
     pub(crate) fn squares(&self) -> Result<Tensor> {
+        if let Backend::Metal(queue) = self.backend {
+            return self.squares_metal(queue);
+        }
         let along = usize::from(!self.transposed);
         let parts = self.panels()?.map(|panel| panel?.1.sqr()?.sum(along));
         match self.transposed {
@@ -71,8 +74,23 @@ impl Frozen {
         }
     }
 
+    fn squares_metal(&self, queue: Queue) -> Result<Tensor> {
+        let panels = self.panels()?;
+        let (rows, width) = (panels.columns, panels.width);
+        let device = self.weight.device();
+        let out = queue.fixed_zeros(if self.transposed { width } else { rows }, &device)?;
+        for panel in panels {
+            let (first, panel) = panel?;
+            match self.transposed {
+                false => queue.row_dots(&panel, &panel, &out.narrow(0, first, panel.dim(0)?)?)?,
+                true => queue.accumulate(&out, &queue.column_dots(&panel, &panel)?, 1.0)?,
+            }
+        }
+        Ok(out)
+    }
+
     /// Selected rows of `[out, in]`, in f32: the embedding's lookup.
-    pub(crate) fn rows(&self, ids: &Tensor) -> Result<Tensor> {
-        self.weight.rows(self.backend, ids)
+    pub(crate) fn rows(&self, ids: &Index) -> Result<Tensor> {
+        self.weight.rows(self.backend, ids.tensor())
     }
 }

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use candle_nn::kv_cache::KvCache;
 
 use crate::error::Result;
+use crate::ops::Index;
 use crate::trainer::candle::nn::block::Block;
 use crate::trainer::candle::nn::decoder::Decoder;
 use crate::trainer::candle::nn::tape::{Projected, Rows};
@@ -38,9 +39,10 @@ impl Decoder {
     /// numbers are `selected`, `[selected, vocab]`: what [`Decoder::logits`] gives for the whole text.
     pub fn extend(&self, tokens: &[u32], selected: &[u32], cache: &mut Cache) -> Result<Tensor> {
         let (start, new) = (cache.tokens as u32, tokens.len());
-        let positions = (start..start + new as u32).collect();
+        let place = (self.device(), self.backend());
+        let positions = Index::new((start..start + new as u32).collect(), place)?;
         let rows = Rows { examples: std::iter::once(0..new).collect(), positions, dropout: None };
-        let mut x = self.embed(tokens, &rows)?;
+        let mut x = self.embed(&Index::new(tokens.to_vec(), place)?, &rows)?;
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
             x = block.extend(&x, &rows, layer)?;
         }
@@ -55,6 +57,6 @@ impl Block {
         let Projected { q, k, v, .. } = self.qkv(&self.input_norm.forward(x)?, rows)?;
         let (k, v) = cache.append(&k, &v)?;
         let out = self.attention.forward_last(&q, &k, &v)?;
-        self.mlp_forward(self.after_attention(&out, x, rows)?, rows)
+        self.mlp_forward(self.after_attention(&out, x, rows)?, rows, None)
     }
 }

@@ -48,15 +48,29 @@ impl Linear {
         Self { frozen, adapter: None, norms: None, lora }
     }
 
-    /// Puts an adapter in the place of the one before. With DoRA the lengths are taken; a magnitude that is missing
+    /// Puts an adapter in the place of the one before. Its tensors are changed in their
+    /// places by the optimizer. With DoRA the lengths are taken; a magnitude that is missing
     /// begins as they are, so that nothing changes.
     pub(crate) fn set_adapter(&mut self, mut adapter: Adapter) -> Result<()> {
         if self.lora.use_dora {
-            let norms = Norms::new(self.norms.as_ref(), &self.frozen, &adapter, self.lora.scale)?;
-            adapter.magnitude.get_or_insert_with(|| norms.current.clone());
+            let norms = Norms::new(self.norms.take(), &self.frozen, &adapter, self.lora.scale)?;
+            if adapter.magnitude.is_none() {
+                // In memory of its own: the norms stay what they are while it learns.
+                let zeros = self.frozen.backend.lasting_zeros(norms.current.shape(), norms.current.device())?;
+                self.frozen.backend.gather_sum(&zeros, &norms.current)?;
+                adapter.magnitude = Some(zeros);
+            }
             self.norms = Some(norms);
         }
         self.adapter = Some(adapter);
+        Ok(())
+    }
+
+    /// Takes the lengths anew, where they are needed, after the adapter has changed in its place.
+    pub(crate) fn adapter_changed(&mut self) -> Result<()> {
+        if let (Some(norms), Some(adapter)) = (self.norms.take(), &self.adapter) {
+            self.norms = Some(Norms::new(Some(norms), &self.frozen, adapter, self.lora.scale)?);
+        }
         Ok(())
     }
 
@@ -81,40 +95,40 @@ impl Linear {
         }
         let y = self.frozen.forward(x)?;
         let Some(Adapter { a, b, .. }) = &self.adapter else { return Ok(y) };
-        let hidden = self.frozen.backend.product(&self.dropped(x, at)?, &a.t()?, self.lora.scale)?;
-        self.frozen.backend.add_product(y, &hidden, &b.t()?, 1.0)
+        let hidden = self.frozen.backend.product(&self.dropped(x, at)?, &a.t()?, 1.0)?;
+        self.frozen.backend.add_product(y, &hidden, &b.t()?, self.lora.scale)
     }
 
-    /// Gradient with respect to `x`, unless `need_dx` is false; that of the adapter is added to `grad`.
+    /// Gradient with respect to `x`, unless `need_dx` is false; that of the adapter is added to `grad`, where it is.
     pub(crate) fn backward(
         &self,
         x: &Tensor,
         g: &Tensor,
         at: Use,
-        (need_dx, grad): (bool, &mut Option<AdapterGrad>),
+        (need_dx, grad): (bool, Option<&AdapterGrad>),
     ) -> Result<Option<Tensor>> {
         if let Some(dora) = self.dora() {
             return self.backward_dora(x, g, at, dora, (need_dx, grad));
         }
         let dx = if need_dx { Some(self.frozen.backward(g)?) } else { None };
-        let Some(adapter @ Adapter { a, b, .. }) = &self.adapter else { return Ok(dx) };
+        let Some(Adapter { a, b, .. }) = &self.adapter else { return Ok(dx) };
+        let (ops, scale) = (self.frozen.backend, self.lora.scale);
         let x = self.dropped(x, at)?;
-        let hidden = self.frozen.backend.product(&x, &a.t()?, self.lora.scale)?;
-        let d_hidden = self.frozen.backend.product(g, b, self.lora.scale)?;
-        let old = adapter.grad_or_zero(grad)?;
-        *grad = Some(AdapterGrad {
-            a: self.frozen.backend.add_product(old.a, &d_hidden.t()?, &x, 1.0)?,
-            b: self.frozen.backend.add_product(old.b, &g.t()?, &hidden, 1.0)?,
-            magnitude: None,
-        });
+        let d_hidden = ops.product(g, b, 1.0)?;
+        if let Some(grad) = grad {
+            let hidden = ops.product(&x, &a.t()?, 1.0)?;
+            ops.gather_product(&grad.b, &g.t()?, &hidden, scale)?;
+            drop(hidden);
+            ops.gather_product(&grad.a, &d_hidden.t()?, &x, scale)?;
+        }
+        drop(x);
         let Some(dx) = dx else { return Ok(None) };
-        let ops = self.frozen.backend;
         match self.dropout(at) {
             Some(dropout) => {
-                let through = ops.drop_part(ops.product(&d_hidden, a, 1.0)?, &dropout, Part::Kept)?;
+                let through = ops.drop_part(ops.product(&d_hidden, a, scale)?, &dropout, Part::Kept)?;
                 Ok(Some(ops.add(dx, &through)?))
             }
-            None => Ok(Some(ops.add_product(dx, &d_hidden, a, 1.0)?)),
+            None => Ok(Some(ops.add_product(dx, &d_hidden, a, scale)?)),
         }
     }
 }

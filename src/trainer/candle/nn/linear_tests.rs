@@ -25,6 +25,11 @@ fn linear(transposed: bool) -> Linear {
     }
 }
 
+/// Places for the gradients of its adapter.
+fn zeros(linear: &Linear) -> Adapter {
+    linear.adapter.as_ref().unwrap().map(Tensor::zeros_like).unwrap()
+}
+
 fn at(first_row: usize) -> Use {
     Use { dropout: Some(DropoutKey { seed: 9, micro_step: 2, site: 5 }), first_row }
 }
@@ -34,9 +39,8 @@ fn gradients_equal_finite_differences() {
     let (x, g) = (random((ROWS, IN), 5), random((ROWS, OUT), 6));
     for transposed in [false, true] {
         let linear = linear(transposed);
-        let mut grad = None;
-        let dx = linear.backward(&x, &g, at(0), (true, &mut grad)).unwrap().unwrap();
-        let grad = grad.unwrap();
+        let grad = zeros(&linear);
+        let dx = linear.backward(&x, &g, at(0), (true, Some(&grad))).unwrap().unwrap();
         let value = |linear: &Linear, x: &Tensor| dot(&linear.forward(x, at(0)).unwrap(), &g);
         let check = |gradient: &Tensor, f: &dyn Fn(usize, f32) -> f64| {
             for (i, expected) in values(gradient).iter().enumerate() {
@@ -57,17 +61,16 @@ fn chunks_of_rows_draw_the_same_dropout_and_gather_the_same_gradient() {
     let (x, g) = (random((ROWS, IN), 5), random((ROWS, OUT), 6));
     let linear = linear(false);
     let whole = linear.forward(&x, at(0)).unwrap();
-    let (mut grad, mut parts) = (None, None);
-    linear.backward(&x, &g, at(0), (false, &mut grad)).unwrap();
+    let (grad, parts) = (zeros(&linear), zeros(&linear));
+    linear.backward(&x, &g, at(0), (false, Some(&grad))).unwrap();
     let mut rows = Vec::new();
     for (first, n) in [(0, 4), (4, 2)] {
         let cut = |t: &Tensor| t.narrow(0, first, n).unwrap();
         rows.extend(values(&linear.forward(&cut(&x), at(first)).unwrap()));
-        linear.backward(&cut(&x), &cut(&g), at(first), (false, &mut parts)).unwrap();
+        linear.backward(&cut(&x), &cut(&g), at(first), (false, Some(&parts))).unwrap();
     }
     let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
     assert!(close(&rows, &values(&whole)));
-    let (grad, parts) = (grad.unwrap(), parts.unwrap());
     assert!(close(&values(&grad.a), &values(&parts.a)) && close(&values(&grad.b), &values(&parts.b)));
     // Outside of training nothing is dropped, and the scale is alpha / rank.
     let plain = linear.forward(&x, Use { dropout: None, first_row: 0 }).unwrap();

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::checkpoint::stored::Stored;
 use crate::checkpoint::weights::BaseWeights;
@@ -33,14 +33,28 @@ pub(crate) struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    /// A vector as it is stored, on the CPU: what is made of it goes to the device at its exact size.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.base.vector(name, shape, self.device)
+        self.base.vector(name, shape, &Device::Cpu)
+    }
+
+    fn bias(&self, path: &str, width: usize) -> Result<Tensor> {
+        let bias = self.tensor(&format!("{path}.bias"), &[width])?.to_dtype(DType::F32)?;
+        Ok(self.backend.upload(bias.to_vec1::<f32>()?, width, self.device)?)
     }
 
     /// A matrix in the run's weight format.
     pub(crate) fn matrix(&self, name: &str, shape: &[usize]) -> Result<Stored> {
         let wanted = self.spec.format(self.run.execution.weights, name, shape[1]);
+        if let Backend::Metal(queue) = self.backend {
+            queue.keeps(wanted.matrix_bytes(shape[0], shape[1]));
+        }
         let stored = self.base.format(name, shape).map_err(|e| self.base.wrong(e))?;
+        if let Backend::Metal(_) = self.backend {
+            let on_cpu = self.base.matrix(name, shape, stored, &Device::Cpu)?;
+            let put = on_cpu.put(wanted, &Device::Cpu).and_then(|m| m.for_kernels(self.device));
+            return put.map_err(|e| self.base.wrong(format!("`{name}` cannot be converted: {e}")));
+        }
         if stored == wanted {
             return self.base.matrix(name, shape, stored, self.device);
         }
@@ -53,7 +67,7 @@ impl Loader<'_> {
     pub(crate) fn norm(&self, path: &str, width: usize, layer_norm: bool) -> Result<NormWeights> {
         let weight = self.tensor(&format!("{path}.weight"), &[width])?;
         let bias = if layer_norm { Some(self.tensor(&format!("{path}.bias"), &[width])?) } else { None };
-        Ok(NormWeights::new(self.backend, &self.spec.norm, &weight, bias.as_ref())?)
+        Ok(NormWeights::new(&self.spec.norm, &weight, bias.as_ref(), (self.device, self.backend))?)
     }
 
     /// Rope tables of the layers that see everything and of those with a window.
@@ -84,7 +98,7 @@ impl Loader<'_> {
             let shape = if spec.conv1d() { [p.in_features, p.out_features] } else { [p.out_features, p.in_features] };
             let weight = self.matrix(&format!("{path}.{}.weight", p.path), &shape)?;
             let bias =
-                if p.bias { Some(self.tensor(&format!("{path}.{}.bias", p.path), &[p.out_features])?) } else { None };
+                if p.bias { Some(self.bias(&format!("{path}.{}", p.path), p.out_features)?) } else { None };
             linears.push((p.role, Linear::new(Frozen::new(self.backend, weight, bias, spec.conv1d())?, lora)));
         }
         let window = a.windows.get(i).copied().flatten();

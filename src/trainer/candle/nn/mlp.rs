@@ -25,8 +25,8 @@ impl Block {
         let (gate, up) = if self.mlp.fused {
             let both = self.run(Role::GateUp, n, rows, first)?;
             let width = both.dim(1)? / 2;
-            // A single row would be contiguous as it is; backward writes over `up`, so it must have memory of its own.
-            (both.narrow(1, 0, width)?.contiguous()?, both.narrow(1, width, width)?.force_contiguous()?)
+            // Backward writes over them, so they have memory of their own.
+            (self.backend.columns(&both, 0, width)?, self.backend.columns(&both, width, width)?)
         } else {
             (self.run(Role::Gate, n, rows, first)?, self.run(Role::Up, n, rows, first)?)
         };
@@ -47,15 +47,17 @@ impl Block {
         (0..rows).step_by(step).map(move |start| start..(start + step).min(rows))
     }
 
-    /// `mid + mlp(mid)`, a chunk of rows at a time.
-    pub(super) fn mlp_forward(&self, mid: Tensor, rows: &Rows) -> Result<Tensor> {
-        let out = mid.zeros_like()?;
+    /// `mid + mlp(mid)`, a chunk of rows at a time, in `out` where that is given.
+    pub(super) fn mlp_forward(&self, mid: Tensor, rows: &Rows, out: Option<Tensor>) -> Result<Tensor> {
+        let out = match out {
+            Some(out) => out,
+            None => self.backend.empty(mid.dims2()?, mid.device())?,
+        };
         for span in self.spans(mid.dim(0)?) {
             let part = mid.narrow(0, span.start, span.len())?;
             let (gate_up, hidden) = self.mlp_hidden(&self.mlp_norm.forward(&part)?, rows, span.start)?;
             drop(gate_up);
-            let y = self.backend.add(self.mlp_out(&hidden, rows, span.start)?, &part)?;
-            out.slice_set(&y, 0, span.start)?;
+            self.backend.place_sum(&out, span.start, self.mlp_out(&hidden, rows, span.start)?, &part)?;
         }
         Ok(out)
     }
@@ -67,7 +69,7 @@ impl Block {
         g: Tensor,
         to: &mut Back<'_>,
     ) -> Result<Tensor> {
-        let out = mid.zeros_like()?;
+        let out = self.backend.empty(mid.dims2()?, mid.device())?;
         for span in self.spans(mid.dim(0)?) {
             to.first_row = span.start;
             let cut = |t: &Tensor| t.narrow(0, span.start, span.len());
@@ -87,8 +89,7 @@ impl Block {
                 None => self.mlp_hidden(&n, to.rows, span.start)?,
             };
             let dn = self.mlp_chunk_backward(&n, (gate, up), hidden, &g, to)?;
-            let dx = self.backend.add(self.mlp_norm.backward(&mid, &dn)?, &g)?;
-            out.slice_set(&dx, 0, span.start)?;
+            self.backend.place_sum(&out, span.start, self.mlp_norm.backward(&mid, &dn)?, &g)?;
         }
         to.first_row = 0;
         Ok(out)
@@ -115,10 +116,11 @@ impl Block {
             drop(gate);
             return must(self.back(Role::Up, n, &d, to)?);
         };
-        let (dgate, dup) = self.backend.gated_bwd(act, &gate, up, &d_hidden)?;
-        drop((gate, d_hidden));
+        let (dgate, dup) = self.backend.gated_bwd(act, &gate, up, d_hidden)?;
+        drop(gate);
         if self.mlp.fused {
-            let both = Tensor::cat(&[dgate, dup], 1)?;
+            let both = self.backend.beside(&[&dgate, &dup])?;
+            drop((dgate, dup));
             return must(self.back(Role::GateUp, n, &both, to)?);
         }
         let through_gate = must(self.back(Role::Gate, n, &dgate, to)?)?;

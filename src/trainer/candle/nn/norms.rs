@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::checkpoint::adapter::Adapter;
+use crate::ops::Backend;
 use crate::trainer::candle::nn::frozen::Frozen;
 
 /// A row of weights whose square sums to less is taken to have this, so that a row of zeros stays one.
@@ -18,16 +19,26 @@ pub(crate) struct Norms {
 }
 
 impl Norms {
-    /// Of an adapter on a frozen weight; `earlier` are those of another adapter on it.
-    pub(crate) fn new(earlier: Option<&Self>, frozen: &Frozen, adapter: &Adapter, scale: f64) -> Result<Self> {
-        let squares = match earlier {
-            Some(norms) => norms.squares.clone(),
-            None => frozen.squares()?,
+    /// Of an adapter on a frozen weight; `earlier` are those of what was on it before.
+    pub(crate) fn new(earlier: Option<Self>, frozen: &Frozen, adapter: &Adapter, scale: f64) -> Result<Self> {
+        let ops = frozen.backend;
+        let (squares, old) = match earlier {
+            Some(norms) => (norms.squares, Some(norms.current)),
+            None => (frozen.squares()?, None),
         };
         let Adapter { a, b, .. } = adapter;
-        let aw = frozen.product(a)?.t()?.contiguous()?;
-        let gram = frozen.backend.product(a, &a.t()?, scale * scale)?;
-        let mixed = frozen.backend.add_product((aw * (2.0 * scale))?, b, &gram, 1.0)?;
+        let aw = ops.turned(&frozen.product(a)?)?;
+        let gram = ops.product(a, &a.t()?, 1.0)?;
+        let mixed = ops.add_product(ops.scaled(aw, 2.0 * scale)?, b, &gram, scale * scale)?;
+        if let Backend::Metal(queue) = ops {
+            let current = match old {
+                Some(current) => current,
+                None => queue.fixed(squares.shape(), squares.dtype(), squares.device())?,
+            };
+            queue.row_dots(&mixed, b, &current)?;
+            queue.lengths(&squares, &current, SMALLEST_SQUARE)?;
+            return Ok(Self { squares, current });
+        }
         let moved = (mixed * b)?.sum(1)?;
         let current = (&squares + moved)?.maximum(SMALLEST_SQUARE)?.sqrt()?;
         Ok(Self { squares, current })

@@ -1,33 +1,55 @@
 //! Products with a frozen weight that is not f32: its rows are made f32 a few at a time.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::checkpoint::stored::Stored;
-use crate::ops::{Backend, product_into_columns};
+use crate::ops::Backend;
 use crate::spec::run::engine::panel_rows;
 
 /// Columns `first..` of a zero matrix of `columns`, filled with `a b` panel by panel; see [`Panels`].
 pub(crate) fn product_by_panels(backend: Backend, a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
-    if !backend.fused() {
-        let parts = panels.map(|panel| a.matmul(&panel?.1.t()?)).collect::<Result<Vec<_>>>()?;
-        return Tensor::cat(&parts, 1);
+    if let Backend::Metal(_) = backend
+        && panels.rows >= panels.columns
+    {
+        // One panel is the whole, and its product the output.
+        let mut panels = panels;
+        let Some(panel) = panels.next() else { candle_core::bail!("a matrix without rows") };
+        return backend.product(a, &panel?.1.t()?, 1.0);
     }
-    let out = Tensor::zeros((a.dim(0)?, panels.columns), DType::F32, a.device())?;
+    let out = backend.empty((a.dim(0)?, panels.columns), a.device())?;
     for panel in panels {
         let (first, b) = panel?;
-        product_into_columns(&out, first, a, &b.t()?)?;
+        backend.product_into_columns(&out, first, a, &b.t()?)?;
     }
     Ok(out)
 }
 
 /// `a b` with the columns of `a` taken panel by panel; see [`Panels`].
 pub(crate) fn sum_over_panels(backend: Backend, a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
-    let mut out = Tensor::zeros((a.dim(0)?, panels.width), DType::F32, a.device())?;
+    if let Backend::Metal(_) = backend {
+        return sum_by_products(backend, a, panels);
+    }
+    let mut out = backend.zeros((a.dim(0)?, panels.width), a.device())?;
     for panel in panels {
         let (first, b) = panel?;
         out = backend.add_product(out, &a.narrow(1, first, b.dim(0)?)?, &b, 1.0)?;
     }
     Ok(out)
+}
+
+/// The same where products want their columns in memory of their own, and the first product can be the sum's memory.
+fn sum_by_products(backend: Backend, a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
+    let (mut sum, columns) = (None, panels.columns);
+    for panel in panels {
+        let (first, b) = panel?;
+        let rows = b.dim(0)?;
+        let part = if rows == columns { a.clone() } else { backend.columns(a, first, rows)? };
+        sum = Some(match sum {
+            Some(sum) => backend.add_product(sum, &part, &b, 1.0)?,
+            None => backend.product(&part, &b, 1.0)?,
+        });
+    }
+    sum.ok_or_else(|| candle_core::Error::Msg("a matrix without rows".into()))
 }
 
 /// The rows of a frozen `[columns, width]` matrix in f32, a few at a time: the first row's index, and the rows.
@@ -67,6 +89,8 @@ impl Iterator for Panels<'_> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
     use crate::ops::testing::{self, worst};
 

@@ -4,13 +4,15 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use crate::ops::Index;
+
 /// A micro-batch as the blocks see it.
 #[derive(Clone, Debug)]
 pub(crate) struct Rows {
     /// Each example's rows.
     pub examples: Vec<Range<usize>>,
     /// Each row's place in its example.
-    pub positions: Vec<u32>,
+    pub positions: Index,
     /// Run seed and micro-batch, for dropout; `None` outside of training.
     pub dropout: Option<(u64, u64)>,
 }

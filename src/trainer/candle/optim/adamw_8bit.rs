@@ -2,15 +2,15 @@
 //! bitsandbytes: blocks of 256 numbers share their largest magnitude, and the code is the nearest entry of a fixed book
 //! whose entries lie close together near zero.
 //!
-//! Codes live in the memory of the processor, whatever the device, and the update runs there: it is a small part of a
-//! step, and its states never exist in f32 but for a block at a time.
+//! States never exist in f32 but for a block at a time.
 
 use std::sync::LazyLock;
 
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use crate::ops::with_slice;
+use crate::ops::metal::{AdamStep, Queue};
+use crate::ops::{Backend, with_slice};
 use crate::spec::run::OPTIMIZER_BLOCK as BLOCK;
 use crate::trainer::candle::optim::adam::{BETA1, BETA2, EPS};
 
@@ -77,26 +77,29 @@ impl Book {
 
 impl Blockwise {
     /// `n` zeros, of numbers that may be negative (`signed`) or not.
-    pub(crate) fn zeros(n: usize, signed: bool) -> Result<Self> {
+    pub(crate) fn zeros(n: usize, signed: bool, (device, backend): (&Device, Backend)) -> Result<Self> {
         let zero = if signed { SIGNED.nearest(0.0) } else { 0 };
         Ok(Self {
-            codes: Tensor::from_vec(vec![zero; n], n, &Device::Cpu)?,
-            absmax: Tensor::from_vec(vec![0f32; n.div_ceil(BLOCK)], n.div_ceil(BLOCK), &Device::Cpu)?,
+            codes: backend.upload(vec![zero; n], n, device)?,
+            absmax: backend.lasting_zeros(n.div_ceil(BLOCK), device)?,
         })
     }
 }
 
-/// The updated tensor and its new moments. `step` is the step's length and the root of the second bias correction.
-pub(crate) fn update(
-    p: &Tensor,
-    g: &Tensor,
-    (m, v): (&Blockwise, &Blockwise),
-    ((step, root_bias2), decay): ((f64, f64), f64),
-) -> Result<(Tensor, Blockwise, Blockwise)> {
-    let mut new = p.flatten_all()?.to_vec1::<f32>()?;
-    let g = g.to_device(&Device::Cpu)?.contiguous()?;
+/// Both books as the kernel has them: entries and middles of the one with a sign, then of the one without.
+pub(crate) fn books(queue: Queue, device: &Device) -> Result<Tensor> {
+    let of = |book: &Book| [&book.values[..], &book.middles[..]].concat();
+    let both = [of(&SIGNED), of(&UNSIGNED)].concat();
+    let n = both.len();
+    queue.upload(both, n, device)
+}
+
+/// One update of a tensor and of its moments, in their places, by a gradient that is clipped already.
+pub(crate) fn update(p: &Tensor, g: &Tensor, (m, v): (&Blockwise, &Blockwise), s: &AdamStep) -> Result<()> {
+    let (mut new, g) = (p.flatten_all()?.to_vec1::<f32>()?, g.contiguous()?);
     let (mut mc, mut ms) = (m.codes.to_vec1::<u8>()?, m.absmax.to_vec1::<f32>()?);
     let (mut vc, mut vs) = (v.codes.to_vec1::<u8>()?, v.absmax.to_vec1::<f32>()?);
+    let (step, root_bias2, decay) = (s.rate, s.root_bias2, s.decay);
     with_slice(&g, |g| {
         let moments = (mc.par_chunks_mut(BLOCK).zip(&mut ms)).zip(vc.par_chunks_mut(BLOCK).zip(&mut vs));
         new.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK)).zip(moments).for_each(|((p, g), ((mc, ms), (vc, vs)))| {
@@ -114,14 +117,13 @@ pub(crate) fn update(
             *vs = UNSIGNED.encode(v, vc);
         });
     })?;
-    let shape = |codes: Vec<u8>, absmax: Vec<f32>| -> Result<Blockwise> {
-        let (n, blocks) = (codes.len(), absmax.len());
-        Ok(Blockwise {
-            codes: Tensor::from_vec(codes, n, &Device::Cpu)?,
-            absmax: Tensor::from_vec(absmax, blocks, &Device::Cpu)?,
-        })
+    let put = |place: &Tensor, codes: Vec<u8>, largest: &Tensor, absmax: Vec<f32>| -> Result<()> {
+        place.slice_set(&Tensor::from_vec(codes, place.shape(), place.device())?, 0, 0)?;
+        largest.slice_set(&Tensor::from_vec(absmax, largest.shape(), largest.device())?, 0, 0)
     };
-    Ok((Tensor::from_vec(new, p.shape(), p.device())?, shape(mc, ms)?, shape(vc, vs)?))
+    put(&m.codes, mc, &m.absmax, ms)?;
+    put(&v.codes, vc, &v.absmax, vs)?;
+    p.slice_set(&Tensor::from_vec(new, p.shape(), p.device())?, 0, 0)
 }
 
 #[cfg(test)]
@@ -168,15 +170,22 @@ mod tests {
             let data: Vec<f32> = (0..n).map(|i| f(i as f64) as f32).collect();
             Tensor::from_vec(data, (rows, columns), &Device::Cpu).unwrap()
         };
-        let mut p = tensor(&|i| (0.23 * i).cos());
-        let (mut m, mut v) = (Blockwise::zeros(n, true).unwrap(), Blockwise::zeros(n, false).unwrap());
+        let p = tensor(&|i| (0.23 * i).cos());
+        let place = (&Device::Cpu, Backend::Fused);
+        let (m, v) = (Blockwise::zeros(n, true, place).unwrap(), Blockwise::zeros(n, false, place).unwrap());
         for step in 0..of("steps") as i32 {
             let (phase, size) = (0.9 * f64::from(step), f64::from(1 + step % 3));
             let g = tensor(&|i| (0.37 * i + phase).sin() * (-2.0 * (0.011 * i).cos() - 1.0).exp() * size);
             let t = step + 1;
-            let length = of("lr") / (1.0 - BETA1.powi(t));
-            let decay = 1.0 - of("lr") * of("weight_decay");
-            (p, m, v) = update(&p, &g, (&m, &v), ((length, (1.0 - BETA2.powi(t)).sqrt()), decay)).unwrap();
+            let step = AdamStep {
+                factor: 1.0,
+                betas: (BETA1, BETA2),
+                rate: of("lr") / (1.0 - BETA1.powi(t)),
+                root_bias2: (1.0 - BETA2.powi(t)).sqrt(),
+                eps: EPS,
+                decay: 1.0 - of("lr") * of("weight_decay"),
+            };
+            update(&p, &g, (&m, &v), &step).unwrap();
         }
         let ours = p.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let theirs = numbers(&fixture["every_83rd"]);

@@ -5,9 +5,11 @@ pub(crate) mod adam;
 pub(crate) mod adamw_8bit;
 pub mod schedule;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Shape, Tensor};
 
 use crate::checkpoint::adapter::AdapterGrad;
+use crate::ops::Backend;
+use crate::ops::metal::{AdamStep, FactorStep, PARTS};
 use crate::spec::run::{self, Recipe};
 use crate::trainer::candle::nn::block::Grads;
 use crate::trainer::candle::nn::decoder::Decoder;
@@ -49,19 +51,19 @@ pub enum State {
 }
 
 impl State {
-    /// State of a tensor that has seen no gradient.
-    fn new(p: &Tensor, rule: run::Optimizer) -> Result<Self> {
-        let zeros = |n: usize| Tensor::zeros(n, p.dtype(), p.device());
+    /// State of a tensor that has seen no gradient, in memory that stays.
+    pub(crate) fn new(p: &Tensor, rule: run::Optimizer, backend: Backend) -> Result<Self> {
+        let zeros = |shape: &Shape| backend.lasting_zeros(shape, p.device());
         Ok(match (rule, p.dims()) {
             (run::Optimizer::Adamw8bit, dims) if rule.quantises(dims) => {
-                let n = p.elem_count();
-                Self::Adamw8bit { m: Blockwise::zeros(n, true)?, v: Blockwise::zeros(n, false)? }
+                let (n, place) = (p.elem_count(), (p.device(), backend));
+                Self::Adamw8bit { m: Blockwise::zeros(n, true, place)?, v: Blockwise::zeros(n, false, place)? }
             }
             (run::Optimizer::Adafactor, &[rows, columns]) => {
-                Self::Adafactor { row: zeros(rows)?, column: zeros(columns)? }
+                Self::Adafactor { row: zeros(&rows.into())?, column: zeros(&columns.into())? }
             }
-            (run::Optimizer::Adafactor, _) => Self::AdafactorVector { v: p.zeros_like()? },
-            _ => Self::Adamw { m: p.zeros_like()?, v: p.zeros_like()? },
+            (run::Optimizer::Adafactor, _) => Self::AdafactorVector { v: zeros(p.shape())? },
+            _ => Self::Adamw { m: zeros(p.shape())?, v: zeros(p.shape())? },
         })
     }
 
@@ -76,24 +78,6 @@ impl State {
             Self::AdafactorVector { v } => vec![("v", v)],
         }
     }
-
-    /// The same with other numbers: what `get` has in the place of each tensor of this name.
-    pub(crate) fn restored<E>(
-        &self,
-        get: impl Fn(&str, &Tensor) -> std::result::Result<Tensor, E>,
-    ) -> std::result::Result<Self, E> {
-        Ok(match self {
-            Self::Adamw { m, v } => Self::Adamw { m: get("m", m)?, v: get("v", v)? },
-            Self::Adamw8bit { m, v } => Self::Adamw8bit {
-                m: Blockwise { codes: get("m", &m.codes)?, absmax: get("m.absmax", &m.absmax)? },
-                v: Blockwise { codes: get("v", &v.codes)?, absmax: get("v.absmax", &v.absmax)? },
-            },
-            Self::Adafactor { row, column } => {
-                Self::Adafactor { row: get("row", row)?, column: get("column", column)? }
-            }
-            Self::AdafactorVector { v } => Self::AdafactorVector { v: get("v", v)? },
-        })
-    }
 }
 
 /// The optimizer: a rule, and its state for each tensor of each adapter.
@@ -102,97 +86,122 @@ pub struct Optimizer {
     pub steps: usize,
     /// States of each adapter, by site, in the order of [`crate::checkpoint::adapter::Adapter::tensors`].
     pub states: Vec<Vec<State>>,
-    weight_decay: f64,
+    /// Weight decay of the recipe.
+    pub(crate) weight_decay: f64,
+    /// What computes.
+    pub(crate) backend: Backend,
+    /// The books of eight bits, where the device needs them.
+    pub(crate) books: Option<Tensor>,
 }
 
 impl Optimizer {
     /// The recipe's optimizer, for every adapter of the decoder.
     pub fn new(decoder: &Decoder, recipe: &Recipe) -> Result<Self> {
+        let backend = decoder.backend();
         let adapters = (0..decoder.sites.len()).filter_map(|i| decoder.adapter(i));
-        let states = adapters.map(|a| a.tensors().map(|p| State::new(p, recipe.optimizer)).collect());
-        Ok(Self { steps: 0, states: states.collect::<Result<_>>()?, weight_decay: recipe.weight_decay })
+        let states = adapters.map(|a| a.tensors().map(|p| State::new(p, recipe.optimizer, backend)).collect());
+        let books = match (backend, recipe.optimizer) {
+            (Backend::Metal(queue), run::Optimizer::Adamw8bit) => Some(adamw_8bit::books(queue, decoder.device())?),
+            _ => None,
+        };
+        Ok(Self {
+            steps: 0,
+            states: states.collect::<Result<_>>()?,
+            weight_decay: recipe.weight_decay,
+            backend,
+            books,
+        })
     }
 
-    /// One update of every adapter that has a gradient.
-    pub fn step(&mut self, decoder: &mut Decoder, mut grads: Grads, learning_rate: f64) -> crate::error::Result<()> {
+    /// One update of every adapter, in its place, by `factor` times its gradient.
+    pub fn step(
+        &mut self,
+        decoder: &mut Decoder,
+        grads: &Grads,
+        factor: f64,
+        learning_rate: f64,
+    ) -> crate::error::Result<()> {
         self.steps += 1;
         for site in 0..decoder.sites.len() {
-            let grad = grads[decoder.place(site)].take();
-            let (Some(grad), Some(old)) = (grad, decoder.adapter(site).cloned()) else { continue };
-            let (mut parts, mut next) = (grad.tensors().zip(&self.states[site]), Vec::new());
-            let new = old.map(|p| -> Result<Tensor> {
-                let Some((g, state)) = parts.next() else { bail!("an adapter lost a part") };
-                let (p, state) = self.update(p, g, state, learning_rate)?;
-                next.push(state);
-                Ok(p)
-            })?;
-            self.states[site] = next;
-            decoder.set_adapter(site, new)?;
+            let (Some(grad), Some(adapter)) = (&grads[decoder.place(site)], decoder.adapter(site)) else { continue };
+            for ((p, g), state) in adapter.tensors().zip(grad.tensors()).zip(&self.states[site]) {
+                self.update(p, g, state, (factor, learning_rate))?;
+            }
+            decoder.adapter_changed(site)?;
         }
         Ok(())
     }
 
-    fn update(&self, p: &Tensor, g: &Tensor, state: &State, learning_rate: f64) -> Result<(Tensor, State)> {
+    pub(crate) fn update(&self, p: &Tensor, g: &Tensor, state: &State, (factor, learning_rate): (f64, f64)) -> Result<()> {
         // Decoupled weight decay, of the weights before the update, in every rule.
         let decay = 1.0 - learning_rate * self.weight_decay;
-        match state {
-            State::Adamw { m, v } => self.adamw(p, g, (m, v), (learning_rate, decay)),
-            State::Adamw8bit { m, v } => {
-                let (p, m, v) = adamw_8bit::update(p, g, (m, v), (self.adamw_step(learning_rate), decay))?;
-                Ok((p, State::Adamw8bit { m, v }))
+        let adam = AdamStep {
+            factor,
+            betas: (BETA1, BETA2),
+            rate: learning_rate / (1.0 - BETA1.powi(self.steps as i32)),
+            root_bias2: (1.0 - BETA2.powi(self.steps as i32)).sqrt(),
+            eps: EPS,
+            decay,
+        };
+        let share = adafactor::share(self.steps);
+        let adafactor = FactorStep { factor, share, rate: learning_rate, decay };
+        match (state, self.backend) {
+            (State::Adamw { m, v }, Backend::Metal(queue)) => queue.adamw(p, g, (m, v), &adam),
+            (State::Adamw8bit { m, v }, Backend::Metal(queue)) => {
+                let Some(books) = &self.books else { candle_core::bail!("the books of eight bits are missing") };
+                queue.adamw_8bit(p, g, ((&m.codes, &m.absmax), (&v.codes, &v.absmax)), books, &adam)
             }
-            State::Adafactor { row, column } => {
-                let (u, row, column) = adafactor::factored(g, (row, column), self.steps)?;
-                Ok((((p * decay)? - (u * learning_rate)?)?, State::Adafactor { row, column }))
+            (State::Adafactor { row, column }, Backend::Metal(queue)) => queue.adafactor(p, g, (row, column), &adafactor),
+            (State::AdafactorVector { v }, Backend::Metal(queue)) => queue.adafactor_vector(p, g, v, &adafactor),
+            (State::Adamw { m, v }, Backend::Fused) => adam::update_in_place(p, g, (m, v), &adam),
+            (State::Adamw { m, v }, _) => adam::update(p, g, (m, v), &adam),
+            (State::Adamw8bit { m, v }, _) => adamw_8bit::update(p, &clipped(g, factor)?, (m, v), &adam),
+            (State::Adafactor { row, column }, _) => {
+                let update = adafactor::factored(&clipped(g, factor)?, (row, column), share)?;
+                adafactor::descend(p, update, &adafactor)
             }
-            State::AdafactorVector { v } => {
-                let (u, v) = adafactor::whole(g, v, self.steps)?;
-                Ok((((p * decay)? - (u * learning_rate)?)?, State::AdafactorVector { v }))
+            (State::AdafactorVector { v }, _) => {
+                let update = adafactor::whole(&clipped(g, factor)?, v, share)?;
+                adafactor::descend(p, update, &adafactor)
             }
         }
     }
+}
 
-    /// AdamW's step length and the root of its second bias correction.
-    fn adamw_step(&self, learning_rate: f64) -> (f64, f64) {
-        let bias1 = 1.0 - BETA1.powi(self.steps as i32);
-        let bias2 = 1.0 - BETA2.powi(self.steps as i32);
-        (learning_rate / bias1, bias2.sqrt())
-    }
+/// `factor * g`, which is `g` itself where nothing was clipped.
+fn clipped(g: &Tensor, factor: f64) -> Result<Tensor> {
+    if factor == 1.0 { Ok(g.clone()) } else { g * factor }
+}
 
-    /// AdamW's update of one tensor, as `torch.optim.AdamW` computes it.
-    fn adamw(
-        &self,
-        p: &Tensor,
-        g: &Tensor,
-        (m, v): (&Tensor, &Tensor),
-        (learning_rate, decay): (f64, f64),
-    ) -> Result<(Tensor, State)> {
-        let m = ((m * BETA1)? + (g * (1.0 - BETA1))?)?;
-        let v = ((v * BETA2)? + (g.sqr()? * (1.0 - BETA2))?)?;
-        let (step, root_bias2) = self.adamw_step(learning_rate);
-        let denominator = ((v.sqrt()? / root_bias2)? + EPS)?;
-        let p = ((p * decay)? - ((&m / denominator)? * step)?)?;
-        Ok((p, State::Adamw { m, v }))
-    }
+/// Sets all gradients to zero.
+pub fn clear(decoder: &Decoder, grads: &Grads) -> Result<()> {
+    grads.iter().flatten().flat_map(AdapterGrad::tensors).try_for_each(|t| decoder.backend().clear(t))
 }
 
 /// Global norm of all gradients together.
-pub fn grad_norm(grads: &Grads) -> Result<f64> {
+pub fn grad_norm(decoder: &Decoder, grads: &Grads) -> Result<f64> {
+    let tensors: Vec<&Tensor> = grads.iter().flatten().flat_map(AdapterGrad::tensors).collect();
+    if let Backend::Metal(queue) = decoder.backend() {
+        // All at once: the device is waited for a single time.
+        let parts = queue.empty(tensors.len() * PARTS, decoder.device())?;
+        for (i, t) in tensors.iter().enumerate() {
+            queue.squares(t, &parts.narrow(0, i * PARTS, PARTS)?)?;
+        }
+        return Ok(queue.read(&parts)?.iter().map(|x| f64::from(*x)).sum::<f64>().sqrt());
+    }
     let mut sum = 0.0;
-    for t in grads.iter().flatten().flat_map(AdapterGrad::tensors) {
+    for t in tensors {
         sum += f64::from(t.sqr()?.sum_all()?.to_scalar::<f32>()?);
     }
     Ok(sum.sqrt())
 }
 
-/// Scales gradients down to the global norm `max_norm` if theirs, `norm`, is larger; 0 leaves them alone.
-pub fn clip(grads: Grads, norm: f64, max_norm: f64) -> Result<Grads> {
+/// What gradients are multiplied by so that their global norm is at most `max_norm`, if theirs, `norm`, is larger; 0
+/// leaves them alone.
+#[must_use]
+pub fn clip(norm: f64, max_norm: f64) -> f64 {
     let factor = max_norm / (norm + CLIP_EPS);
-    if max_norm == 0.0 || factor >= 1.0 {
-        return Ok(grads);
-    }
-    let scale = |g: AdapterGrad| g.map(|t| t * factor);
-    grads.into_iter().map(|g| g.map(scale).transpose()).collect()
+    if max_norm == 0.0 || factor >= 1.0 { 1.0 } else { factor }
 }
 
 #[cfg(test)]

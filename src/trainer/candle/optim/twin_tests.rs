@@ -6,7 +6,7 @@ use candle_nn::{AdamW, Init, ParamsAdamW, VarMap};
 use super::*;
 use crate::checkpoint::adapter::Adapter;
 use crate::checkpoint::stored::Stored;
-use crate::ops::Backend;
+use crate::ops::{Backend, Index, Losses};
 use crate::ops::testing::{random, worst};
 use crate::spec::model::Activation;
 use crate::trainer::candle::nn::frozen::Frozen;
@@ -50,30 +50,31 @@ fn ours() -> Trained {
         linear
     });
     let rule = run::Optimizer::Adamw;
-    let states = layers.iter().map(|l| l.adapter.as_ref().unwrap().tensors().map(|p| State::new(p, rule).unwrap()));
-    let mut optimizer = Optimizer { steps: 0, states: states.map(Iterator::collect).collect(), weight_decay: DECAY };
+    let fused = Backend::Fused;
+    let states =
+        layers.iter().map(|l| l.adapter.as_ref().unwrap().tensors().map(|p| State::new(p, rule, fused).unwrap()));
+    let states = states.map(Iterator::collect).collect();
+    let mut optimizer = Optimizer { steps: 0, states, weight_decay: DECAY, backend: fused, books: None };
+    let zeros = |l: &Linear| l.adapter.as_ref().unwrap().map(Tensor::zeros_like).unwrap();
     let (x, at, mut losses) = (input(), Use { dropout: None, first_row: 0 }, Vec::new());
     for _ in 0..STEPS {
         let hidden = layers[0].forward(&x, at).unwrap();
         let active = Backend::Fused.act(Activation::Silu, &hidden).unwrap();
         let logits = layers[1].forward(&active, at).unwrap();
-        let (sum, g) = Backend::Fused.cross_entropy(logits, &TARGETS, None, 1.0 / TARGETS.len() as f64).unwrap();
-        losses.push(sum / TARGETS.len() as f64);
-        let mut grads = [None, None];
-        let g = layers[1].backward(&active, &g, at, (true, &mut grads[1])).unwrap().unwrap();
+        let place = (&Device::Cpu, Backend::Fused);
+        let (targets, mut sum) =
+            (Index::new(TARGETS.to_vec(), place).unwrap(), Losses::new(TARGETS.len(), place).unwrap());
+        let g = sum.add(logits, &targets, None, Some(1.0 / TARGETS.len() as f64)).unwrap();
+        losses.push(sum.total().unwrap() / TARGETS.len() as f64);
+        let grads = [zeros(&layers[0]), zeros(&layers[1])];
+        let g = layers[1].backward(&active, &g, at, (true, Some(&grads[1]))).unwrap().unwrap();
         let g = Backend::Fused.act_bwd(Activation::Silu, &hidden, g).unwrap();
-        layers[0].backward(&x, &g, at, (false, &mut grads[0])).unwrap();
+        layers[0].backward(&x, &g, at, (false, Some(&grads[0]))).unwrap();
         optimizer.steps += 1;
-        for (site, (layer, grad)) in layers.iter_mut().zip(&grads).enumerate() {
-            let parts: Vec<Tensor> = grad.as_ref().unwrap().tensors().cloned().collect();
-            let mut part = 0;
-            let new = layer.adapter.clone().unwrap().map(|p| -> Result<Tensor> {
-                let (p, state) = optimizer.update(p, &parts[part], &optimizer.states[site][part], RATE)?;
-                optimizer.states[site][part] = state;
-                part += 1;
-                Ok(p)
-            });
-            layer.set_adapter(new.unwrap()).unwrap();
+        for ((layer, grad), states) in layers.iter_mut().zip(&grads).zip(&optimizer.states) {
+            for ((p, g), state) in layer.adapter.as_ref().unwrap().tensors().zip(grad.tensors()).zip(states) {
+                optimizer.update(p, g, state, (1.0, RATE)).unwrap();
+            }
         }
     }
     (losses, layers.iter().flat_map(|l| l.adapter.as_ref().unwrap().tensors().cloned()).collect())

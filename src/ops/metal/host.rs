@@ -1,0 +1,85 @@
+//! Launches to kernels that a C++ compiler compiled, on tensors of the CPU.
+
+use std::ffi::{CString, c_char, c_int, c_void};
+
+use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
+
+use crate::ops::metal::{Arg, Size};
+
+/// Kernels compiled for the processor.
+#[derive(Clone, Copy, Debug)]
+pub struct HostKernels {
+    run: unsafe extern "C" fn(*const c_char, *mut *mut c_void, *const c_void, *const u32, u32) -> c_int,
+}
+
+impl HostKernels {
+    /// What runs a kernel by its name, with its buffers, its parameters, its grid (or its number of rows) and the
+    /// threads of a threadgroup (0 for a grid without): 0 where it did.
+    ///
+    /// # Safety
+    /// It must be compiled from [`crate::ops::metal::SOURCE`], and touch nothing but what the kernel of that name does.
+    pub unsafe fn new(
+        run: unsafe extern "C" fn(*const c_char, *mut *mut c_void, *const c_void, *const u32, u32) -> c_int,
+    ) -> Self {
+        Self { run }
+    }
+
+    pub(super) fn run(self, kernel: &str, args: &[Arg<'_>], words: &[u32], size: Size) -> Result<()> {
+        let mut buffers = Vec::with_capacity(args.len());
+        for arg in args {
+            buffers.push(match arg {
+                Arg::In(t) | Arg::Out(t) | Arg::InOut(t) | Arg::Table(t) => pointer(t)?,
+            });
+        }
+        let name = CString::new(kernel).map_err(candle_core::Error::wrap)?;
+        let (grid, lanes) = match size {
+            Size::Grid([x, y, z]) => ([x as u32, y as u32, z as u32], 0),
+            Size::Rows(rows, lanes) => ([rows as u32, 1, 1], lanes as u32),
+        };
+        // SAFETY: the kernels are those of the source (the promise of `new`); their buffers were sized for them, and no
+        // one else uses the memory of what they write, as on the GPU.
+        let code = unsafe {
+            (self.run)(name.as_ptr(), buffers.as_mut_ptr(), words.as_ptr().cast(), grid.as_ptr(), lanes)
+        };
+        match code {
+            0 => Ok(()),
+            1 => bail!("there is no kernel `{kernel}`"),
+            _ => bail!("the threads of `{kernel}` part at a barrier"),
+        }
+    }
+}
+
+/// First byte of a contiguous tensor's numbers.
+fn pointer(t: &Tensor) -> Result<*mut c_void> {
+    let (storage, layout) = t.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { bail!("expected a tensor on the CPU") };
+    let at = layout.start_offset();
+    let address: *const c_void = match storage {
+        CpuStorage::F32(x) => x[at..].as_ptr().cast(),
+        CpuStorage::U32(x) => x[at..].as_ptr().cast(),
+        CpuStorage::U8(x) => x[at..].as_ptr().cast(),
+        CpuStorage::F16(x) => x[at..].as_ptr().cast(),
+        CpuStorage::BF16(x) => x[at..].as_ptr().cast(),
+        _ => bail!("no kernel takes {:?}", t.dtype()),
+    };
+    Ok(address.cast_mut())
+}
+
+/// Address of the memory that a tensor on the CPU lies in, of which a view is a part.
+pub(super) fn address(t: &Tensor) -> Option<usize> {
+    let (storage, _) = t.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(x)) => Some(x.as_ptr() as usize),
+        Storage::Cpu(CpuStorage::U32(x)) => Some(x.as_ptr() as usize),
+        Storage::Cpu(CpuStorage::U8(x)) => Some(x.as_ptr() as usize),
+        _ => None,
+    }
+}
+
+/// Fills a tensor with numbers that spoil whatever is computed of them.
+pub(super) fn poison(t: &Tensor) -> Result<()> {
+    let start: *mut f32 = pointer(t)?.cast();
+    // SAFETY: the tensor was just made of so many numbers, and nobody else has it.
+    unsafe { std::slice::from_raw_parts_mut(start, t.elem_count()).fill(f32::NAN) };
+    Ok(())
+}
