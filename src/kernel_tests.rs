@@ -166,6 +166,13 @@ fn sums_and_places() {
     assert_eq!(worst(&b.take_rows(&x, &rows).unwrap(), &x.index_select(rows.tensor(), 0).unwrap()), 0.0);
     let (w, h, u) = (random((33, 4), 1.0, 4), random((7, 4), 1.0, 5), random((4, 33), 1.0, 6));
     close(&b.add_product(own(&x), &h, &u, 0.4).unwrap(), &f.add_product(own(&x), &h, &u, 0.4).unwrap(), "product");
+    let turned = random((33, 4), 1.0, 6).t().unwrap();
+    let [ours, cpu] = [b, f].map(|b| b.add_product(own(&x), &h, &turned, 0.4).unwrap());
+    close(&ours, &cpu, "product with a transposed matrix");
+    // More columns than the kernel for few is for.
+    let (wide, tall) = (random((7, 150), 1.0, 7), random((150, 33), 1.0, 8));
+    let [ours, cpu] = [b, f].map(|b| b.add_product(own(&x), &wide, &tall, 0.4).unwrap());
+    close(&ours, &cpu, "product of many columns");
     close(&b.product(&x, &w, 0.7).unwrap(), &f.product(&x, &w, 0.7).unwrap(), "scaled product");
     let [ours, cpu] = [b, f].map(|b| {
         let out = own(&y);

@@ -77,6 +77,16 @@ impl Stored {
         })
     }
 
+    /// A matrix of this format and size, without numbers.
+    pub(crate) fn blank(format: Format, dims: (usize, usize)) -> Result<Self> {
+        match format.for_columns(dims.1) {
+            // It is multiplied as it is. The memory is asked for and never touched.
+            // SAFETY: every bit pattern is a number.
+            Format::F32 => Ok(Self::Dense(unsafe { Tensor::empty(dims, DType::F32, &Device::Cpu)? })),
+            format => Ok(Self::Blank { format, dims }),
+        }
+    }
+
     /// The matrix as kernels of our own want it, on `device`.
     pub(crate) fn for_kernels(&self, device: &Device) -> Result<Self> {
         let Self::Blocks(blocks) = self else { return self.to_device(device) };

@@ -11,6 +11,7 @@ use crate::checkpoint::stored::Stored;
 use crate::error::{Error, Result};
 use crate::spec::model::storage::{AFFINE_BITS, AFFINE_GROUPS, Format, Other, Storage};
 use crate::spec::model::{Dtype, ModelSpec};
+use crate::spec::run::Weights;
 
 /// The open files of a checkpoint. Tensors go by transformers' names, whatever the files call them.
 pub struct BaseWeights {
@@ -26,6 +27,8 @@ pub enum Files {
     Safetensors(Vec<CheckpointFile>),
     /// A GGUF file with all tensors.
     Gguf(Box<GgufFile>),
+    /// None: every tensor of this model is there, and has no numbers.
+    Blank(Box<ModelSpec>),
 }
 
 /// Prefixes that other writers put before transformers' names, or leave out.
@@ -133,6 +136,16 @@ fn plain(dtype: safetensors::Dtype) -> Option<Dtype> {
 }
 
 impl BaseWeights {
+    /// A model of which only the sizes count.
+    pub(crate) fn blank(spec: &ModelSpec) -> Self {
+        Self { folder: PathBuf::new(), files: Files::Blank(Box::new(spec.clone())) }
+    }
+
+    /// Whether it is one of those.
+    pub(crate) fn is_blank(&self) -> bool {
+        matches!(self.files, Files::Blank(_))
+    }
+
     pub(crate) fn wrong(&self, reason: String) -> Error {
         Error::Weights { path: self.folder.clone(), reason }
     }
@@ -152,6 +165,7 @@ impl BaseWeights {
         let format = match &self.files {
             Files::Gguf(file) => file.format(name, shape),
             Files::Safetensors(_) => self.find(name).map(|found| found.format(shape)),
+            Files::Blank(spec) => Some(Ok(spec.format(Weights::Stored, name, shape.last().copied().unwrap_or(1)))),
         };
         format.unwrap_or_else(|| Err("is missing".into())).map_err(|e| format!("`{name}` {e}"))
     }
@@ -162,6 +176,7 @@ impl BaseWeights {
         let tensor = match &self.files {
             Files::Gguf(file) => file.vector(name, device),
             Files::Safetensors(_) => self.find(name).map(|found| found.load("weight", device)),
+            Files::Blank(_) => Some(Tensor::zeros(shape, DType::F32, device).map_err(|e| e.to_string())),
         };
         tensor.unwrap_or_else(|| Err("tensor not found".into())).map_err(|e| self.unreadable(name, e))
     }
@@ -171,6 +186,7 @@ impl BaseWeights {
         let matrix = match &self.files {
             Files::Gguf(file) => file.matrix(name, device),
             Files::Safetensors(_) => self.find(name).map(|found| found.matrix(format, shape[1], device)),
+            Files::Blank(_) => Some(Stored::blank(format, (shape[0], shape[1])).map_err(|e| e.to_string())),
         };
         matrix.unwrap_or_else(|| Err("tensor not found".into())).map_err(|e| self.unreadable(name, e))
     }
@@ -183,7 +199,7 @@ impl BaseWeights {
     pub(crate) fn safetensors(&self) -> &[CheckpointFile] {
         match &self.files {
             Files::Safetensors(files) => files,
-            Files::Gguf(_) => &[],
+            Files::Gguf(_) | Files::Blank(_) => &[],
         }
     }
 

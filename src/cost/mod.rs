@@ -4,7 +4,7 @@ pub mod candle;
 pub mod ledger;
 pub(crate) mod mlx;
 pub(crate) mod params;
-pub(crate) mod pool;
+pub mod pool;
 pub mod time;
 pub(crate) mod timeline;
 pub(crate) mod work;

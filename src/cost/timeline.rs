@@ -1,7 +1,8 @@
 //! A step played through without a step: what is alive after each allocation and each release.
 
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
-use crate::cost::pool::Pool;
+use crate::cost::pool::{Pool, Slot};
+use crate::memory::trace::Source;
 use crate::units::Bytes;
 
 /// Memory over time. Things of the same name are counted together.
@@ -30,7 +31,7 @@ struct Highest {
 pub(crate) struct Live {
     name: &'static str,
     bytes: u64,
-    slot: Option<usize>,
+    slot: Option<Slot>,
 }
 
 impl Timeline {
@@ -66,7 +67,7 @@ impl Timeline {
             self.largest = Some((name, bytes));
         }
         self.note();
-        let slot = self.pool.as_mut().filter(|_| bytes > 0).map(|pool| pool.take(bytes));
+        let slot = self.pool.as_mut().filter(|_| bytes > 0).map(|pool| pool.take(bytes, Source::Private));
         Live { name, bytes, slot }
     }
 

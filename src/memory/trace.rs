@@ -86,6 +86,11 @@ pub fn recorded<R>(f: impl FnOnce() -> R) -> (R, Vec<Event>) {
     (result, RECORDER.with_borrow_mut(std::mem::take).events)
 }
 
+/// How many events there are so far.
+pub(crate) fn recorded_so_far() -> usize {
+    RECORDER.with_borrow(|r| r.events.len())
+}
+
 /// A buffer that stands at this address was taken.
 pub(crate) fn take(address: usize, bytes: u64, source: Source) {
     record(|r| {

@@ -2,11 +2,13 @@
 // nothing, a threadgroup's threads are fibers that take turns at barriers, and what a SIMD group adds up goes through
 // memory. Only what the kernels use is here.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -76,50 +78,65 @@ inline uint mulhi(uint a, uint b) { return uint(uint64_t(a) * b >> 32); }
 
 enum class mem_flags { mem_device, mem_threadgroup };
 
+struct Thread {
+    jmp_buf at;
+    ucontext_t first;
+    std::vector<char> stack;
+    bool started = false, done = false;
+};
+
 struct Group {
-    std::vector<ucontext_t> threads;
-    std::vector<char> stacks, done;
+    std::vector<std::unique_ptr<Thread>> threads;
     std::vector<float> given;
-    ucontext_t caller;
+    jmp_buf caller;
     uint lanes = 0, lane = 0;
     void (*body)(void*, uint) = nullptr;
     void* argument = nullptr;
 };
 static thread_local Group group;
 
-// Lets the others run up to their next barrier.
-static void yield_thread() { swapcontext(&group.threads[group.lane], &group.caller); }
+// Lets the others run up to their next barrier. (Not `swapcontext`, which asks the kernel each time.)
+static void yield_thread() {
+    if (_setjmp(group.threads[group.lane]->at) == 0) _longjmp(group.caller, 1);
+}
 
+// A thread serves one threadgroup after the other.
 static void thread_main() {
-    group.body(group.argument, group.lane);
-    group.done[group.lane] = 1;
-    yield_thread();
+    while (true) {
+        group.body(group.argument, group.lane);
+        group.threads[group.lane]->done = true;
+        yield_thread();
+    }
+}
+
+static void resume_thread(Thread& thread) {
+    if (_setjmp(group.caller) != 0) return;
+    if (thread.started) _longjmp(thread.at, 1);
+    thread.started = true;
+    thread.stack.resize(1 << 16);
+    getcontext(&thread.first);
+    thread.first.uc_stack.ss_sp = thread.stack.data();
+    thread.first.uc_stack.ss_size = thread.stack.size();
+    thread.first.uc_link = nullptr;
+    makecontext(&thread.first, thread_main, 0);
+    setcontext(&thread.first);
 }
 
 // Runs all threads of a group, each up to its next barrier, until all are done. Threads that do not meet at the same
 // number of barriers are a fault of the kernel: Metal would hang.
 static bool run_group(uint lanes, void (*body)(void*, uint), void* argument) {
-    const size_t stack = 1 << 16;
     group.lanes = lanes;
-    group.threads.resize(lanes);
-    group.done.assign(lanes, 0);
     group.given.assign(lanes, 0.0f);
-    if (group.stacks.size() < lanes * stack) group.stacks.resize(lanes * stack);
     group.body = body;
     group.argument = argument;
-    for (uint i = 0; i < lanes; i++) {
-        getcontext(&group.threads[i]);
-        group.threads[i].uc_stack.ss_sp = group.stacks.data() + i * stack;
-        group.threads[i].uc_stack.ss_size = stack;
-        group.threads[i].uc_link = nullptr;
-        makecontext(&group.threads[i], thread_main, 0);
-    }
+    while (group.threads.size() < lanes) group.threads.push_back(std::make_unique<Thread>());
+    for (uint i = 0; i < lanes; i++) group.threads[i]->done = false;
     while (true) {
         uint finished = 0;
         for (uint i = 0; i < lanes; i++) {
             group.lane = i;
-            swapcontext(&group.caller, &group.threads[i]);
-            finished += group.done[i];
+            resume_thread(*group.threads[i]);
+            finished += group.threads[i]->done;
         }
         if (finished == lanes) return true;
         if (finished > 0) return false;

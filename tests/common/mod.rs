@@ -2,10 +2,13 @@
 
 #![allow(dead_code, clippy::unwrap_used)] // none of them needs all of it
 
+mod host;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use headroom::ops::Backend;
+use headroom::ops::metal::{HostKernels, Queue, SOURCE};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -27,9 +30,20 @@ pub const FAMILIES: [&str; 14] = [
     "phi3",
 ];
 
-/// What computes: the fused kernels, and in `tests/composed.rs` candle's operations alone.
+/// What computes: the fused kernels; in `tests/composed.rs` candle's operations alone; in `tests/kernels.rs` the Metal back
+/// end, whose kernels are compiled as C++.
 pub fn backend() -> Backend {
-    if env!("CARGO_CRATE_NAME") == "composed" { Backend::Composed } else { Backend::Fused }
+    match env!("CARGO_CRATE_NAME") {
+        "composed" => Backend::Composed,
+        "kernels" => metal(),
+        _ => Backend::Fused,
+    }
+}
+
+/// The Metal back end on the CPU.
+pub fn metal() -> Backend {
+    // SAFETY: the kernels are compiled from that source.
+    Backend::Metal(Queue::Host(unsafe { HostKernels::new(host::host(SOURCE)) }))
 }
 
 /// A file or folder of the fixtures.

@@ -11,6 +11,15 @@ use crate::ops::attention::{Chunk, Shape};
 use crate::ops::metal::layers::Box;
 use crate::ops::metal::{Arg, Queue, Size, words};
 
+/// A row that a threadgroup reads again comes out of a cache if it is at most this long, bytes.
+const CACHED_ROW: usize = 32 << 10;
+
+/// Bytes of rows of `n` numbers that a kernel reads a second time.
+fn again(rows: usize, n: usize) -> u64 {
+    let row = n * size_of::<f32>();
+    if row <= CACHED_ROW { 0 } else { (rows * row) as u64 }
+}
+
 /// Query, key and value, or gradients of them.
 type Three = (Tensor, Tensor, Tensor);
 
@@ -42,9 +51,9 @@ impl Shape {
         let p = queue.product(q, &k.t()?)?;
         let slope = if self.softcap.is_some() { queue.like(&p)? } else { p.clone() };
         let (rows, n) = (self.heads * chunk.rows.len(), chunk.keys.len());
-        // The scores are read three times and written three times.
+        // The scores are read twice, the second time out of a cache where a row fits into one.
         let args = &[Arg::InOut(&p), if self.softcap.is_some() { Arg::Out(&slope) } else { Arg::Table(&p) }];
-        let beside = 4 * (rows * n * size_of::<f32>()) as u64;
+        let beside = again(rows, n);
         queue.launch("softmax", args, &self.softmax_words(chunk, self.scale), Size::rows(rows, n), beside)?;
         Ok((p, slope))
     }
@@ -146,8 +155,7 @@ impl Shape {
         drop(gc);
         let (rows, n) = (self.heads * chunk.rows.len(), chunk.keys.len());
         let args = &[Arg::In(&p), if self.softcap.is_some() { Arg::In(&slope) } else { Arg::Table(&slope) }, Arg::InOut(&ds)];
-        // Both are read twice.
-        let beside = 2 * (rows * n * size_of::<f32>()) as u64;
+        let beside = 2 * again(rows, n);
         queue.launch("softmax_back", args, &self.softmax_words(chunk, self.scale), Size::rows(rows, n), beside)?;
         drop((p, slope));
         let dk = queue.product(&ds.t()?, &qc)?;

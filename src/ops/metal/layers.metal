@@ -29,6 +29,37 @@ kernel void accumulate(device const float* from, device float* to, constant Box&
         box.scale * from[at.z * box.from_plane + at.y * box.from_row + at.x * box.from_column];
 }
 
+struct LowRank {
+    uint rows, width, rank, across, down;
+    float scale;
+};
+
+// y += scale * h b, where b has few rows: b[k][c] is b[k * down + c * across]. A thread makes four rows of four columns,
+// which lie a quarter of the width apart, so that neighbours read and write neighbours.
+kernel void low_rank(device float* y, device const float* h, device const float* b, constant LowRank& l,
+                     uint3 at [[thread_position_in_grid]]) {
+    uint quarter = (l.width + 3) / 4, first = 4 * at.y;
+    uint rows = l.rows - first < 4 ? l.rows - first : 4;
+    float sums[4][4] = {{0.0f}, {0.0f}, {0.0f}, {0.0f}};
+    for (uint k = 0; k < l.rank; k++) {
+        float column[4];
+        for (uint j = 0; j < 4; j++) {
+            uint c = at.x + j * quarter;
+            column[j] = c < l.width ? b[k * l.down + c * l.across] : 0.0f;
+        }
+        for (uint i = 0; i < rows; i++) {
+            float x = h[(first + i) * l.rank + k];
+            for (uint j = 0; j < 4; j++) sums[i][j] += x * column[j];
+        }
+    }
+    for (uint i = 0; i < rows; i++) {
+        for (uint j = 0; j < 4; j++) {
+            uint c = at.x + j * quarter;
+            if (c < l.width) y[(first + i) * l.width + c] += l.scale * sums[i][j];
+        }
+    }
+}
+
 struct Row {
     uint width;
     float value;
@@ -310,31 +341,33 @@ kernel void softmax(device float* scores, device float* slope, constant Scores& 
     uint query = s.first_query + row % s.queries;
     uint to = query + 1 - s.first_key;
     uint from = query + 1 > s.window ? max(query + 1 - s.window, s.first_key) - s.first_key : 0;
+    // A thread's own largest and its sum beside it, which move with each other: one pass for both.
     float largest = -3.0e38f, total = 0.0f;
     for (uint i = from + lane; i < to; i += lanes) {
+        float x = scores[i] * s.scale;
+        if (s.cap > 0.0f) x = s.cap * tanh(x / s.cap);
+        if (x > largest) {
+            total = total * exp(largest - x) + 1.0f;
+            largest = x;
+        } else {
+            total += exp(x - largest);
+        }
+    }
+    float most = group_max(largest, parts, lane, lanes);
+    float inverse = 1.0f / group_sum(total * exp(largest - most), parts, lane, lanes);
+    for (uint i = lane; i < s.keys; i += lanes) {
+        if (i < from || i >= to) {
+            scores[i] = 0.0f;
+            if (s.cap > 0.0f) slope[i] = 0.0f;
+            continue;
+        }
         float x = scores[i] * s.scale;
         if (s.cap > 0.0f) {
             float t = tanh(x / s.cap);
             slope[i] = 1.0f - t * t;
             x = s.cap * t;
         }
-        scores[i] = x;
-        largest = max(largest, x);
-    }
-    largest = group_max(largest, parts, lane, lanes);
-    for (uint i = from + lane; i < to; i += lanes) {
-        float e = exp(scores[i] - largest);
-        scores[i] = e;
-        total += e;
-    }
-    float inverse = 1.0f / group_sum(total, parts, lane, lanes);
-    for (uint i = lane; i < s.keys; i += lanes) {
-        if (i >= from && i < to) {
-            scores[i] *= inverse;
-        } else {
-            scores[i] = 0.0f;
-            if (s.cap > 0.0f) slope[i] = 0.0f;
-        }
+        scores[i] = exp(x - most) * inverse;
     }
 }
 

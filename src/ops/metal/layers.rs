@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor};
 
 use crate::memory::trace;
 use crate::ops::dropout::{Dropout, Part};
-use crate::ops::metal::{Arg, Queue, Size, bytes, words};
+use crate::ops::metal::{Arg, Queue, Size, acceptable, bytes, words};
 use crate::spec::model::Activation;
 
 /// A box of numbers that is copied or added: its size, and the distances between neighbours on both sides.
@@ -37,6 +37,9 @@ impl Box {
         self.launch(queue, "accumulate", scale, tensors)
     }
 }
+
+/// Most columns of a matrix that a kernel of our own multiplies by.
+const LOW_RANK: usize = 128;
 
 fn kind(a: Activation) -> u32 {
     match a {
@@ -152,8 +155,19 @@ impl Queue {
         self.launch("scatter", args, words, Size::matrix(part.dim(0)?, part.dim(1)?), bytes(part))
     }
 
-    /// `out + scale * a b`, in the place of `out`.
+    /// `out + scale * a b`, in the place of `out`. With few columns in `a`, as a LoRA has, the product is made where it is
+    /// added: it would be as large as `out`.
     pub(crate) fn add_product(self, out: Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
+        let ((rows, width), rank) = (out.dims2()?, a.dim(1)?);
+        if let (true, &[down, across]) = (rank <= LOW_RANK && a.is_contiguous(), b.stride()) {
+            acceptable(a, b)?;
+            // A transposed matrix is given as it lies; the kernel knows its strides.
+            let lies = if b.is_contiguous() { b.clone() } else { b.t()? };
+            let args = &[Arg::InOut(&out), Arg::In(a), Arg::In(&lies)];
+            let words = words![rows, width, rank, across, down, scale];
+            self.launch("low_rank", args, words, Size::matrix(rows.div_ceil(4), width.div_ceil(4)), 0)?;
+            return Ok(out);
+        }
         self.accumulate(&out, &self.product(a, b)?, scale)?;
         Ok(out)
     }

@@ -3,6 +3,7 @@
 pub(crate) mod generate;
 pub mod nn;
 pub mod optim;
+pub mod replay;
 pub(crate) mod resume;
 mod session;
 

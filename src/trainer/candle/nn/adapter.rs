@@ -35,6 +35,15 @@ pub fn fresh(
     })
 }
 
+/// A pair of the right size, whose numbers nobody asks for.
+pub(crate) fn blank(site: &Site, rank: usize, (device, backend): (&Device, Backend)) -> Result<Adapter> {
+    Ok(Adapter {
+        a: backend.lasting_zeros((rank, site.in_features), device)?,
+        b: backend.lasting_zeros((site.out_features, rank), device)?,
+        magnitude: None,
+    })
+}
+
 /// Writes the adapters of `decoder` into `folder`, in PEFT's layout.
 pub fn save(decoder: &Decoder, spec: &ModelSpec, run: &RunConfig, folder: &Path) -> Result<()> {
     let lora = &run.recipe.lora;

@@ -50,6 +50,9 @@ impl Loader<'_> {
             queue.keeps(wanted.matrix_bytes(shape[0], shape[1]));
         }
         let stored = self.base.format(name, shape).map_err(|e| self.base.wrong(e))?;
+        if self.base.is_blank() {
+            return Ok(Stored::blank(wanted, (shape[0], shape[1]))?);
+        }
         if let Backend::Metal(_) = self.backend {
             let on_cpu = self.base.matrix(name, shape, stored, &Device::Cpu)?;
             let put = on_cpu.put(wanted, &Device::Cpu).and_then(|m| m.for_kernels(self.device));

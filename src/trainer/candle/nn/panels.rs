@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::checkpoint::stored::Stored;
 use crate::ops::Backend;
-use crate::spec::run::engine::panel_rows;
+use crate::spec::run::engine::{metal_panel_rows, panel_rows};
 
 /// Columns `first..` of a zero matrix of `columns`, filled with `a b` panel by panel; see [`Panels`].
 pub(crate) fn product_by_panels(backend: Backend, a: &Tensor, panels: Panels<'_>) -> Result<Tensor> {
@@ -71,7 +71,11 @@ impl<'a> Panels<'a> {
     /// Over a matrix.
     pub(crate) fn new(backend: Backend, weight: &'a Stored) -> Result<Self> {
         let (columns, width) = weight.dims()?;
-        Ok(Self { backend, weight, columns, width, rows: panel_rows(width), next: 0 })
+        let rows = match backend {
+            Backend::Metal(_) => metal_panel_rows(width),
+            _ => panel_rows(width),
+        };
+        Ok(Self { backend, weight, columns, width, rows, next: 0 })
     }
 }
 
