@@ -150,6 +150,7 @@ fn measure(case: u64, processor: Processor) -> ([(f64, f64); 2], String) {
         for _ in 0..run.accumulation() {
             decoder.loss_and_grads(&batch, 1e-3, (0, 0), buffers).unwrap();
         }
+        optim::grad_norm(decoder, &buffers.grads).unwrap();
         optimizer.step(decoder, &buffers.grads, 0.1, 1e-4).unwrap();
     };
     // The first step warms the product's packing buffers, which stay.

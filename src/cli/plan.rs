@@ -110,6 +110,9 @@ pub(crate) struct PredictArgs {
     /// Show the phases of an optimizer step
     #[arg(long, help_heading = "Output")]
     pub timeline: bool,
+    /// Play the step through the allocator of a Mac's GPU, buffer by buffer
+    #[arg(long, help_heading = "Output")]
+    pub replay: bool,
 }
 
 /// `headroom doctor`

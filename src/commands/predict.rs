@@ -6,6 +6,8 @@ use crate::checkpoint::source;
 use crate::cli::plan::PredictArgs;
 use crate::commands::inputs;
 use crate::commands::output::{Answer, Output};
+use crate::cost::candle::Micro;
+use crate::cost::pool::{self, Replay};
 use crate::data::lengths;
 use crate::error::{Error, Result};
 use crate::experiment::session;
@@ -13,7 +15,8 @@ use crate::plan::risks::{Risk, Slowdown, risks, slowdown};
 use crate::plan::{Assessment, Candidate, Verdict, assess, levers};
 use crate::predict::{ASSUMED_EXAMPLES, Request};
 use crate::report::table::{self, Context};
-use crate::spec::run::{RunConfig, TokenLengths};
+use crate::spec::run::{Engine, RunConfig, TokenLengths};
+use crate::trainer::candle::replay as recording;
 
 /// Result of `headroom predict` for `--json`.
 #[derive(Serialize)]
@@ -22,6 +25,25 @@ struct Whole<'a> {
     assessment: &'a Assessment,
     risks: &'a [Risk],
     paging: Option<Slowdown>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay: Option<Replay>,
+}
+
+/// The step of a run as a Mac's GPU would see it, recorded here and played through candle's allocator: the memory of all of
+/// it, launches and bytes of a micro-batch, waits of an optimizer step.
+fn replayed(request: &Request<'_>) -> Result<Replay> {
+    let run = request.run;
+    if run.engine != Engine::Candle {
+        let must = "used with the engine `candle`, whose allocator it plays through";
+        return Err(Error::invalid("--replay", format!("used with `{}`", run.engine.name()), must));
+    }
+    let (micro, validation) = request.worst_micros();
+    let of = |micro: &Micro| recording::batch(&micro.examples, micro.targets);
+    let recorded = recording::record(request.spec, run, &of(&micro), validation.as_ref().map(of).as_ref())?;
+    let micro_batch = pool::replay(&recorded.events[recorded.micro_batch]);
+    let waits = pool::replay(&recorded.events[recorded.step]).waits;
+    let Replay { alive_bytes, peak_bytes, .. } = pool::replay(&recorded.events);
+    Ok(Replay { alive_bytes, peak_bytes, waits, ..micro_batch })
 }
 
 /// Runs `headroom predict`: predicts memory and time of a run file.
@@ -50,15 +72,19 @@ pub(crate) fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     let request = Request { spec, machine: &machine, run: &run, lengths: Some(&lengths), calibration: &calibration };
     let assessment = assess(&request, confidence, budget)?;
     let levers = levers(&request, &assessment, budget)?;
-    let (risks, paging) = (risks(&request, &assessment)?, slowdown(&request, &assessment));
+    let (risks, paging) = (risks(&request, &assessment), slowdown(&request, &assessment));
+    let replay = if args.replay { Some(replayed(&request)?) } else { None };
     let found = Candidate { run: run.clone(), assessment };
-    output.answer(&Whole { assessment: &found.assessment, risks: &risks, paging }, |width| {
+    output.answer(&Whole { assessment: &found.assessment, risks: &risks, paging, replay }, |width| {
         let assumed = counted.is_none().then(|| inputs::assumed(&run, longest));
         let context = Context { width, assumed, launch: Vec::new() };
         let mut text = table::prediction(&found, &machine, &levers, &context);
         text += &table::risks(&risks, paging);
         if args.timeline {
             text += &table::timeline(&found.assessment, width);
+        }
+        if let Some(replay) = &replay {
+            text += &table::replay(replay);
         }
         text
     })?;

@@ -3,7 +3,9 @@
 use crate::cost::ledger::{Item, MemoryLedger, Phase};
 use crate::cost::pool::{Pool, Slot};
 use crate::memory::trace::Source;
-use crate::units::Bytes;
+
+/// What an allocator has beside what is asked for.
+const BESIDE: &str = "Metal's rounding and free buffers";
 
 /// Memory over time. Things of the same name are counted together.
 #[derive(Debug, Default)]
@@ -35,14 +37,9 @@ pub(crate) struct Live {
 }
 
 impl Timeline {
-    /// A timeline that also tracks what candle's Metal allocator would hold.
+    /// A timeline of what candle's Metal allocator holds: what is alive, and what it has beside.
     pub(crate) fn pooled() -> Self {
         Self { pool: Some(Pool::default()), ..Self::default() }
-    }
-
-    /// Memory that candle's Metal allocator holds at the end of the step, bytes.
-    pub(crate) fn pool(&self) -> Bytes {
-        Bytes(self.pool.as_ref().map_or(0, Pool::total))
     }
 
     /// Adds memory that stays for the whole run.
@@ -61,13 +58,18 @@ impl Timeline {
 
     /// Counts an allocation of so many bytes under this name.
     pub(crate) fn alloc(&mut self, name: &'static str, bytes: u64) -> Live {
+        self.alloc_from(name, bytes, Source::Private)
+    }
+
+    /// [`Timeline::alloc`] of a buffer that a device takes from elsewhere.
+    pub(crate) fn alloc_from(&mut self, name: &'static str, bytes: u64, source: Source) -> Live {
         *self.place(name) += bytes;
         self.total += bytes;
         if self.largest.is_none_or(|(_, largest)| largest < bytes) {
             self.largest = Some((name, bytes));
         }
+        let slot = self.pool.as_mut().filter(|_| bytes > 0).map(|pool| pool.take(bytes, source));
         self.note();
-        let slot = self.pool.as_mut().filter(|_| bytes > 0).map(|pool| pool.take(bytes, Source::Private));
         Live { name, bytes, slot }
     }
 
@@ -88,6 +90,13 @@ impl Timeline {
         }
     }
 
+    /// The device is waited for, and what is free there is given back.
+    pub(crate) fn wait(&mut self) {
+        if let Some(pool) = &mut self.pool {
+            pool.wait();
+        }
+    }
+
     /// The same memory under another name: a tensor's role changes as the step goes on.
     pub(crate) fn rename(&mut self, live: Live, name: &'static str) -> Live {
         *self.place(live.name) -= live.bytes;
@@ -102,11 +111,13 @@ impl Timeline {
     }
 
     fn note(&mut self) {
+        let held = self.pool.as_ref().map_or(self.total, Pool::total);
         if let Some(phase) = self.phases.last_mut()
-            && self.total >= phase.total
+            && held >= phase.total
         {
-            phase.total = self.total;
+            phase.total = held;
             phase.live.clone_from(&self.live);
+            phase.live.push((BESIDE, held.saturating_sub(self.total)));
         }
     }
 

@@ -1,5 +1,4 @@
-//! Limits that are not in the ledger: the pool of candle on Metal, the number of live buffers, the longest command,
-//! and what paging costs. All of them rest on reports and source code; no Mac has proved ours, so they warn and do not
+//! Limits that are not in the ledger: the number of live buffers, the longest command, and what paging costs. All of them rest on reports and source code; no Mac has proved ours, so they warn and do not
 //! decide.
 
 use std::collections::BTreeSet;
@@ -8,7 +7,6 @@ use serde::Serialize;
 
 use crate::cost;
 use crate::cost::work::mlx_padded;
-use crate::error::Result;
 use crate::plan::assessment::{Assessment, Verdict};
 use crate::predict::Request;
 use crate::spec::machine::Accelerator;
@@ -54,29 +52,15 @@ pub(crate) struct Slowdown {
 }
 
 /// The risks of this run beside its bytes; none on a CPU.
-pub(crate) fn risks(request: &Request<'_>, assessment: &Assessment) -> Result<Vec<Risk>> {
+pub(crate) fn risks(request: &Request<'_>, assessment: &Assessment) -> Vec<Risk> {
     if request.machine.accelerator != Accelerator::Metal {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     let mut all = vec![command(request, assessment)];
-    match request.run.engine {
-        Engine::Candle => all.push(pool(request)?),
-        Engine::MlxLm => all.push(buffers(request)),
+    if request.run.engine == Engine::MlxLm {
+        all.push(buffers(request));
     }
-    Ok(all)
-}
-
-fn pool(request: &Request<'_>) -> Result<Risk> {
-    let (machine, ledger) = (request.machine, request.worst_ledger()?);
-    let pool = cost::candle::pool(request.spec, request.run, &request.worst_micro())?;
-    let total = ledger.resident_total() + pool;
-    Ok(Risk {
-        name: "Metal pool",
-        predicted: total.to_string(),
-        limit: machine.working_set.to_string(),
-        over: total > machine.working_set,
-        basis: "candle's source: sizes rounded up to powers of two, nothing freed within a step",
-    })
+    all
 }
 
 /// mlx-lm compiles a step anew for each shape of a batch, and keeps it.
@@ -181,19 +165,18 @@ mod tests {
     }
 
     #[test]
-    fn long_commands_and_the_pool_are_told_of() {
+    fn long_commands_are_told_of() {
         let machine = Machine::named("M1 Max", Some(Bytes::from_gib(32.0)), Some(32)).unwrap();
         let lengths = TokenLengths::new(vec![8192]);
         let extra = "[recipe]\nmax_seq_length = 8192\neffective_batch_size = 1\n[execution]\nweights = \"q4_k\"";
         let (theirs, ours) = ["mlx-lm", "candle"]
-            .map(|engine| with(engine, extra, &machine, &lengths, |r, a| risks(r, a).unwrap()))
+            .map(|engine| with(engine, extra, &machine, &lengths, |r, a| risks(r, a)))
             .into();
         let named = |all: &[Risk], name: &str| all.iter().find(|r| r.name == name).cloned().unwrap();
         // 10 TFLOP over the vocabulary in one product, against 512 rows of it at a time.
         assert!(named(&theirs, "longest command").over && !named(&ours, "longest command").over);
-        assert!(named(&ours, "Metal pool").basis.contains("powers of two"));
         let cpu = Machine { accelerator: Accelerator::Cpu, ..machine };
-        assert!(with("candle", extra, &cpu, &lengths, |r, a| risks(r, a).unwrap()).is_empty());
+        assert!(with("candle", extra, &cpu, &lengths, |r, a| risks(r, a)).is_empty());
     }
 
     #[test]

@@ -95,9 +95,9 @@ impl Coefficients {
                 "RayMol#328: 300 to 350 MB beside what Metal reports",
             ),
             allocation_factor: Coefficient::new(
-                1.35,
-                0.12,
-                "candle rounds Metal buffers up to powers of two: 1 to 2, 1.39 on the average over sizes",
+                1.0,
+                0.1,
+                "a replay of candle's allocator, which the formula equals to 2 %; no Mac has been seen yet",
             ),
             fragmentation: Coefficient::new(0.01, 1.0, "assumed; Metal's own count holds the rounded buffers"),
         }

@@ -53,11 +53,13 @@ impl Request<'_> {
         Heaviest { tokens_per_row, learned, validation_tokens: heaviest_validation(lengths, self.run) }
     }
 
-    /// The micro-batch that decides the memory of a usual run, for the candle engine.
-    pub(crate) fn worst_micro(&self) -> cost::candle::Micro {
+    /// The micro-batches that decide the memory of a usual run, for the candle engine: of training, and of an evaluation.
+    pub(crate) fn worst_micros(&self) -> (cost::candle::Micro, Option<cost::candle::Micro>) {
         let heaviest = self.heaviest(USUAL);
-        let batch_size = self.run.execution.batch_size;
-        cost::candle::Micro::full(batch_size, heaviest.tokens_per_row, heaviest.learned, self.machine)
+        let of = |tokens| {
+            cost::candle::Micro::full(self.run.execution.batch_size, tokens, heaviest.learned, self.machine)
+        };
+        (of(heaviest.tokens_per_row), heaviest.validation_tokens.map(of))
     }
 
     /// Cost and memory of the run by the formulas.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use anstyle::{AnsiColor, Style};
 
+use crate::cost::pool::Replay;
 use crate::plan::risks::{Risk, Slowdown};
 use crate::plan::{Assessment, Binding, Candidate, Lever, Limit, LimitKind, Neighbour, Plan, Verdict};
 use crate::predict::Basis;
@@ -13,7 +14,7 @@ use crate::report::columns::{self, Side, indented};
 use crate::report::layout::paint;
 use crate::spec::machine::Machine;
 use crate::spec::run::Engine;
-use crate::units::{Bytes, Seconds, counted, percent, short_count};
+use crate::units::{Bytes, Seconds, counted, grouped, percent, short_count};
 
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
@@ -79,6 +80,19 @@ pub(crate) fn timeline(assessment: &Assessment, width: usize) -> String {
     let mut rows = vec![row("resident", ledger.resident_total())];
     rows.extend(ledger.phases.iter().map(|p| row(&p.name, ledger.resident_total() + p.total())));
     out += &indented(&columns::lines(&rows, &[Side::Left, Side::Right, Side::Left]), 2);
+    out
+}
+
+/// What Metal would make of the run's step, from a recording of it.
+pub(crate) fn replay(replay: &Replay) -> String {
+    let mut out = format!("\n{}  recorded here and played through candle's allocator\n", paint("replay on Metal", BOLD));
+    let peak = format!("{}, of which {} in use at most", replay.peak_bytes, replay.alive_bytes);
+    let launches = format!("{} a micro-batch", grouped(replay.launches));
+    let waits = format!("{} an optimizer step", replay.waits);
+    let moved = format!("{} a micro-batch, beside matrix products", replay.moved_bytes);
+    let rows = [("peak", peak), ("launches", launches), ("waits", waits), ("bytes moved", moved)];
+    let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    out += &indented(&columns::lines(&rows, &[Side::Left, Side::Left]), 2);
     out
 }
 

@@ -1,10 +1,8 @@
 //! Attention of a block (`trainer/candle/attention.rs` and `Block::attend`).
 
 use crate::cost::candle::product::Product;
-use crate::cost::candle::step_ledger::{ATTENTION, COMPOSED_SCORES, F32, SCORES, STATE, StepLedger};
+use crate::cost::candle::step_ledger::{ATTENTION, F32, SCORES, STATE, StepLedger};
 use crate::cost::timeline::Live;
-use crate::spec::machine::Accelerator;
-use crate::spec::model::Positions;
 use crate::spec::model::tensors::Role;
 
 /// Tensors that attention's forward pass keeps for its backward pass.
@@ -36,10 +34,6 @@ impl StepLedger<'_> {
             .attention
             .qk_norm
             .then(|| [self.t.alloc(ATTENTION, rows * self.q()), self.t.alloc(ATTENTION, rows * self.kv())]);
-        if self.spec.positions != Positions::Learned {
-            self.t.brief(ATTENTION, rows * self.q());
-            self.t.brief(ATTENTION, rows * self.kv());
-        }
         let out = self.t.alloc(ATTENTION, rows * self.q());
         let scores = self.scores(1);
         self.t.brief(SCORES, scores);
@@ -48,7 +42,7 @@ impl StepLedger<'_> {
 
     /// The scores that the threads work on at one time, the largest chunks first. Forward hands out chunks, which
     /// hold one buffer of scores; backward hands out key heads, every one of which comes to its example's largest
-    /// chunk, and holds `buffers`. On Metal all heads of one chunk at a time, in the temporaries of candle's ops.
+    /// chunk, and holds `buffers`.
     fn scores(&self, buffers: u64) -> u64 {
         let attention = &self.spec.attention;
         let window = attention.windows.iter().map(|w| w.unwrap_or(usize::MAX)).max().unwrap_or(usize::MAX);
@@ -61,10 +55,6 @@ impl StepLedger<'_> {
             })
         };
         let examples = self.micro.examples.iter();
-        if self.micro.accelerator == Accelerator::Metal {
-            let largest = examples.flat_map(|&rows| chunks(rows)).map(|(scores, _)| scores).max().unwrap_or(0);
-            return largest * attention.num_attention_heads as u64 * COMPOSED_SCORES * buffers;
-        }
         let mut tasks: Vec<u64> = if buffers == 1 {
             examples.flat_map(|&rows| chunks(rows)).map(|(scores, packed)| scores + packed).collect()
         } else {
@@ -95,7 +85,6 @@ impl StepLedger<'_> {
         &mut self,
         tape: AttentionTape,
         need_dx: bool,
-        mut grads: Option<&mut Vec<Live>>,
     ) -> Option<Live> {
         let rows = self.micro.rows();
         let post = self.spec.post_norms.then(|| {
@@ -104,7 +93,7 @@ impl StepLedger<'_> {
             self.t.free(y);
             g
         });
-        let d_out = self.linear_back(Role::O, rows, true, &mut grads);
+        let d_out = self.linear_back(Role::O, rows, true);
         let AttentionTape { normed, raw, q, k, v, out } = tape;
         post.into_iter().chain([out]).for_each(|l| self.t.free(l));
         let dq = self.t.alloc(ATTENTION, rows * self.q());
@@ -114,14 +103,11 @@ impl StepLedger<'_> {
         let scores = self.scores(buffers);
         self.t.brief(SCORES, scores);
         [q, k, v].into_iter().chain(d_out).for_each(|l| self.t.free(l));
-        if self.spec.positions != Positions::Learned {
-            self.t.brief(ATTENTION, rows * self.q());
-        }
         if self.spec.attention.qk_norm {
             self.t.brief(ATTENTION, rows * self.q());
         }
         raw.into_iter().flatten().for_each(|l| self.t.free(l));
-        let d = self.qkv_backward([dq, dk, dv], need_dx, &mut grads);
+        let d = self.qkv_backward([dq, dk, dv], need_dx);
         let dx = need_dx.then(|| self.t.alloc(STATE, rows * self.h()));
         [normed].into_iter().chain(d).for_each(|l| self.t.free(l));
         dx
@@ -131,19 +117,18 @@ impl StepLedger<'_> {
         &mut self,
         [dq, dk, dv]: [Live; 3],
         need_dx: bool,
-        grads: &mut Option<&mut Vec<Live>>,
     ) -> Option<Live> {
         let rows = self.micro.rows();
         if self.find(Role::Qkv).is_some() {
             let all = self.t.alloc(ATTENTION, rows * (self.q() + 2 * self.kv()));
             [dq, dk, dv].into_iter().for_each(|l| self.t.free(l));
-            let d = self.linear_back(Role::Qkv, rows, need_dx, grads);
+            let d = self.linear_back(Role::Qkv, rows, need_dx);
             self.t.free(all);
             return d;
         }
         let mut sum: Option<Live> = None;
         for (role, d) in [(Role::Q, dq), (Role::K, dk), (Role::V, dv)] {
-            let part = self.linear_back(role, rows, need_dx, grads);
+            let part = self.linear_back(role, rows, need_dx);
             match sum {
                 Some(_) => part.into_iter().for_each(|l| self.t.free(l)),
                 None => sum = part,

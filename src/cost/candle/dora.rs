@@ -2,7 +2,7 @@
 
 use crate::cost::candle::linear::name_of;
 use crate::cost::candle::product::Product;
-use crate::cost::candle::step_ledger::{F32, GRADIENTS, LORA, StepLedger};
+use crate::cost::candle::step_ledger::{F32, LORA, StepLedger};
 use crate::cost::timeline::Live;
 use crate::spec::model::tensors::Projection;
 
@@ -16,16 +16,17 @@ impl StepLedger<'_> {
     pub(super) fn linear_dora(&mut self, p: &Projection, rows: u64, name: &'static str) -> Live {
         let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
         let input = self.dropped(rows, p);
+        let drops = input.is_some();
         let hidden = self.t.alloc(LORA, rows * rank * F32);
         self.product(&Product::with_transposed(rows, from, rank));
         let y = self.output(p, rows, name);
         self.product(&Product::with_transposed(rows, rank, to));
-        if input.is_some() {
+        input.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
+        if drops {
             let rest = self.t.alloc(LORA, rows * from * F32);
             let part = self.output(p, rows, LORA);
             [rest, part].into_iter().for_each(|l| self.t.free(l));
         }
-        input.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
         y
     }
 
@@ -34,10 +35,8 @@ impl StepLedger<'_> {
         p: &Projection,
         rows: u64,
         need_dx: bool,
-        grads: &mut Option<&mut Vec<Live>>,
     ) -> Option<Live> {
         let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
-        let wide_in = rows * from * F32;
         let scaled = self.t.alloc(LORA, rows * to * F32);
         let dx = need_dx.then(|| self.through(p, rows, name_of(p.role)));
         let input = self.dropped(rows, p);
@@ -46,16 +45,12 @@ impl StepLedger<'_> {
         let undirected = self.output(p, rows, LORA);
         self.product(&Product::with_transposed(rows, rank, to));
         self.t.free(undirected);
-        if let Some(grads) = grads.as_deref_mut() {
-            grads.push(self.t.alloc(GRADIENTS, p.lora_params(&self.run.recipe.lora) * F32));
-        }
         self.product(&Product::of_transposed(rank, rows, from));
         self.product(&Product::of_transposed(to, rows, rank));
         input.into_iter().chain([hidden, scaled]).for_each(|l| self.t.free(l));
         if drops && need_dx {
-            // The gradient through the whole input; on Metal with its mask and their product, and then the same of `dx`.
+            // The gradient through the whole input.
             let whole = self.through(p, rows, LORA);
-            self.t.brief(LORA, 2 * self.masks() * wide_in);
             self.t.free(whole);
         }
         dx

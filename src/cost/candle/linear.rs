@@ -1,9 +1,8 @@
 //! A projection: a frozen matrix and its adapter (`trainer/candle/frozen.rs`, `linear.rs`).
 
 use crate::cost::candle::product::Product;
-use crate::cost::candle::step_ledger::{ATTENTION, F32, GRADIENTS, LORA, MLP, PANEL, PRODUCT, StepLedger};
+use crate::cost::candle::step_ledger::{ATTENTION, F32, LORA, MLP, PANEL, PRODUCT, StepLedger};
 use crate::cost::timeline::Live;
-use crate::spec::machine::Accelerator;
 use crate::spec::model::storage::Format;
 use crate::spec::model::tensors::{Projection, Role};
 use crate::spec::run::engine;
@@ -11,9 +10,7 @@ use crate::spec::run::engine;
 impl StepLedger<'_> {
     /// Counts what a matrix product packs for itself while it runs.
     pub(super) fn product(&mut self, product: &Product) {
-        if self.micro.accelerator == Accelerator::Cpu {
-            self.t.brief(PRODUCT, product.packed(&self.micro.processor));
-        }
+        self.t.brief(PRODUCT, product.packed(&self.micro.processor));
     }
 
     /// A product with a frozen `[out, in]` matrix, transposed or not, a panel at a time where it is not f32.
@@ -75,51 +72,37 @@ impl StepLedger<'_> {
         y
     }
 
-    /// The adapter's input after dropout, for which on Metal a mask was there; without dropout it is the input itself.
+    /// The adapter's input after dropout; without dropout it is the input itself.
     pub(super) fn dropped(&mut self, rows: u64, p: &Projection) -> Option<Live> {
         let wide = rows * p.in_features as u64 * F32;
-        (self.training && self.run.recipe.lora.dropout > 0.0).then(|| {
-            self.t.brief(LORA, self.masks() * wide + wide);
-            self.t.alloc(LORA, wide)
-        })
+        (self.training && self.run.recipe.lora.dropout > 0.0).then(|| self.t.alloc(LORA, wide))
     }
 
-    /// Masks of a dropout that are in memory with what they are for: candle's operations want one as a tensor.
-    pub(super) fn masks(&self) -> u64 {
-        u64::from(self.micro.accelerator == Accelerator::Metal)
-    }
-
-    pub(super) fn linear_back(
-        &mut self,
-        role: Role,
-        rows: u64,
-        need_dx: bool,
-        grads: &mut Option<&mut Vec<Live>>,
-    ) -> Option<Live> {
+    pub(super) fn linear_back(&mut self, role: Role, rows: u64, need_dx: bool) -> Option<Live> {
         let (p, adapted) = self.find(role)?;
         if adapted && self.run.recipe.lora.use_dora {
-            return self.linear_dora_back(&p, rows, need_dx, grads);
+            return self.linear_dora_back(&p, rows, need_dx);
         }
         let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
         let dx = need_dx.then(|| self.through(&p, rows, name_of(role)));
         if adapted {
             let input = self.dropped(rows, &p);
-            let hidden = self.t.alloc(LORA, 2 * rows * rank * F32);
-            self.product(&Product::with_transposed(rows, from, rank));
+            let drops = input.is_some();
+            let d_hidden = self.t.alloc(LORA, rows * rank * F32);
             self.product(&Product::plain(rows, to, rank));
-            if let Some(grads) = grads.as_deref_mut() {
-                grads.push(self.t.alloc(GRADIENTS, p.lora_params(&self.run.recipe.lora) * F32));
-            }
-            self.product(&Product::of_transposed(rank, rows, from));
+            let hidden = self.t.alloc(LORA, rows * rank * F32);
+            self.product(&Product::with_transposed(rows, from, rank));
             self.product(&Product::of_transposed(to, rows, rank));
+            self.t.free(hidden);
+            self.product(&Product::of_transposed(rank, rows, from));
+            input.into_iter().for_each(|l| self.t.free(l));
             if need_dx {
+                // With dropout, what comes through the adapter is made apart.
+                let apart = drops.then(|| self.t.alloc(LORA, rows * from * F32));
                 self.product(&Product::plain(rows, rank, from));
+                apart.into_iter().for_each(|l| self.t.free(l));
             }
-            if input.is_some() && need_dx {
-                // What comes through the adapter; on Metal the mask again, and their product.
-                self.t.brief(LORA, (1 + 2 * self.masks()) * rows * p.in_features as u64 * F32);
-            }
-            input.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
+            self.t.free(d_hidden);
         }
         dx
     }

@@ -1,8 +1,7 @@
 //! The MLP of a block, a chunk of rows at a time.
 
 use crate::cost::candle::step_ledger::{MLP, STATE, StepLedger};
-use crate::cost::timeline::{Live, Timeline};
-use crate::spec::machine::Accelerator;
+use crate::cost::timeline::Live;
 use crate::spec::model::tensors::Role;
 
 impl StepLedger<'_> {
@@ -50,17 +49,9 @@ impl StepLedger<'_> {
         out
     }
 
-    pub(super) fn mlp_backward(
-        &mut self,
-        kept: Option<[Option<Live>; 2]>,
-        g: Live,
-        grads: &mut Option<&mut Vec<Live>>,
-    ) -> Live {
+    pub(super) fn mlp_backward(&mut self, kept: Option<[Option<Live>; 2]>, g: Live) -> Live {
         let out = self.t.alloc(STATE, self.micro.rows() * self.h());
-        for (i, rows) in self.spans().into_iter().enumerate() {
-            // The places are made by the first chunk; the later ones add to them.
-            let mut none = None;
-            let grads = if i == 0 { &mut *grads } else { &mut none };
+        for rows in self.spans() {
             let n = self.t.alloc(MLP, rows * self.h());
             let made = if kept.is_some() {
                 (None, None, self.t.alloc(MLP, rows * self.f()))
@@ -68,7 +59,7 @@ impl StepLedger<'_> {
                 let (gate, up, hidden) = self.mlp_hidden(rows);
                 (Some(gate), up, hidden)
             };
-            self.mlp_chunk_backward(made, rows, grads);
+            self.mlp_chunk_backward(made, rows);
             self.t.brief(MLP, 2 * rows * self.h());
             self.t.free(n);
         }
@@ -80,7 +71,6 @@ impl StepLedger<'_> {
         &mut self,
         (gate, up, hidden): (Option<Live>, Option<Live>, Live),
         rows: u64,
-        grads: &mut Option<&mut Vec<Live>>,
     ) {
         let post = self.spec.post_norms.then(|| {
             let y = self.linear(Role::Down, rows, MLP);
@@ -88,34 +78,26 @@ impl StepLedger<'_> {
             self.t.free(y);
             g
         });
-        let mut d_hidden = self.linear_back(Role::Down, rows, true, grads);
+        let mut d_hidden = self.linear_back(Role::Down, rows, true);
         post.into_iter().chain([hidden]).for_each(|l| self.t.free(l));
         let m = self.spec.mlp;
-        // On the CPU the gradient of up takes the place of up, and where there is no gate that of d_hidden.
-        let width = rows * self.f();
-        let new = |t: &mut Timeline| Some(t.alloc(MLP, width));
-        let (dgate, dup) = match (m.gated, self.micro.accelerator) {
-            (true, Accelerator::Cpu) => (new(&mut self.t), up),
-            (false, Accelerator::Cpu) => (d_hidden.take(), up),
-            (true, Accelerator::Metal) => {
-                let both = (new(&mut self.t), new(&mut self.t));
-                up.into_iter().for_each(|l| self.t.free(l));
-                both
-            }
-            (false, Accelerator::Metal) => (new(&mut self.t), up),
+        // The gradient of up takes the place of up, and where there is no gate that of d_hidden.
+        let (dgate, dup) = match m.gated {
+            true => (Some(self.t.alloc(MLP, rows * self.f())), up),
+            false => (d_hidden.take(), up),
         };
         gate.into_iter().chain(d_hidden).for_each(|l| self.t.free(l));
         if m.fused && m.gated {
             let both = self.t.alloc(MLP, 2 * rows * self.f());
             dgate.into_iter().chain(dup).for_each(|l| self.t.free(l));
-            let d = self.linear_back(Role::GateUp, rows, true, grads);
+            let d = self.linear_back(Role::GateUp, rows, true);
             [both].into_iter().chain(d).for_each(|l| self.t.free(l));
             return;
         }
-        let first = self.linear_back(if m.gated { Role::Gate } else { Role::Up }, rows, true, grads);
+        let first = self.linear_back(if m.gated { Role::Gate } else { Role::Up }, rows, true);
         dgate.into_iter().for_each(|l| self.t.free(l));
         if m.gated {
-            let second = self.linear_back(Role::Up, rows, true, grads);
+            let second = self.linear_back(Role::Up, rows, true);
             second.into_iter().for_each(|l| self.t.free(l));
         }
         dup.into_iter().chain(first).for_each(|l| self.t.free(l));

@@ -7,6 +7,7 @@
 mod attention;
 mod dora;
 mod linear;
+mod metal;
 mod mlp;
 mod product;
 mod step_ledger;
@@ -17,15 +18,18 @@ pub use self::step_ledger::{Micro, SLABS};
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::timeline::{Live, Timeline};
 use crate::error::Result;
+use crate::spec::machine::Accelerator;
 use crate::spec::model::storage::Format;
 use crate::spec::model::tensors::Projection;
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::{Optimizer, RunConfig};
-use crate::units::Bytes;
 
 /// The ledger of an optimizer step over micro-batches of one size, and of an evaluation on the validation rows, if
 /// there are any.
 pub fn ledger(spec: &ModelSpec, run: &RunConfig, micro: &Micro, validation: Option<&Micro>) -> Result<MemoryLedger> {
+    if micro.accelerator == Accelerator::Metal {
+        return metal::ledger(spec, run, micro, validation);
+    }
     let mut engine = StepLedger::new(spec, run, micro, Timeline::default())?;
     engine.step();
     if let Some(micro) = validation {
@@ -33,13 +37,6 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, micro: &Micro, validation: Opti
         engine.validate();
     }
     Ok(engine.t.ledger())
-}
-
-/// What candle's Metal allocator would hold for the same step, beside what is resident. Unproven on a Mac.
-pub(crate) fn pool(spec: &ModelSpec, run: &RunConfig, micro: &Micro) -> Result<Bytes> {
-    let mut engine = StepLedger::new(spec, run, micro, Timeline::pooled())?;
-    engine.step();
-    Ok(engine.t.pool())
 }
 
 /// Tensors that a block's forward pass keeps for its backward pass.
@@ -56,9 +53,6 @@ impl StepLedger<'_> {
     fn step(&mut self) {
         let (n, layers) = (self.micro.rows(), self.spec.num_hidden_layers);
         self.t.phase("forward");
-        // After the first micro-batch the gradients of every adapter are there.
-        let gathered = self.run.accumulation() > 1;
-        let early = gathered.then(|| self.t.alloc(GRADIENTS, self.adapter_params() * F32));
         let mut x = self.embed(n);
         let mut saved = Vec::new();
         for layer in 0..layers {
@@ -79,17 +73,15 @@ impl StepLedger<'_> {
         self.t.phase("loss");
         let mut g = self.head_backward(x);
         self.t.phase("backward");
-        let mut gradients = Vec::from_iter(early);
         for (i, kept) in (self.first..layers).zip(saved).rev() {
             let tape = match kept {
                 Ok(tape) => tape,
                 Err(x) => self.recompute(x),
             };
-            g = self.backward(tape, g, i > self.first, if gathered { None } else { Some(&mut gradients) });
+            g = self.backward(tape, g, i > self.first);
         }
         self.t.free(g);
         self.optimizer();
-        gradients.into_iter().for_each(|g| self.t.free(g));
     }
 
     // --- a look at the validation rows (Decoder::loss) ---
@@ -119,18 +111,18 @@ impl StepLedger<'_> {
         x
     }
 
-    /// Temporaries of one adapter matrix (`Optimizer::update`): AdamW's are up to five of its size, Adafactor's four;
-    /// with eight bits the new matrix and codes.
+    /// Temporaries of one adapter matrix (`optim::grad_norm`, `Optimizer::update`), in its sizes: its squares for the norm;
+    /// Adafactor's four; with eight bits the clipped gradient, the new matrix and the codes.
     fn optimizer(&mut self) {
         self.t.phase("optimizer");
         let widest = |p: &Projection| p.in_features.max(p.out_features) as u64;
         let largest = self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| widest(p)).max().unwrap_or(0);
         let temporaries = match self.run.recipe.optimizer {
-            Optimizer::Adamw => 5,
-            Optimizer::Adafactor => 4,
-            Optimizer::Adamw8bit => 2,
+            Optimizer::Adamw => 2,
+            Optimizer::Adafactor => 8,
+            Optimizer::Adamw8bit => 5,
         };
-        self.t.brief("optimizer's own", temporaries * largest * self.rank() * F32);
+        self.t.brief("optimizer's own", temporaries * largest * self.rank() * F32 / 2);
         if self.run.recipe.lora.use_dora {
             // The norms are taken anew.
             for p in self.linears.iter().filter(|(_, a)| *a).map(|(p, _)| p.clone()).collect::<Vec<_>>() {
@@ -166,11 +158,11 @@ impl StepLedger<'_> {
         Tape { x, attention, mid, mlp: None }
     }
 
-    fn backward(&mut self, tape: Tape, g: Live, need_dx: bool, mut grads: Option<&mut Vec<Live>>) -> Live {
+    fn backward(&mut self, tape: Tape, g: Live, need_dx: bool) -> Live {
         let Tape { x, attention, mid, mlp } = tape;
-        let g = self.mlp_backward(mlp, g, &mut grads);
+        let g = self.mlp_backward(mlp, g);
         self.t.free(mid);
-        let dx = self.attention_backward(attention, need_dx, grads);
+        let dx = self.attention_backward(attention, need_dx);
         [x, g].into_iter().for_each(|l| self.t.free(l));
         match dx {
             Some(dx) => dx,

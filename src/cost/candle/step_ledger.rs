@@ -33,10 +33,6 @@ pub(super) const PRODUCT: &str = "matrix product's own";
 /// Name of the buffers that the matrix product keeps for each thread.
 pub const SLABS: &str = "matrix product's buffers";
 
-/// Score-sized temporaries of candle's ops on Metal beside those of the CPU kernels: scaled, masked, shifted and
-/// exponentiated scores live at one time. Read off `attention::Shape::probabilities_composed`; unproven on a Mac.
-pub(super) const COMPOSED_SCORES: u64 = 3;
-
 /// Sizes of a micro-batch and the device that computes it.
 #[derive(Clone, Debug)]
 pub struct Micro {
@@ -44,7 +40,7 @@ pub struct Micro {
     pub examples: Vec<usize>,
     /// Number of target tokens, whose rows enter the loss.
     pub targets: usize,
-    /// Device that does the arithmetic: on Metal candle's ops replace the fused CPU kernels, with their temporaries.
+    /// Device that does the arithmetic.
     pub accelerator: Accelerator,
     /// Number of threads that compute, on a CPU.
     pub threads: usize,
@@ -134,6 +130,7 @@ impl StepLedger<'_> {
         self.t.resident("base weights", base);
         let adapters = self.adapter_params() * F32;
         self.t.resident("adapters", adapters);
+        self.t.resident(GRADIENTS, adapters);
         let recipe = &self.run.recipe;
         let adapted = self.linears.iter().filter(|(_, a)| *a);
         let state: u64 = adapted.map(|(p, _)| p.optimizer_bytes(&recipe.lora, recipe.optimizer)).sum();

@@ -89,7 +89,7 @@ impl Entry {
 }
 
 /// All models of the catalogue, in its order.
-pub(crate) fn all() -> &'static [Entry] {
+pub fn all() -> &'static [Entry] {
     &ENTRIES
 }
 
