@@ -166,6 +166,10 @@ impl Shapes<'_> {
         // The norms' gradients and sums, the activation's, and sums of what comes through q, k and v or gate and up.
         back.add(2.0 * mlp_uses + 2.0, 12.0 * n * h);
         back.add(mlp_uses, (if spec.mlp.gated { 5.0 } else { 3.0 }) * n * f);
+        if !execution.grad_checkpoint {
+            // The MLP's normed input and its activation are not kept all the same.
+            back.add(2.0 * mlp_uses, n * (2.0 * h + gated * f));
+        }
         if spec.mlp.gated {
             match spec.mlp.fused {
                 true => back.add(2.0 * mlp_uses, 4.0 * n * f),
