@@ -1,5 +1,7 @@
 //! The one error type. Variants hold values; the sentence is made in `Display`, the mend in `hint`.
 
+mod hint;
+
 use std::io;
 use std::path::PathBuf;
 
@@ -219,6 +221,34 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Metal was asked for where it cannot be used.
+    #[error("`metal` cannot be used here, because {reason}")]
+    NoMetal {
+        /// Why, as a clause.
+        reason: String,
+    },
+    /// An allocation failed while a run was on its way.
+    #[error("memory ran out after step {at_step}")]
+    OutOfMemory {
+        /// Optimizer steps that were done.
+        at_step: usize,
+        /// What helps.
+        remedy: &'static str,
+        /// What the device said.
+        source: Box<Error>,
+    },
+    /// The system ended what a run did on the GPU.
+    #[error("{what}, after step {at_step}")]
+    Gpu {
+        /// What happened.
+        what: &'static str,
+        /// Optimizer steps that were done.
+        at_step: usize,
+        /// What helps.
+        remedy: &'static str,
+        /// What the device said.
+        source: Box<Error>,
+    },
     /// Refused, because it would not fit.
     #[error("{what} needs {needs}, but {limit} is available")]
     DoesNotFit {
@@ -255,7 +285,7 @@ pub enum Error {
         /// The time given.
         limit: Seconds,
     },
-    /// A tensor operation failed failed: a broken invariant of ours, or the device.
+    /// A tensor operation failed: a broken invariant of ours, or the device.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
     /// A value could not be written as JSON or TOML: a broken invariant of ours.
@@ -286,52 +316,11 @@ fn messages(errors: &[Error]) -> String {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// What to do about it, where that is known.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Some("check the spelling; a relative path in a run file is relative to that file".into())
-            }
-            Self::Parse { hint, .. } => hint.clone(),
-            Self::UnknownArchitecture { supported, .. } => Some(format!("supported: {supported}")),
-            Self::UnknownModel { close, .. } if !close.is_empty() => Some(format!("did you mean {}?", close.join(", "))),
-            Self::UnknownModel { .. } => {
-                Some("give a folder with config.json, *.safetensors and tokenizer.json, or a name from `headroom doctor --models`".into())
-            }
-            Self::NoWeights { name } => Some(format!("fetch them with `hf download {name}`, or give a folder with `--model DIR`")),
-            Self::UnknownMachine { known, .. } => Some(format!("known: {known}; or give --ram alone")),
-            Self::NotFinite { .. } => Some("lower `learning_rate`, or set `max_grad_norm`; the last checkpoint is intact".into()),
-            Self::Schema { .. } => Some("move it aside; a new file is started and the old one is kept".into()),
-            Self::RunExists { .. } => Some("continue it with `--resume`, or choose another folder with `--out`".into()),
-            Self::NotEmpty { .. } => Some("choose an empty or new folder with `--out`".into()),
-            Self::InUse { .. } => Some("wait until it has ended, or choose another folder with `--out`".into()),
-            Self::Damaged { remedy, .. } => Some(remedy.clone()),
-            Self::Changed { .. } => {
-                Some("restore the files, or continue on the changed ones with `--accept-changes`".into())
-            }
-            Self::Interrupted { resume, .. } => resume.as_ref().map(|resume| format!("continue with `{resume}`")),
-            Self::Unread { unread, of } if unread.len() < *of => Some("the page shows the others".into()),
-            Self::Exists { .. } => Some("choose another path with `--out`, or replace it with `--force`".into()),
-            Self::NoSuchExport { .. } => {
-                Some("`--format fused` works for every model: a folder that transformers and mlx-lm load".into())
-            }
-            Self::DoesNotFit { .. } => Some("`headroom plan` finds a run that fits; `--force` trains anyway".into()),
-            Self::NothingFits { weights, larger, .. } => {
-                let weights = weights.map(|w| format!("it fits with `--weights {w}`, which quantises the base"));
-                let larger = larger.as_ref().map(|mac| format!("the smallest Mac that fits it unchanged: {mac}"));
-                let smaller = Some("`headroom plan` without `--model` finds what fits here".to_owned());
-                Some(weights.into_iter().chain(larger).chain(smaller).collect::<Vec<_>>().join("\nhint: "))
-            }
-            Self::TooSlow { .. } => Some("allow more time with `--time-limit`, or reduce `--seq`, `--epochs` or the model".into()),
-            _ => None,
-        }
-    }
-
     /// The exit code: 1 where the answer is "no", 2 where there is no answer, 130 where it was interrupted (by another signal
     /// than SIGINT, whose number is not known here, `main` takes 128 and that).
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::DoesNotFit { .. } | Self::NothingFits { .. } | Self::TooSlow { .. } => 1,
+            Self::DoesNotFit { .. } | Self::NothingFits { .. } | Self::TooSlow { .. } | Self::OutOfMemory { .. } => 1,
             Self::Interrupted { .. } => 130,
             _ => 2,
         }

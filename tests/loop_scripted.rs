@@ -267,6 +267,21 @@ fn a_diverging_run_says_so_and_keeps_its_record() {
 }
 
 #[test]
+fn what_the_gpu_says_is_explained() {
+    let place = Place::new(&Script { mishap: Some(Mishap::GpuMemory(7)), ..script() });
+    let (code, says) = place.refused(&["launch", "my.toml"]);
+    assert!(code == 1 && says.contains("error: memory ran out after step 6"), "{says}");
+    assert!(says.contains("Insufficient Memory") && says.contains("hint: close other programs"), "{says}");
+    assert_eq!(place.outcome("runs/my").outcome, Outcome::OutOfMemory { at_step: 6 });
+    assert_eq!(place.measurements().last().unwrap().outcome, Outcome::OutOfMemory { at_step: 6 });
+    let place = Place::new(&Script { mishap: Some(Mishap::Watchdog(7)), ..script() });
+    let (code, says) = place.refused(&["launch", "my.toml"]);
+    assert!(code == 2 && says.contains("error: the GPU watchdog of macOS ended a command"), "{says}");
+    assert!(says.contains("kIOGPU") && says.contains("hint: turn the display off"), "{says}");
+    assert!(matches!(place.outcome("runs/my").outcome, Outcome::Crashed { at_step: 6, .. }));
+}
+
+#[test]
 fn reports_are_the_same_for_the_same_runs() {
     let place = Place::new(&script());
     place.ask(&["calibrate", "my.toml"]);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::plan::DeviceArgs;
 use super::values::{share, temperature, tokens, weights};
 use crate::spec::run::Weights;
 use crate::spec::run::export_format::ExportFormat;
@@ -34,6 +35,8 @@ pub(crate) struct GenerateArgs {
     /// Maximum number of new tokens
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = tokens)]
     pub max_tokens: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// `headroom export`

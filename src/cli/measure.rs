@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::plan::{LimitArgs, MachineArgs};
+use super::plan::{DeviceArgs, LimitArgs, MachineArgs};
 use super::values::{count, duration, probability, repeats};
 use crate::spec::run::Engine;
 use crate::units::{Bytes, Seconds};
@@ -18,6 +18,8 @@ pub(crate) struct MeasureArgs {
     /// Memory limit of the training process [default: the free memory]
     #[arg(long, value_name = "SIZE")]
     pub memory_limit: Option<Bytes>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Replay a scripted engine (for tests)
     #[arg(long, value_name = "FILE", hide = true)]
     pub script: Option<PathBuf>,
@@ -139,6 +141,8 @@ pub(crate) struct TrialArgs {
     /// Read the job from the first line of stdin, and end when stdin is closed
     #[arg(long)]
     pub tethered: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Replay a scripted engine (for tests)
     #[arg(long, value_name = "FILE")]
     pub script: Option<PathBuf>,

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 
 use self::export::{ExportArgs, GenerateArgs};
 use self::measure::{AutoArgs, CalibrateArgs, LaunchArgs, SweepArgs, TrialArgs};
-use self::plan::{DoctorArgs, PlanArgs, PredictArgs};
+use self::plan::{DeviceArgs, DoctorArgs, PlanArgs, PredictArgs};
 use self::report::ReportArgs;
 
 /// Plan, calibrate and run LoRA fine-tunes that fit this Mac
@@ -66,6 +66,34 @@ pub(crate) enum Command {
     /// Run one job from stdin and print its events
     #[command(hide = true)]
     Trial(TrialArgs),
+}
+
+impl Command {
+    /// The option of the device; `None` for commands that compute nothing.
+    pub(crate) fn device(&self) -> Option<DeviceArgs> {
+        Some(match self {
+            Self::Plan(args) => args.machine.device,
+            Self::Predict(args) => args.machine.device,
+            Self::Sweep(args) => args.machine.device,
+            Self::Doctor(args) => args.machine.device,
+            Self::Calibrate(args) => args.measure.device,
+            Self::Launch(args) => args.measure.device,
+            Self::Auto(args) => args.measure.device,
+            Self::Generate(args) => args.device,
+            Self::Trial(args) => args.device,
+            Self::Report(_) | Self::Export(_) => return None,
+        })
+    }
+
+    /// Whether a person waits for something to be computed on that device.
+    pub(crate) fn computes(&self) -> bool {
+        match self {
+            Self::Sweep(args) => args.measure,
+            Self::Calibrate(_) | Self::Launch(_) | Self::Auto(_) | Self::Generate(_) => true,
+            Self::Plan(_) | Self::Predict(_) | Self::Doctor(_) => false,
+            Self::Trial(_) | Self::Report(_) | Self::Export(_) => false,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -5,18 +5,27 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::values::{duration, probability, weights};
+use crate::spec::machine::Accelerator;
 use crate::spec::run::{Engine, Weights};
 use crate::units::{Bytes, Seconds};
+
+/// Which device computes.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(crate) struct DeviceArgs {
+    /// Device to train on [default: $HEADROOM_DEVICE, or Metal where it can be used]
+    #[arg(long, value_enum, value_name = "DEVICE")]
+    pub device: Option<Accelerator>,
+}
 
 /// Which machine is meant.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Machine [default: this one]")]
 pub(crate) struct MachineArgs {
     /// Installed memory, such as 8G; without `--machine`, the most basic Mac sold with that much
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", conflicts_with = "device")]
     pub ram: Option<Bytes>,
     /// Chip, such as "M2 Pro"
-    #[arg(long, value_name = "CHIP")]
+    #[arg(long, value_name = "CHIP", conflicts_with = "device")]
     pub machine: Option<String>,
     /// Number of GPU cores, for chips sold with different numbers
     #[arg(long, value_name = "N", requires = "machine")]
@@ -24,6 +33,8 @@ pub(crate) struct MachineArgs {
     /// Major version of macOS on that Mac; Metal may use less memory up to version 15
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(13..100))]
     pub macos: Option<u32>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Folder of measurements to calibrate with [default: $HEADROOM_RESULTS, ./results or the user's data folder]
     #[arg(long, value_name = "DIR")]
     pub results: Option<PathBuf>,

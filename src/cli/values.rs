@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use jiff::SignedDuration;
 
+use crate::spec::machine::Accelerator;
 use crate::spec::run::export_format::ExportFormat;
 use crate::spec::run::{Engine, Weights};
 use crate::units::Seconds;
@@ -29,6 +30,20 @@ impl ValueEnum for Engine {
         let about = match self {
             Self::Candle => "Headroom's own trainer",
             Self::MlxLm => "The user's mlx-lm",
+        };
+        Some(PossibleValue::new(self.name()).help(about))
+    }
+}
+
+impl ValueEnum for Accelerator {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let about = match self {
+            Self::Cpu => "The processor",
+            Self::Metal => "The GPU of a Mac with Apple silicon and macOS 15 or later",
         };
         Some(PossibleValue::new(self.name()).help(about))
     }

@@ -12,6 +12,7 @@ use crate::experiment::calibration::Calibrating;
 use crate::experiment::run_file;
 use crate::experiment::session::Session;
 use crate::experiment::workload::Workload;
+use crate::measure::awake::Awake;
 use crate::plan::{Ask, DEFAULT_CONFIDENCE, DEFAULT_HOURS, Held, Plan, plan};
 use crate::spec::model::Model;
 use crate::spec::run::{BUILTIN, Execution, Recipe, RunConfig};
@@ -49,6 +50,7 @@ pub(crate) fn run(args: &AutoArgs, output: &Output) -> Result<()> {
     }
     let hours = args.time_limit.map_or(if builtin { HOURS_BUILTIN } else { DEFAULT_HOURS }, Seconds::hours);
 
+    let _awake = Awake::during("calibrating and training");
     // For machines the answer is the report's alone.
     let steps = output.step();
     let head = |title: &str| output.part(&format!("\n{title}"));

@@ -11,6 +11,7 @@ use crate::experiment::calibration::{self, Calibrating, Ended, Price, TrialEvent
 use crate::experiment::run_file;
 use crate::experiment::session::Session;
 use crate::measure::Measurement;
+use crate::measure::awake::Awake;
 use crate::predict::calibration::Calibration;
 use crate::predict::predict;
 use crate::report::brief;
@@ -61,6 +62,7 @@ pub(crate) fn run(args: &CalibrateArgs, output: &Output) -> Result<()> {
 
 /// Makes the trials that are missing and says what they changed.
 pub(crate) fn calibrate(session: &mut Session, what: &Calibrating<'_>, output: &Output) -> Result<Calibrated> {
+    let _awake = Awake::during("calibrating");
     let old = session.calibration.clone();
     let trials = make_trials(session, what, output)?;
     if session.unusable > 0 {

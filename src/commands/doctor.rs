@@ -8,6 +8,7 @@ use crate::cli::plan::DoctorArgs;
 use crate::commands::inputs;
 use crate::commands::output::{Answer, Output};
 use crate::error::Result;
+use crate::measure::devices;
 use crate::plan::{Verdict, assess};
 use crate::predict::calibration::Calibration;
 use crate::predict::{ASSUMED_EXAMPLES, Request};
@@ -29,6 +30,9 @@ const CONFIDENCE: f64 = 0.99;
 #[derive(Serialize)]
 struct Report<'a> {
     machine: &'a Machine,
+    /// Why this Mac does not train on its GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_metal: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     models: Option<&'a [Row]>,
 }
@@ -40,9 +44,11 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
         return self_test(&machine, &args.out, output);
     }
     let models = args.models.then(|| judge(&machine)).transpose()?;
-    let report = Report { machine: &machine, models: models.as_deref() };
+    let named = args.machine.machine.is_some() || args.machine.ram.is_some();
+    let no_metal = devices::why_not_metal().filter(|_| !named);
+    let report = Report { machine: &machine, no_metal: no_metal.as_deref(), models: models.as_deref() };
     output.answer(&report, |_| {
-        let mut text = page::machine(&machine);
+        let mut text = page::machine(&machine, no_metal.as_deref());
         match &models {
             Some(rows) => text += &page::models(rows, SEQ),
             None => text += "\nmodels it can train: `headroom doctor --models`\n",

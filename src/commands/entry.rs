@@ -14,6 +14,7 @@ use crate::commands::{
     accuracy, auto, calibrate, doctor, export, generate, interrupt, launch, plan, predict, report, sweep, trial,
 };
 use crate::error::{Error, Result};
+use crate::measure::devices;
 use crate::report::layout::printable;
 
 /// Does what was typed; the exit code is 0 for yes, 1 for no, 2 for an error, and 128 and its number after a signal.
@@ -36,6 +37,12 @@ pub fn main() -> ExitCode {
 /// Runs the command that was typed.
 fn run(cli: &Cli) -> Result<Answer> {
     let output = Output::new(cli.output);
+    if let Some(args) = cli.command.device() {
+        devices::choose(args.device)?;
+        if let Some(reason) = devices::why_not_metal().filter(|_| args.device.is_none() && cli.command.computes()) {
+            output.note(&format!("the CPU computes: Metal is not used, because {reason}"));
+        }
+    }
     match &cli.command {
         Command::Plan(args) => plan::run(args, &output),
         Command::Predict(args) => predict::run(args, &output),

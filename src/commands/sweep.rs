@@ -16,6 +16,7 @@ use crate::experiment::run_file;
 use crate::experiment::session::{Session, Settings};
 use crate::experiment::sweep::{self, SweepEvent, Sweeping, Swept, Workloads, key, middle};
 use crate::experiment::workload::Workload;
+use crate::measure::awake::Awake;
 use crate::measure::table;
 use crate::plan::{Assessment, Verdict, assess};
 use crate::predict::calibration::Calibration;
@@ -194,6 +195,7 @@ fn measure(
 ) -> Result<()> {
     let settings = Settings { results, memory_limit: args.limits.memory_limit, script: args.script.as_deref() };
     let what = Sweeping { grid, workloads, repeats: args.repeats, trial_time: args.trial_time, confidence, settings };
+    let _awake = Awake::during("measuring a grid");
     let bar = output.bar((grid.runs.len() * args.repeats) as u64);
     let swept = sweep::measure(&what, interrupted(), &mut |event| {
         match event {

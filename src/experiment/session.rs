@@ -11,7 +11,7 @@ use crate::measure::{Measurement, Place, Predicted, probe, row, table};
 use crate::plan::{Assessment, assess};
 use crate::predict::calibration::{Calibration, Died, Observation};
 use crate::predict::{Formula, Measured, Prediction, Request};
-use crate::spec::machine::Machine;
+use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::ModelSpec;
 use crate::spec::run::{Engine, RunConfig, TokenLengths};
 use crate::store;
@@ -80,9 +80,10 @@ impl Session {
 
     /// The session that a run was made on, as far as this machine is it.
     pub(crate) fn of_record(record: &Measurement, results: &Path) -> Result<Self> {
-        let machine = probe::this_machine()?;
+        let here = probe::this_machine()?;
+        let machine = if here.name == record.machine { here.clone() } else { probe::machine_with(Accelerator::Cpu)? };
         if machine.name != record.machine {
-            return Err(Error::invalid("machine", &machine.name, format!("`{}`, where it ran", record.machine)));
+            return Err(Error::invalid("machine", &here.name, format!("`{}`, where it ran", record.machine)));
         }
         let limit = machine.available;
         Self::of(record.config.engine, record.engine_version.clone(), (machine, limit), results)

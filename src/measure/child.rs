@@ -11,15 +11,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::measure::devices;
 use crate::measure::footprint::{self, Footprint};
 
-/// A command that runs this program once more.
+/// A command that runs this program once more, on the device that this process has chosen.
 pub(crate) fn this_program() -> Result<Command> {
     let program = std::env::current_exe().map_err(|e| Error::Engine {
         engine: "trial".into(),
         reason: format!("the headroom program cannot be found: {e}"),
     })?;
-    Ok(Command::new(program))
+    let mut command = Command::new(program);
+    command.env(devices::VARIABLE, devices::chosen().name());
+    Ok(command)
 }
 
 /// What a child inherits of the environment: where things are, how text is written, and what decides how many threads

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::measure::child::{ChildGroup, End, Heard};
+use crate::measure::failure::Failure;
 use crate::measure::room::{LOOK, Room, Spare};
 use crate::measure::summary;
 use crate::spec::record::{Job, Outcome, Step};
@@ -214,12 +215,14 @@ impl<'a> Watch<'a> {
             (None, None) => Outcome::Crashed { at_step, reason: "it ended without a report".into() },
             (None, Some(end)) => {
                 let words = self.child.last_words();
-                if words.iter().any(|line| speaks_of_memory(line)) || (end.killed && self.killed_for_memory()) {
+                let failures: Vec<Failure> = words.iter().filter_map(|line| Failure::of(line)).collect();
+                if failures.contains(&Failure::OutOfMemory) || (end.killed && self.killed_for_memory()) {
                     return Outcome::OutOfMemory { at_step };
                 }
                 // Ours says what was wrong and then what to do about it; others say what was wrong last.
                 let said =
                     words.iter().rev().find_map(|line| line.strip_prefix("error: ")).or(words.last().map(|l| &**l));
+                let said = failures.first().map(|failure| failure.what()).or(said);
                 let last = said.map_or_else(String::new, |line| format!(": {line}"));
                 let End { how, .. } = end;
                 Outcome::Crashed { at_step, reason: format!("{how}{last}") }
@@ -251,14 +254,6 @@ fn plausible(event: &TrainEvent) -> bool {
         TrainEvent::Step(s) => s.step_time_s.is_finite() && s.step_time_s > 0.0 && s.tokens_per_s.is_finite(),
         _ => true,
     }
-}
-
-/// What a Rust process, Metal and MLX say when an allocation fails.
-fn speaks_of_memory(line: &str) -> bool {
-    (line.contains("memory allocation of") && line.contains("failed"))
-        || line.contains("kIOGPUCommandBufferCallbackErrorOutOfMemory")
-        || line.contains("[metal::malloc]")
-        || line.contains("Insufficient Memory")
 }
 
 #[cfg(test)]

@@ -110,6 +110,18 @@ fn a_hang_is_ended_even_if_it_ignores_the_request() {
 }
 
 #[test]
+fn the_gpus_last_words_are_understood() {
+    let dies = |line: &str| {
+        see(&format!("{}echo 'error: tensor operation failed' >&2; echo '  {line}' >&2; exit 2", echo(&[READY])))
+    };
+    let seen = dies("Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)");
+    assert_eq!(seen.outcome, Outcome::OutOfMemory { at_step: 0 });
+    let seen = dies("Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)");
+    let reason = "exit code 2: the GPU watchdog of macOS ended a command that took too long".into();
+    assert_eq!(seen.outcome, Outcome::Crashed { at_step: 0, reason });
+}
+
+#[test]
 fn too_much_memory_is_ended() {
     // `tail` keeps the whole of a line that does not end; it is not the shell itself but what that started.
     let limit = Limits { memory: Bytes::from_mib(100), ..limits() };

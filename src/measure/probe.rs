@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, ProcessRefreshKind, RefreshKind, System};
 
 use crate::error::{Error, Result};
+use crate::measure::devices;
+use crate::measure::probe_processor::computing_machine;
 use crate::measure::room::Room;
-use crate::spec::machine::Machine;
+use crate::spec::machine::{Accelerator, Machine};
 use crate::units::Bytes;
 
 #[cfg(not(target_os = "macos"))]
@@ -140,33 +142,55 @@ fn largest_other() -> Option<(String, Bytes)> {
     others.max_by_key(|p| p.memory()).map(|p| (p.name().to_string_lossy().into_owned(), Bytes(p.memory())))
 }
 
-/// Free to a new process: what the system counts as available, and no more than the limits of this process leave. Page
-/// cache is given back on demand and so does not count as taken.
+/// Free to a new process: what the system can give, and no more than the limits of this process leave.
 fn available(system: &System) -> Bytes {
-    let free = Bytes(system.available_memory());
+    let free = unused(system);
     Room::here().left().map_or(free, |left| left.min(free))
 }
 
-/// This machine, asked and not looked up, as far as it can tell.
+/// What is available counts the active pages of other programs on macOS. So this is what is left of the memory beside
+/// "Memory Used" in Activity Monitor: pages of programs that are not purgeable, wired ones, and the compressor's. The file
+/// cache is given back on demand and does not count as taken.
 #[cfg(target_os = "macos")]
-pub fn this_machine() -> Result<Machine> {
-    let system = memory()?;
-    mac::machine(cpu().0, Bytes(system.total_memory()), available(&system))
+fn unused(system: &System) -> Bytes {
+    Bytes(system.total_memory().saturating_sub(system.used_memory()))
 }
 
-/// This machine, asked and not looked up, as far as it can tell.
+/// What the kernel counts as available. Page cache is given back on demand and does not count as taken.
+#[cfg(not(target_os = "macos"))]
+fn unused(system: &System) -> Bytes {
+    Bytes(system.available_memory())
+}
+
+/// This machine with the device that was chosen, asked and not looked up, as far as it can tell.
 ///
 /// # Errors
 /// Where the system does not tell its memory.
-#[cfg(not(target_os = "macos"))]
 pub fn this_machine() -> Result<Machine> {
+    machine_with(devices::chosen())
+}
+
+/// This machine with one of its devices: each is a machine of its own, with measurements of its own.
+#[cfg(target_os = "macos")]
+pub(crate) fn machine_with(accelerator: Accelerator) -> Result<Machine> {
+    let system = memory()?;
+    let (brand, ghz) = cpu();
+    let (memory, available) = (Bytes(system.total_memory()), available(&system));
+    Ok(match accelerator {
+        Accelerator::Metal => mac::machine(brand, memory, available),
+        Accelerator::Cpu => computing_machine((format!("{} CPU", text::chip_name(&brand)), ghz), memory, available),
+    })
+}
+
+/// This machine, whose processor is the only device.
+#[cfg(not(target_os = "macos"))]
+pub(crate) fn machine_with(_: Accelerator) -> Result<Machine> {
     let system = memory()?;
     let (room, total) = (Room::here(), Bytes(system.total_memory()));
     // A container is a machine; a job with a limit of its own runs on the machine that it was measured on without.
     let whole = room.outermost().map_or(total, |limit| limit.min(total));
     let memory = room.limit().map_or(whole, |limit| limit.min(whole));
-    let (chip, ghz) = cpu();
-    let machine = linux::processor((chip, ghz), whole, available(&system));
+    let machine = computing_machine(cpu(), whole, available(&system));
     Ok(Machine { memory, working_set: memory, max_buffer: memory, ..machine })
 }
 

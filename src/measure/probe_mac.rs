@@ -4,9 +4,9 @@ use std::process::Command;
 
 use objc2_foundation::{NSProcessInfo, NSProcessInfoThermalState};
 
-use crate::error::Result;
 use crate::measure::probe::{MachineState, text};
 use crate::measure::probe_processor::this_processor;
+use crate::ops::device::first_gpu;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::units::{Bytes, Flops, bandwidth_from_gb_s};
 
@@ -36,18 +36,19 @@ pub(crate) fn state() -> MachineState {
     }
 }
 
-/// This Mac: the table's figures for its chip, corrected by what the system and Metal say.
-pub(crate) fn machine(brand: String, memory: Bytes, available: Bytes) -> Result<Machine> {
+/// This Mac with its GPU: the table's figures for its chip, corrected by what the system and Metal say.
+pub(crate) fn machine(brand: String, memory: Bytes, available: Bytes) -> Machine {
     let chip = text::chip_name(&brand);
     let cores = ask("/usr/sbin/ioreg", &["-rc", "AGXAccelerator", "-d1"]).and_then(|out| text::gpu_cores(&out));
     let known = Machine::named(chip, Some(memory), cores).ok();
     let mut machine = known.unwrap_or_else(|| unknown(chip, cores.unwrap_or(8), memory));
     machine.available = available;
-    if let Some(working_set) = metal_working_set() {
-        machine.max_buffer = machine.max_buffer.scale(working_set.as_f64() / machine.working_set.as_f64());
-        machine.working_set = working_set;
+    if let Some(gpu) = first_gpu() {
+        let asked = |bytes: u64, known: Bytes| if bytes > 0 { Bytes(bytes) } else { known };
+        machine.working_set = asked(gpu.working_set, machine.working_set);
+        machine.max_buffer = asked(gpu.max_buffer, machine.max_buffer);
     }
-    Ok(machine)
+    machine
 }
 
 /// A chip newer than the table: rates of a core and shares of the memory as on the newest that is in it (M5).
@@ -70,11 +71,4 @@ fn unknown(chip: &str, cores: usize, memory: Bytes) -> Machine {
         processor: this_processor(),
         source: "not in the table; rates of a GPU core as on an M5".into(),
     }
-}
-
-/// Metal's `recommendedMaxWorkingSetSize`, which follows `iogpu.wired_limit_mb` too.
-fn metal_working_set() -> Option<Bytes> {
-    let device = crate::ops::device::metal()?;
-    let bytes = device.as_metal_device().ok()?.metal_device().recommended_max_working_set_size();
-    (bytes > 0).then_some(Bytes(bytes as u64))
 }

@@ -37,8 +37,8 @@ pub(crate) struct Row {
     pub tokens_per_s: f64,
 }
 
-/// The figures of a machine that plans are made of, as text.
-pub(crate) fn machine(machine: &Machine) -> String {
+/// The figures of a machine that plans are made of, as text; `no_metal` is why a Mac does not use its GPU.
+pub(crate) fn machine(machine: &Machine, no_metal: Option<&str>) -> String {
     let metal = machine.accelerator == Accelerator::Metal;
     let mut out = format!("{}\n", paint(&machine.name, Style::new().bold()));
     let mut facts = Vec::new();
@@ -46,6 +46,9 @@ pub(crate) fn machine(machine: &Machine) -> String {
     fact("memory", format!("{}, {} free for a run", machine.memory, machine.available));
     if metal {
         fact("Metal working set", format!("{}, buffers up to {}", machine.working_set, machine.max_buffer));
+    }
+    if let Some(reason) = no_metal {
+        fact("Metal", format!("not used, because {reason}"));
     }
     fact("bandwidth", format!("{:.0} GB/s", Flops(machine.bandwidth).giga()));
     let measured = machine.measured_flops.map(|m| format!(", {:.1} measured", m.tera())).unwrap_or_default();

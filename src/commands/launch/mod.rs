@@ -15,6 +15,8 @@ use crate::commands::inputs;
 use crate::commands::output::Output;
 use crate::error::{Error, Result};
 use crate::experiment::{engine, run_file, session};
+use crate::measure::awake::Awake;
+use crate::measure::failure::Failure;
 use crate::measure::observe::Observed;
 use crate::measure::{Measurement, probe};
 use crate::plan::{Assessment, LimitKind};
@@ -108,6 +110,25 @@ pub(crate) fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, outp
     launch.go(trainer.as_mut(), settings)
 }
 
+/// How a run ended whose trainer failed.
+fn failed(error: &Error, at_step: usize) -> Outcome {
+    match Failure::of_error(error) {
+        Some(Failure::OutOfMemory) => Outcome::OutOfMemory { at_step },
+        Some(failure) => Outcome::Crashed { at_step, reason: failure.what().into() },
+        None => Outcome::Crashed { at_step, reason: error.to_string() },
+    }
+}
+
+/// What a trainer failed by, with what helps, where its words say so.
+fn explained(error: Error, at_step: usize) -> Error {
+    let Some(failure) = Failure::of_error(&error) else { return error };
+    let (what, remedy, source) = (failure.what(), failure.remedy(), Box::new(error));
+    match failure {
+        Failure::OutOfMemory => Error::OutOfMemory { at_step, remedy, source },
+        Failure::Watchdog | Failure::DeviceLost => Error::Gpu { what, at_step, remedy, source },
+    }
+}
+
 fn preflight(plan: &Assessment, force: bool) -> Result<()> {
     let Some(binding) = plan.binding().filter(|_| !plan.fits() && !force) else { return Ok(()) };
     let (what, limit) = match (binding.kind, plan.limits.first()) {
@@ -157,6 +178,7 @@ impl Launch<'_> {
             pad_to_max: false,
         };
         let predicted = session::predicted(&self.plan.prediction);
+        let _awake = Awake::during("training");
         let (state, started) = (probe::state(), Instant::now());
         let guard = self.guard()?;
         let mut watch = Watch::new(self, &guard);
@@ -167,9 +189,9 @@ impl Launch<'_> {
             (_, Some(error)) => return Err(error),
             (Ok(_), None) if watch.over => Outcome::OutOfMemory { at_step },
             (Ok(outcome), None) => outcome.clone(),
-            (Err(error), None) => Outcome::Crashed { at_step, reason: error.to_string() },
+            (Err(error), None) => failed(error, at_step),
         };
-        let result = match result {
+        let result = match result.map_err(|error| explained(error, at_step)) {
             // There is nothing to write down of a run that took no step.
             Err(error) if watch.steps.is_empty() => return Err(error),
             result => result,
@@ -182,7 +204,10 @@ impl Launch<'_> {
         let measurement = Measurement::new(&self.bench.place, &job, &observed, predicted, state);
         let measurement = measurement.with_validations(&validations);
         let written = store::save_json(&self.folder.outcome(), &measurement).and_then(|()| earlier::seal(&self.folder));
-        // What ended the run matters more than what kept that from being written down.
+        if result.is_err() && measurement.died_of_memory() && measurement.has_speed() {
+            // Later plans are to know. What ended the run matters more than what kept that from being written down.
+            self.bench.add(measurement.clone()).ok();
+        }
         result?;
         written.map(|()| measurement)
     }

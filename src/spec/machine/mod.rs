@@ -18,6 +18,19 @@ pub enum Accelerator {
     Cpu,
 }
 
+impl Accelerator {
+    /// Every device.
+    pub(crate) const ALL: [Self; 2] = [Self::Cpu, Self::Metal];
+
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Metal => "metal",
+        }
+    }
+}
+
 /// A machine that a run is planned for: its memory limits and its speed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use candle_core::Device;
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 
 use crate::checkpoint::adapter::AdapterFile;
@@ -68,6 +69,8 @@ fn continued(decoder: &Decoder, prompt: &[u32], longest: usize, choice: Choice, 
     while tokens.len() < longest {
         let new = &tokens[cache.tokens()..];
         let logits = decoder.extend(new, &[new.len() as u32 - 1], &mut cache)?.squeeze(0)?;
+        // The sampler's softmax is candle-nn's, which is built without Metal; and a row of logits is small.
+        let logits = logits.to_device(&Device::Cpu)?;
         let token = next.sample(&logits)?;
         if ends.contains(&token) {
             break;

@@ -1,0 +1,50 @@
+//! What to do about an error.
+
+use std::io;
+
+use crate::error::Error;
+
+impl Error {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("check the spelling; a relative path in a run file is relative to that file".into())
+            }
+            Self::Parse { hint, .. } => hint.clone(),
+            Self::UnknownArchitecture { supported, .. } => Some(format!("supported: {supported}")),
+            Self::UnknownModel { close, .. } if !close.is_empty() => Some(format!("did you mean {}?", close.join(", "))),
+            Self::UnknownModel { .. } => {
+                Some("give a folder with config.json, *.safetensors and tokenizer.json, or a name from `headroom doctor --models`".into())
+            }
+            Self::NoWeights { name } => Some(format!("fetch them with `hf download {name}`, or give a folder with `--model DIR`")),
+            Self::UnknownMachine { known, .. } => Some(format!("known: {known}; or give --ram alone")),
+            Self::NotFinite { .. } => Some("lower `learning_rate`, or set `max_grad_norm`; the last checkpoint is intact".into()),
+            Self::Schema { .. } => Some("move it aside; a new file is started and the old one is kept".into()),
+            Self::RunExists { .. } => Some("continue it with `--resume`, or choose another folder with `--out`".into()),
+            Self::NotEmpty { .. } => Some("choose an empty or new folder with `--out`".into()),
+            Self::InUse { .. } => Some("wait until it has ended, or choose another folder with `--out`".into()),
+            Self::Damaged { remedy, .. } => Some(remedy.clone()),
+            Self::Changed { .. } => {
+                Some("restore the files, or continue on the changed ones with `--accept-changes`".into())
+            }
+            Self::Interrupted { resume, .. } => resume.as_ref().map(|resume| format!("continue with `{resume}`")),
+            Self::Unread { unread, of } if unread.len() < *of => Some("the page shows the others".into()),
+            Self::Exists { .. } => Some("choose another path with `--out`, or replace it with `--force`".into()),
+            Self::NoSuchExport { .. } => {
+                Some("`--format fused` works for every model: a folder that transformers and mlx-lm load".into())
+            }
+            Self::OutOfMemory { remedy, .. } | Self::Gpu { remedy, .. } => Some((*remedy).into()),
+            Self::NoMetal { .. } => Some("`--device cpu` computes on the processor".into()),
+            Self::DoesNotFit { .. } => Some("`headroom plan` finds a run that fits; `--force` trains anyway".into()),
+            Self::NothingFits { weights, larger, .. } => {
+                let weights = weights.map(|w| format!("it fits with `--weights {w}`, which quantises the base"));
+                let larger = larger.as_ref().map(|mac| format!("the smallest Mac that fits it unchanged: {mac}"));
+                let smaller = Some("`headroom plan` without `--model` finds what fits here".to_owned());
+                Some(weights.into_iter().chain(larger).chain(smaller).collect::<Vec<_>>().join("\nhint: "))
+            }
+            Self::TooSlow { .. } => Some("allow more time with `--time-limit`, or reduce `--seq`, `--epochs` or the model".into()),
+            _ => None,
+        }
+    }
+}
