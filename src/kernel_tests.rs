@@ -276,7 +276,8 @@ fn decoders_give_exactly_what_a_format_holds() {
         let laid_out = stored.for_kernels(&Device::Cpu).unwrap();
         let what = format!("{:?}", stored.format());
         assert_eq!((laid_out.dims().unwrap(), laid_out.format()), (stored.dims().unwrap(), stored.format()));
-        let [ours, cpu] = [(&laid_out, kernels()), (&stored, Backend::Fused)].map(|(s, b)| s.panel(b, 1, rows - 1).unwrap());
+        let [ours, cpu] =
+            [(&laid_out, kernels()), (&stored, Backend::Fused)].map(|(s, b)| s.panel(b, 1, rows - 1).unwrap());
         assert_eq!(worst(&ours, &cpu), 0.0, "{what}");
         let ids = Tensor::new(&[2u32, 0, 2], &Device::Cpu).unwrap();
         let [ours, cpu] = [(&laid_out, kernels()), (&stored, Backend::Fused)].map(|(s, b)| s.rows(b, &ids).unwrap());
@@ -321,7 +322,8 @@ fn products_that_metal_refuses_are_refused_here() {
     assert!(q.product(&a, &b.narrow(1, 0, 2).unwrap()).is_err());
     assert!(q.product(&a.to_dtype(DType::F16).unwrap(), &b).is_err());
     // The same matrix for several of a batch, in four dimensions.
-    let four = |t: &Tensor, batch: usize| t.unsqueeze(0).unwrap().unsqueeze(0).unwrap().repeat((1, batch, 1, 1)).unwrap();
+    let four =
+        |t: &Tensor, batch: usize| t.unsqueeze(0).unwrap().unsqueeze(0).unwrap().repeat((1, batch, 1, 1)).unwrap();
     assert!(q.product(&four(&a, 2), &four(&b, 2)).is_err());
     assert!(q.launch("copy", &[Arg::In(&a.t().unwrap())], &[], Size::matrix(1, 1), 0).is_err());
     assert!(q.launch("no such kernel", &[Arg::In(&a)], &[], Size::matrix(1, 1), 0).is_err());

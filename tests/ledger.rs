@@ -139,7 +139,8 @@ fn measure(case: u64, processor: Processor) -> ([(f64, f64); 2], String) {
     let before = memory::live();
     let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, (&Device::Cpu, Backend::Fused)).unwrap();
     for i in 0..decoder.sites.len() {
-        let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, (&Device::Cpu, Backend::Fused)).unwrap();
+        let fresh =
+            adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, (&Device::Cpu, Backend::Fused)).unwrap();
         decoder.set_adapter(i, fresh).unwrap();
     }
     let mut optimizer = Optimizer::new(&decoder, &run.recipe).unwrap();
@@ -160,7 +161,8 @@ fn measure(case: u64, processor: Processor) -> ([(f64, f64); 2], String) {
     let packing = memory::live().saturating_sub(before);
     let mut decoder = Decoder::load(&source.weights().unwrap(), &spec, &run, (&Device::Cpu, Backend::Fused)).unwrap();
     for i in 0..decoder.sites.len() {
-        let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, (&Device::Cpu, Backend::Fused)).unwrap();
+        let fresh =
+            adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 0, (&Device::Cpu, Backend::Fused)).unwrap();
         decoder.set_adapter(i, fresh).unwrap();
     }
     let mut optimizer = Optimizer::new(&decoder, &run.recipe).unwrap();

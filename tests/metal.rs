@@ -48,8 +48,7 @@ fn losses(family: &str, run: &RunConfig, on: (&Device, Backend)) -> Vec<f64> {
         let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 3, on).unwrap();
         decoder.set_adapter(i, fresh).unwrap();
     }
-    let (mut optimizer, mut buffers) =
-        (Optimizer::new(&decoder, &run.recipe).unwrap(), decoder.buffers().unwrap());
+    let (mut optimizer, mut buffers) = (Optimizer::new(&decoder, &run.recipe).unwrap(), decoder.buffers().unwrap());
     let row = |n: u32| Example { tokens: (0..n).map(|t| (t * t + 7 * n) % 90).collect(), prompt: 0 };
     let rows: Vec<Example> = [9, 31, 17, 44, 23].map(row).into();
     let mut batches = Batches::new(&rows, run, false);
@@ -109,8 +108,7 @@ fn memory_is_what_the_replay_says() {
         let fresh = adapter::fresh(&decoder.sites[i], i, run.recipe.lora.rank, 3, on).unwrap();
         decoder.set_adapter(i, fresh).unwrap();
     }
-    let (mut optimizer, mut buffers) =
-        (Optimizer::new(&decoder, &run.recipe).unwrap(), decoder.buffers().unwrap());
+    let (mut optimizer, mut buffers) = (Optimizer::new(&decoder, &run.recipe).unwrap(), decoder.buffers().unwrap());
     let rows = [511, 511];
     let micro_batch = batch(&rows, 1022);
     for _ in 0..3 {

@@ -9,8 +9,8 @@ use headroom::cost::candle::{Micro, ledger};
 use headroom::cost::ledger::Phase;
 use headroom::cost::pool::{Replay, replay};
 use headroom::cost::time::step_cost;
-use headroom::spec::machine::{Accelerator, Machine};
 use headroom::spec::machine::processor::Processor;
+use headroom::spec::machine::{Accelerator, Machine};
 use headroom::spec::model::{ModelSpec, catalogue};
 use headroom::spec::run::RunConfig;
 use headroom::trainer::candle::replay::{Recording, batch, record};
@@ -116,8 +116,7 @@ fn case(number: u64) -> ([(f64, f64); 2], String) {
     let total = |rows: &[usize]| rows.iter().sum::<usize>();
     let learned = total(&trained) * 2 / 3 + 1;
     let seen = record(&spec, &run, &batch(&trained, learned), None).unwrap();
-    let both =
-        record(&spec, &run, &batch(&trained, learned), Some(&batch(&validated, total(&validated)))).unwrap();
+    let both = record(&spec, &run, &batch(&trained, learned), Some(&batch(&validated, total(&validated)))).unwrap();
     let predicted =
         ledger(&spec, &run, &micro(&trained, learned), Some(&micro(&validated, total(&validated)))).unwrap();
     let highest = |validation: bool| {
@@ -227,14 +226,15 @@ fn launches_and_traffic_are_those_of_the_recording() {
         ("Llama-3.1-8B-Instruct", "weights = \"q4_0\"\n[recipe.lora]\nnum_layers = 16"),
     ] {
         let spec = &catalogue::find(name).unwrap().spec;
-        let text = format!("model = \"m\"\ndata = \"d\"\n[recipe]\nmax_seq_length = 1024\neffective_batch_size = 1\n[execution]\n{extra}");
+        let text = format!(
+            "model = \"m\"\ndata = \"d\"\n[recipe]\nmax_seq_length = 1024\neffective_batch_size = 1\n[execution]\n{extra}"
+        );
         let run = RunConfig::from_toml(&text, Path::new("run.toml")).unwrap();
         let cost = step_cost(spec, &machine, &run, None).unwrap();
         // The time model's rows are all learned from; a batch has a row less than tokens.
         let recording = record(spec, &run, &batch(&[1024], 1024), None).unwrap();
         let step = replay(&recording.events[recording.step]);
-        let (launches, bytes) =
-            (cost.launches() / step.launches as f64, cost.bytes() / step.moved_bytes.as_f64());
+        let (launches, bytes) = (cost.launches() / step.launches as f64, cost.bytes() / step.moved_bytes.as_f64());
         println!("{name} {extra:?}: launches {launches:.3}, bytes {bytes:.3}");
         assert!((launches - 1.0).abs() < 0.05 && (bytes - 1.0).abs() < 0.1, "{name} {extra}: {launches} {bytes}");
     }
@@ -243,7 +243,8 @@ fn launches_and_traffic_are_those_of_the_recording() {
 /// The tables of docs/metal.md, which this writes anew where `HEADROOM_WRITE_DOCS` is set.
 #[test]
 fn docs_metal_says_what_the_replay_says() {
-    let mut text = String::from("| run | peak | in use | launches | waits | bytes beside products |\n|---|---|---|---|---|---|\n");
+    let mut text =
+        String::from("| run | peak | in use | launches | waits | bytes beside products |\n|---|---|---|---|---|---|\n");
     for (name, execution, limits) in [
         ("the default chunks", "", false),
         ("one chunk of the MLP", "mlp_chunk = 2048", true),

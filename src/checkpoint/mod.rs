@@ -9,6 +9,7 @@ pub(crate) mod gguf;
 mod gguf_header;
 mod gguf_metadata;
 mod int8;
+mod kernels;
 pub(crate) mod safetensors;
 pub mod source;
 pub mod stored;

@@ -138,6 +138,12 @@ pub(crate) struct DoctorArgs {
     #[arg(long, conflicts_with = "models")]
     pub self_test: bool,
     /// Where to write what the self-test saw
-    #[arg(long, value_name = "FILE", default_value = "headroom-self-test.json", requires = "self_test", help_heading = "Output")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "headroom-self-test.json",
+        requires = "self_test",
+        help_heading = "Output"
+    )]
     pub out: PathBuf,
 }

@@ -17,9 +17,9 @@ use crate::report::doctor::{
 };
 use crate::spec::machine::Machine;
 use crate::spec::model::catalogue;
+use crate::spec::run::{Data, Engine, Execution, Recipe, RunConfig, TokenLengths, Weights};
 use crate::store;
 use crate::trainer::candle::self_test::{self, Check, SelfTest};
-use crate::spec::run::{Data, Engine, Execution, Recipe, RunConfig, TokenLengths, Weights};
 
 /// Sequence length that the models are judged at.
 const SEQ: usize = 2048;

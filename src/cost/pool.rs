@@ -187,7 +187,15 @@ mod tests {
     fn a_replay_counts_what_happened() {
         let take = |id, bytes| Event::Take { id, bytes, source: Source::Private };
         let launch = |moved, flops| Event::Launch { kernel: "k", moved, flops };
-        let events = [take(0, pages(3)), launch(10, 0), take(1, 0), Event::Give { id: 0 }, take(2, pages(1)), launch(5, 8), Event::Wait];
+        let events = [
+            take(0, pages(3)),
+            launch(10, 0),
+            take(1, 0),
+            Event::Give { id: 0 },
+            take(2, pages(1)),
+            launch(5, 8),
+            Event::Wait,
+        ];
         let expected = Replay {
             alive_bytes: Bytes(pages(3)),
             peak_bytes: Bytes(pages(4)),

@@ -78,7 +78,7 @@ fn record(f: impl FnOnce(&mut Recorder)) {
 }
 
 /// Records what `f` does on this thread, and gives it with what `f` gives.
-pub fn recorded<R>(f: impl FnOnce() -> R) -> (R, Vec<Event>) {
+pub(crate) fn recorded<R>(f: impl FnOnce() -> R) -> (R, Vec<Event>) {
     RECORDER.with_borrow_mut(|r| *r = Recorder::default());
     RECORDING.set(true);
     let result = f();

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 
-use crate::ops::metal::Queue;
+use crate::ops::metal::queue::Queue;
 
 /// What computes; chosen where a model is loaded, and the same for all of it.
 #[derive(Clone, Copy, Debug)]

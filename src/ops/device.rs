@@ -183,6 +183,28 @@ pub(crate) fn metal() -> Option<Device> {
     if no_metal().is_some() { None } else { Device::new_metal(0).ok() }
 }
 
+/// Kernels that candle puts into one command of the GPU, by its variable of this name; 50 where it is not set.
+#[cfg(target_os = "macos")]
+const COMMAND_LENGTH: &str = "CANDLE_METAL_COMPUTE_PER_BUFFER";
+
+/// A step whose longest product has more multiplications and additions than this is cut into shorter commands: some
+/// fifteen products are in one of 50 kernels, and macOS ends a command that keeps a display waiting (mlx#3267). On an M1 it
+/// is 20 ms a product.
+#[cfg(target_os = "macos")]
+const LONG_PRODUCT: f64 = 4e10;
+
+/// Before the device is opened: makes its commands short where products are long, unless the user has said how long they
+/// are to be.
+pub(crate) fn shorten_commands(longest_product: f64) {
+    #[cfg(target_os = "macos")]
+    if longest_product > LONG_PRODUCT && std::env::var_os(COMMAND_LENGTH).is_none() {
+        // SAFETY: nothing else in this process reads or writes the environment while a job is being loaded.
+        unsafe { std::env::set_var(COMMAND_LENGTH, "10") };
+    }
+    #[cfg(not(target_os = "macos"))]
+    let _ = longest_product;
+}
+
 /// Runs `f` and gives back what Objective-C autoreleased meanwhile: candle's loop would gather it without end.
 #[cfg(target_os = "macos")]
 pub(crate) fn autoreleased<R>(f: impl FnOnce() -> R) -> R {

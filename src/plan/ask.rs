@@ -162,12 +162,7 @@ fn loss_chunks(spec: &ModelSpec, accelerator: Accelerator) -> Vec<usize> {
 }
 
 /// Every execution of a recipe, the one with the least memory first.
-pub(crate) fn executions(
-    held: Held,
-    spec: &ModelSpec,
-    recipe: &RunConfig,
-    accelerator: Accelerator,
-) -> Vec<RunConfig> {
+pub(crate) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig, accelerator: Accelerator) -> Vec<RunConfig> {
     let e = &recipe.execution;
     let stored = spec.storage.format.weights();
     let effective = recipe.recipe.effective_batch_size;

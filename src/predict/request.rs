@@ -56,9 +56,8 @@ impl Request<'_> {
     /// The micro-batches that decide the memory of a usual run, for the candle engine: of training, and of an evaluation.
     pub(crate) fn worst_micros(&self) -> (cost::candle::Micro, Option<cost::candle::Micro>) {
         let heaviest = self.heaviest(USUAL);
-        let of = |tokens| {
-            cost::candle::Micro::full(self.run.execution.batch_size, tokens, heaviest.learned, self.machine)
-        };
+        let of =
+            |tokens| cost::candle::Micro::full(self.run.execution.batch_size, tokens, heaviest.learned, self.machine);
         (of(heaviest.tokens_per_row), heaviest.validation_tokens.map(of))
     }
 

@@ -85,7 +85,8 @@ pub(crate) fn timeline(assessment: &Assessment, width: usize) -> String {
 
 /// What Metal would make of the run's step, from a recording of it.
 pub(crate) fn replay(replay: &Replay) -> String {
-    let mut out = format!("\n{}  recorded here and played through candle's allocator\n", paint("replay on Metal", BOLD));
+    let mut out =
+        format!("\n{}  recorded here and played through candle's allocator\n", paint("replay on Metal", BOLD));
     let peak = format!("{}, of which {} in use at most", replay.peak_bytes, replay.alive_bytes);
     let launches = format!("{} a micro-batch", grouped(replay.launches));
     let waits = format!("{} an optimizer step", replay.waits);

@@ -190,7 +190,8 @@ impl ScriptedTrainer {
     fn mishap(&self, step: usize) -> Option<Mishap> {
         use Mishap::{Crash, Diverge, Garbage, GpuMemory, Hang, OutOfMemory, Watchdog};
         self.script.mishap.filter(|m| {
-            let (OutOfMemory(at) | Hang(at) | Crash(at) | Garbage(at) | Diverge(at) | GpuMemory(at) | Watchdog(at)) = *m;
+            let (OutOfMemory(at) | Hang(at) | Crash(at) | Garbage(at) | Diverge(at) | GpuMemory(at) | Watchdog(at)) =
+                *m;
             at == step
         })
     }

@@ -81,11 +81,7 @@ impl StepLedger<'_> {
         [normed, q, k, v, out].into_iter().chain(raw.into_iter().flatten()).for_each(|l| self.t.free(l));
     }
 
-    pub(super) fn attention_backward(
-        &mut self,
-        tape: AttentionTape,
-        need_dx: bool,
-    ) -> Option<Live> {
+    pub(super) fn attention_backward(&mut self, tape: AttentionTape, need_dx: bool) -> Option<Live> {
         let rows = self.micro.rows();
         let post = self.spec.post_norms.then(|| {
             let y = self.linear(Role::O, rows, ATTENTION);
@@ -113,11 +109,7 @@ impl StepLedger<'_> {
         dx
     }
 
-    pub(super) fn qkv_backward(
-        &mut self,
-        [dq, dk, dv]: [Live; 3],
-        need_dx: bool,
-    ) -> Option<Live> {
+    pub(super) fn qkv_backward(&mut self, [dq, dk, dv]: [Live; 3], need_dx: bool) -> Option<Live> {
         let rows = self.micro.rows();
         if self.find(Role::Qkv).is_some() {
             let all = self.t.alloc(ATTENTION, rows * (self.q() + 2 * self.kv()));

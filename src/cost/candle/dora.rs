@@ -30,12 +30,7 @@ impl StepLedger<'_> {
         y
     }
 
-    pub(super) fn linear_dora_back(
-        &mut self,
-        p: &Projection,
-        rows: u64,
-        need_dx: bool,
-    ) -> Option<Live> {
+    pub(super) fn linear_dora_back(&mut self, p: &Projection, rows: u64, need_dx: bool) -> Option<Live> {
         let (from, to, rank) = (p.in_features as u64, p.out_features as u64, self.rank());
         let scaled = self.t.alloc(LORA, rows * to * F32);
         let dx = need_dx.then(|| self.through(p, rows, name_of(p.role)));

@@ -67,11 +67,7 @@ impl StepLedger<'_> {
         out
     }
 
-    pub(super) fn mlp_chunk_backward(
-        &mut self,
-        (gate, up, hidden): (Option<Live>, Option<Live>, Live),
-        rows: u64,
-    ) {
+    pub(super) fn mlp_chunk_backward(&mut self, (gate, up, hidden): (Option<Live>, Option<Live>, Live), rows: u64) {
         let post = self.spec.post_norms.then(|| {
             let y = self.linear(Role::Down, rows, MLP);
             let g = self.t.alloc(MLP, rows * self.h());

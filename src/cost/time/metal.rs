@@ -3,9 +3,9 @@
 
 use crate::cost::time::shapes::{F32, Shapes};
 use crate::cost::time::step::Term;
+use crate::spec::model::Positions;
 use crate::spec::model::storage::Format;
 use crate::spec::model::tensors::{Projection, Role};
-use crate::spec::model::Positions;
 use crate::spec::run::{Optimizer, engine};
 
 /// Kernels launched, and bytes that they move.
@@ -80,7 +80,11 @@ impl Shapes<'_> {
     fn projected(&self, c: &mut Count, p: &Projection, adapted: bool, (uses, n): (f64, f64)) {
         let (from, to) = (p.in_features as f64, p.out_features as f64);
         let stored = self.projection(p);
-        if self.spec.conv1d() { stored.summed(c, uses, n) } else { stored.by_panels(c, uses, n) }
+        if self.spec.conv1d() {
+            stored.summed(c, uses, n)
+        } else {
+            stored.by_panels(c, uses, n)
+        }
         if p.bias {
             c.add(uses, 3.0 * n * to);
         }
@@ -96,7 +100,11 @@ impl Shapes<'_> {
     fn projected_back(&self, c: &mut Count, p: &Projection, adapted: bool, (uses, n): (f64, f64)) {
         let (from, to) = (p.in_features as f64, p.out_features as f64);
         let stored = self.projection(p);
-        if self.spec.conv1d() { stored.by_panels(c, uses, n) } else { stored.summed(c, uses, n) }
+        if self.spec.conv1d() {
+            stored.by_panels(c, uses, n)
+        } else {
+            stored.summed(c, uses, n)
+        }
         if adapted {
             c.add(6.0 * uses, 3.0 * uses * self.rank() * (from + to));
             if self.run.recipe.lora.dropout > 0.0 {
@@ -193,10 +201,7 @@ impl Shapes<'_> {
         }
         self.attention_on_metal(&mut total);
         self.head_on_metal(&mut total);
-        [
-            self.term("kernels and traffic", 0.0, total.bytes, total.launches),
-            self.update_on_metal(),
-        ]
+        [self.term("kernels and traffic", 0.0, total.bytes, total.launches), self.update_on_metal()]
     }
 
     fn attention_on_metal(&self, total: &mut Count) {

@@ -8,8 +8,9 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 
 use crate::ops::attention::{Chunk, Shape};
+use crate::ops::metal::launch::{Arg, Size, words};
 use crate::ops::metal::layers::Box;
-use crate::ops::metal::{Arg, Queue, Size, words};
+use crate::ops::metal::queue::Queue;
 
 /// A row that a threadgroup reads again comes out of a cache if it is at most this long, bytes.
 const CACHED_ROW: usize = 32 << 10;
@@ -154,7 +155,8 @@ impl Shape {
         let dv = queue.product(&p.t()?, &gc)?;
         drop(gc);
         let (rows, n) = (self.heads * chunk.rows.len(), chunk.keys.len());
-        let args = &[Arg::In(&p), if self.softcap.is_some() { Arg::In(&slope) } else { Arg::Table(&slope) }, Arg::InOut(&ds)];
+        let args =
+            &[Arg::In(&p), if self.softcap.is_some() { Arg::In(&slope) } else { Arg::Table(&slope) }, Arg::InOut(&ds)];
         let beside = 2 * again(rows, n);
         queue.launch("softmax_back", args, &self.softmax_words(chunk, self.scale), Size::rows(rows, n), beside)?;
         drop((p, slope));
@@ -169,7 +171,10 @@ impl Shape {
         let (n, d, length) = (keys.len(), self.head_dim, to.dim(1)?);
         let at = keys.start * d;
         let first = to.flatten_all()?.narrow(0, at, to.elem_count() - at)?;
-        Box { size: [d, n, self.kv_heads], from: [1, d, n * d], to: [d, length * d] }
-            .accumulate(queue, 1.0, (part, &first))
+        Box { size: [d, n, self.kv_heads], from: [1, d, n * d], to: [d, length * d] }.accumulate(
+            queue,
+            1.0,
+            (part, &first),
+        )
     }
 }

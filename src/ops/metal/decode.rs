@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::ops::metal::{Arg, Queue, Size, bytes, words};
+use crate::ops::metal::launch::{Arg, Size, bytes, words};
+use crate::ops::metal::queue::Queue;
 use crate::spec::model::storage::{Block, Format, INT8_GROUP};
 
 /// Which rows of a matrix.
@@ -76,7 +77,9 @@ impl Queue {
         let size = Size::matrix(pick.count(), columns);
         // Where rows are not picked by indices, something must stand in their place.
         let ids = Arg::Table(ids.unwrap_or(data));
-        let words = |kind: u32, bits: usize, group: usize| [columns as u32, first as u32, by_ids, kind, bits as u32, group as u32];
+        let words = |kind: u32, bits: usize, group: usize| {
+            [columns as u32, first as u32, by_ids, kind, bits as u32, group as u32]
+        };
         match (rows.format, rows.scales) {
             (Format::F32, _) => {
                 let args = &[Arg::Table(data), ids, Arg::Part(&to)];

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, MetalDevice, MetalError, MetalStorage, Result, 
 use candle_metal_kernels::metal::{Buffer, ComputePipeline, Library};
 use objc2_metal::{MTLCompileOptions, MTLMathMode, MTLSize};
 
-use crate::ops::metal::{Arg, SOURCE, Size};
+use crate::ops::metal::launch::{Arg, SOURCE, Size};
 
 /// The kernels of a device, as far as they were used.
 struct Compiled {
@@ -84,10 +84,8 @@ pub(super) fn encode(kernel: &'static str, args: &[Arg<'_>], words: &[u32], size
         Size::Grid([width, height, depth]) => {
             let across = most.min(width).min(256);
             let down = (most.min(256) / across).clamp(1, height);
-            encoder.dispatch_threads(
-                MTLSize { width, height, depth },
-                MTLSize { width: across, height: down, depth: 1 },
-            );
+            encoder
+                .dispatch_threads(MTLSize { width, height, depth }, MTLSize { width: across, height: down, depth: 1 });
         }
         Size::Rows(rows, lanes) if lanes <= most => encoder.dispatch_thread_groups(
             MTLSize { width: rows, height: 1, depth: 1 },

@@ -4,7 +4,7 @@ use std::ffi::{CString, c_char, c_int, c_void};
 
 use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 
-use crate::ops::metal::{Arg, SOURCE, Size};
+use crate::ops::metal::launch::{Arg, SOURCE, Size};
 
 /// Kernels compiled for the processor.
 #[derive(Clone, Copy, Debug)]
@@ -39,9 +39,8 @@ impl HostKernels {
         };
         // SAFETY: the kernels are those of the source (the promise of `new`); their buffers were sized for them, and no
         // one else uses the memory of what they write, as on the GPU.
-        let code = unsafe {
-            (self.run)(name.as_ptr(), buffers.as_mut_ptr(), words.as_ptr().cast(), grid.as_ptr(), lanes)
-        };
+        let code =
+            unsafe { (self.run)(name.as_ptr(), buffers.as_mut_ptr(), words.as_ptr().cast(), grid.as_ptr(), lanes) };
         match code {
             0 => Ok(()),
             1 => bail!("there is no kernel `{kernel}`"),

@@ -4,7 +4,8 @@ use candle_core::{Device, Result, Tensor};
 
 use crate::memory::trace;
 use crate::ops::dropout::{Dropout, Part};
-use crate::ops::metal::{Arg, Queue, Size, acceptable, bytes, words};
+use crate::ops::metal::launch::{Arg, Size, bytes, words};
+use crate::ops::metal::queue::{Queue, acceptable};
 use crate::spec::model::Activation;
 
 /// A box of numbers that is copied or added: its size, and the distances between neighbours on both sides.

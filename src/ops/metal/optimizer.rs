@@ -2,7 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::metal::{Arg, Queue, SIMD, Size, words};
+use crate::ops::metal::launch::{Arg, SIMD, Size, words};
+use crate::ops::metal::queue::Queue;
 
 /// Parts that the sum of a tensor's squares is left in.
 pub(crate) const PARTS: usize = 256;

@@ -14,7 +14,8 @@ use crate::data::example::Example;
 use crate::data::examples::Rows;
 use crate::error::{Error, Result};
 use crate::ops::Backend;
-use crate::ops::device::{autoreleased, device, prepare_products};
+use crate::ops::device::{autoreleased, device, prepare_products, shorten_commands};
+use crate::spec::model::ModelSpec;
 use crate::spec::record::{Job, Outcome, Step};
 use crate::spec::run::RunConfig;
 use crate::trainer::candle::nn::adapter;
@@ -32,7 +33,7 @@ use crate::{memory, ops};
 /// A job with its model, data and optimizer loaded.
 pub(super) struct Session {
     run: RunConfig,
-    spec: crate::spec::model::ModelSpec,
+    spec: ModelSpec,
     decoder: Decoder,
     buffers: Buffers,
     pub(super) optimizer: Optimizer,
@@ -66,6 +67,7 @@ impl Session {
         // From here on it is tensors that are allocated: what was there before is not counted as theirs.
         let before = memory::live();
         memory::reset_peak();
+        shorten_commands(longest_product(&spec, &run));
         let device = device();
         if device.is_cpu() {
             prepare_products();
@@ -87,7 +89,19 @@ impl Session {
         }
         let buffers = decoder.buffers()?;
         let total_steps = run.steps(batches::rows(&rows.train, &run).len());
-        Ok(Self { run, spec, decoder, buffers, optimizer, stopping, evaluation_due, rows, earlier, total_steps, before })
+        Ok(Self {
+            run,
+            spec,
+            decoder,
+            buffers,
+            optimizer,
+            stopping,
+            evaluation_due,
+            rows,
+            earlier,
+            total_steps,
+            before,
+        })
     }
 
     /// Number of parameters of the adapters, and of the base.
@@ -133,7 +147,7 @@ impl Session {
                 flow = Flow::Stop;
             }
             if flow != Flow::Abort && (done == last || due(job.save_every) || self.stopping.is_over(patience)) {
-                self.save(out, on)?;
+                autoreleased(|| self.save(out, on))?;
                 saved = done;
             }
         }
@@ -257,6 +271,13 @@ impl Session {
         }
         Ok(Flow::Continue)
     }
+}
+
+/// Multiplications and additions of the longest product of a step: over the vocabulary, or over a matrix of an MLP.
+fn longest_product(spec: &ModelSpec, run: &RunConfig) -> f64 {
+    let (e, rows) = (&run.execution, run.execution.batch_size * run.recipe.max_seq_length);
+    let of = |chunk: usize, width: usize| 2.0 * (rows.min(chunk) * spec.hidden_size) as f64 * width as f64;
+    of(e.loss_chunk, spec.vocab_size).max(of(e.mlp_chunk, spec.intermediate_size))
 }
 
 /// What an earlier part of the run left to go on from, and what the run is made from. A job that writes nothing has

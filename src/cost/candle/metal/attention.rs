@@ -1,6 +1,6 @@
 //! Attention of a block.
 
-use crate::cost::candle::metal::Step;
+use crate::cost::candle::metal::step::Step;
 use crate::cost::candle::step_ledger::{ATTENTION, F32, SCORES, STATE};
 use crate::cost::timeline::Live;
 use crate::spec::model::tensors::Role;
@@ -26,7 +26,6 @@ impl Step<'_> {
         };
         (0..rows).step_by(step).map(chunk).collect()
     }
-
 
     fn qkv(&mut self, normed: Live, rows: u64) -> AttentionTape {
         let (q, k, v);

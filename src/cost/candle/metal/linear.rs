@@ -1,7 +1,7 @@
 //! A projection: a frozen matrix and its adapter.
 
 use crate::cost::candle::linear::name_of;
-use crate::cost::candle::metal::Step;
+use crate::cost::candle::metal::step::Step;
 use crate::cost::candle::step_ledger::{F32, LORA, PANEL};
 use crate::cost::timeline::Live;
 use crate::spec::model::storage::Format;

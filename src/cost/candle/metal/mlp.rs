@@ -1,6 +1,6 @@
 //! The MLP of a block, a chunk of rows at a time.
 
-use crate::cost::candle::metal::Step;
+use crate::cost::candle::metal::step::Step;
 use crate::cost::candle::step_ledger::{MLP, STATE};
 use crate::cost::timeline::Live;
 use crate::spec::model::tensors::Role;

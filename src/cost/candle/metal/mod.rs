@@ -6,11 +6,11 @@
 mod attention;
 mod linear;
 mod mlp;
-
-use std::ops::{Deref, DerefMut};
+mod step;
 
 use self::attention::AttentionTape;
 use self::linear::panels;
+use self::step::Step;
 use crate::cost::candle::step_ledger::*;
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::timeline::{Live, Timeline};
@@ -29,26 +29,6 @@ const INDEX: u64 = 4;
 
 /// Parts that the sum of a tensor's squares is left in.
 const PARTS: u64 = 256;
-
-/// A [`StepLedger`] whose step is Metal's, at one of its blocks.
-struct Step<'a> {
-    ledger: StepLedger<'a>,
-    layer: usize,
-}
-
-impl<'a> Deref for Step<'a> {
-    type Target = StepLedger<'a>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.ledger
-    }
-}
-
-impl DerefMut for Step<'_> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.ledger
-    }
-}
 
 /// What a block's forward pass keeps for its backward pass.
 struct Tape {
@@ -84,10 +64,6 @@ pub(super) fn ledger(
 }
 
 impl Step<'_> {
-    fn free(&mut self, lives: impl IntoIterator<Item = Live>) {
-        lives.into_iter().for_each(|l| self.t.free(l));
-    }
-
     /// What Metal's pages add to the buffers that stay, of which there are many small ones; and what stays on a GPU alone.
     fn resident_rounding(&mut self) {
         if self.run.execution.grad_checkpoint {

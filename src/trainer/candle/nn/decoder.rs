@@ -10,41 +10,11 @@ use crate::ops::device::autoreleased;
 use crate::ops::{Backend, Index, Losses, NormWeights};
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::{Lora, RunConfig};
+use crate::trainer::candle::nn::batch::Batch;
 use crate::trainer::candle::nn::block::{Block, Grads};
 use crate::trainer::candle::nn::frozen::Frozen;
 use crate::trainer::candle::nn::load::Loader;
 use crate::trainer::candle::nn::tape::{Rows, Tape};
-
-/// A micro-batch on the device: its numbers go there in one piece.
-struct Batch {
-    tokens: Index,
-    rows: Rows,
-    /// Rows of the targets, and the tokens that should come there.
-    targets: (Index, Index),
-}
-
-impl Batch {
-    fn new(batch: &MicroBatch, dropout: Option<(u64, u64)>, place: (&Device, Backend)) -> Result<Self> {
-        let (n, t) = (batch.tokens.len(), batch.targets.len());
-        let positions = batch.examples.iter().flat_map(|e| 0..e.len() as u32);
-        let targets = batch.targets.iter().map(|t| t.0).chain(batch.targets.iter().map(|t| t.1));
-        let all = Index::new(batch.tokens.iter().copied().chain(positions).chain(targets).collect(), place)?;
-        Ok(Self {
-            tokens: all.part(0..n)?,
-            rows: Rows { examples: batch.examples.clone(), positions: all.part(n..2 * n)?, dropout },
-            targets: (all.part(2 * n..2 * n + t)?, all.part(2 * n + t..2 * (n + t))?),
-        })
-    }
-
-    /// Parts of so many targets at most, each as the rows and the tokens.
-    fn target_chunks(&self, most: usize) -> impl Iterator<Item = Result<(Index, Index)>> + '_ {
-        let all = self.targets.0.numbers().len();
-        (0..all).step_by(most).map(move |first| {
-            let part = first..(first + most).min(all);
-            Ok((self.targets.0.part(part.clone())?, self.targets.1.part(part)?))
-        })
-    }
-}
 
 /// Memory of the gradients and of what else stays from one micro-batch to the next.
 pub struct Buffers {
@@ -331,13 +301,7 @@ impl Decoder {
     }
 
     /// Adds the losses of some targets, and gives their gradient with respect to their rows of `x`.
-    fn loss_of(
-        &self,
-        x: &Tensor,
-        (rows, tokens): (&Index, &Index),
-        scale: f64,
-        losses: &mut Losses,
-    ) -> Result<Tensor> {
+    fn loss_of(&self, x: &Tensor, (rows, tokens): (&Index, &Index), scale: f64, losses: &mut Losses) -> Result<Tensor> {
         let (rows, logits) = self.logits_of(x, rows)?;
         let d_logits = losses.add(logits, tokens, self.softcap, Some(scale))?;
         let d_normed = self.head().backward(&d_logits)?;

@@ -3,8 +3,8 @@
 use candle_core::{Result, Tensor};
 
 use crate::checkpoint::stored::Stored;
-use crate::ops::{Backend, Index};
 use crate::ops::metal::Queue;
+use crate::ops::{Backend, Index};
 use crate::trainer::candle::nn::panels::{Panels, product_by_panels, sum_over_panels};
 
 /// A frozen weight in its storage format.

@@ -100,8 +100,7 @@ impl Loader<'_> {
         for p in &projections {
             let shape = if spec.conv1d() { [p.in_features, p.out_features] } else { [p.out_features, p.in_features] };
             let weight = self.matrix(&format!("{path}.{}.weight", p.path), &shape)?;
-            let bias =
-                if p.bias { Some(self.bias(&format!("{path}.{}", p.path), p.out_features)?) } else { None };
+            let bias = if p.bias { Some(self.bias(&format!("{path}.{}", p.path), p.out_features)?) } else { None };
             linears.push((p.role, Linear::new(Frozen::new(self.backend, weight, bias, spec.conv1d())?, lora)));
         }
         let window = a.windows.get(i).copied().flatten();

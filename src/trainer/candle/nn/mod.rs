@@ -1,6 +1,7 @@
 //! The network: projections with their adapters, blocks, the decoder, each with its backward pass.
 
 pub mod adapter;
+mod batch;
 pub mod block;
 pub mod decoder;
 pub(crate) mod dora;

@@ -11,10 +11,10 @@ pub(crate) const BETA2: f64 = 0.999;
 /// Constant added to the root of the second moment.
 pub(crate) const EPS: f64 = 1e-8;
 
-/// One update of a tensor and of its moments, composed of candle's operations; the results are put in their places.
+/// One update of a tensor and of its moments by a gradient that is clipped already, composed of candle's operations; the
+/// results are put in their places.
 pub(crate) fn update(p: &Tensor, g: &Tensor, (m, v): (&Tensor, &Tensor), s: &AdamStep) -> Result<()> {
-    let g = super::clipped(g, s.factor)?;
-    let new_m = ((m * s.betas.0)? + (&g * (1.0 - s.betas.0))?)?;
+    let new_m = ((m * s.betas.0)? + (g * (1.0 - s.betas.0))?)?;
     let new_v = ((v * s.betas.1)? + (g.sqr()? * (1.0 - s.betas.1))?)?;
     let denominator = ((new_v.sqrt()? / s.root_bias2)? + s.eps)?;
     let new_p = ((p * s.decay)? - ((&new_m / denominator)? * s.rate)?)?;

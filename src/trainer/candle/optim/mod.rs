@@ -104,13 +104,7 @@ impl Optimizer {
             (Backend::Metal(queue), run::Optimizer::Adamw8bit) => Some(adamw_8bit::books(queue, decoder.device())?),
             _ => None,
         };
-        Ok(Self {
-            steps: 0,
-            states: states.collect::<Result<_>>()?,
-            weight_decay: recipe.weight_decay,
-            backend,
-            books,
-        })
+        Ok(Self { steps: 0, states: states.collect::<Result<_>>()?, weight_decay: recipe.weight_decay, backend, books })
     }
 
     /// One update of every adapter, in its place, by `factor` times its gradient.
@@ -132,7 +126,13 @@ impl Optimizer {
         Ok(())
     }
 
-    pub(crate) fn update(&self, p: &Tensor, g: &Tensor, state: &State, (factor, learning_rate): (f64, f64)) -> Result<()> {
+    pub(crate) fn update(
+        &self,
+        p: &Tensor,
+        g: &Tensor,
+        state: &State,
+        (factor, learning_rate): (f64, f64),
+    ) -> Result<()> {
         // Decoupled weight decay, of the weights before the update, in every rule.
         let decay = 1.0 - learning_rate * self.weight_decay;
         let adam = AdamStep {
@@ -151,10 +151,12 @@ impl Optimizer {
                 let Some(books) = &self.books else { candle_core::bail!("the books of eight bits are missing") };
                 queue.adamw_8bit(p, g, ((&m.codes, &m.absmax), (&v.codes, &v.absmax)), books, &adam)
             }
-            (State::Adafactor { row, column }, Backend::Metal(queue)) => queue.adafactor(p, g, (row, column), &adafactor),
+            (State::Adafactor { row, column }, Backend::Metal(queue)) => {
+                queue.adafactor(p, g, (row, column), &adafactor)
+            }
             (State::AdafactorVector { v }, Backend::Metal(queue)) => queue.adafactor_vector(p, g, v, &adafactor),
             (State::Adamw { m, v }, Backend::Fused) => adam::update_in_place(p, g, (m, v), &adam),
-            (State::Adamw { m, v }, _) => adam::update(p, g, (m, v), &adam),
+            (State::Adamw { m, v }, _) => adam::update(p, &clipped(g, factor)?, (m, v), &adam),
             (State::Adamw8bit { m, v }, _) => adamw_8bit::update(p, &clipped(g, factor)?, (m, v), &adam),
             (State::Adafactor { row, column }, _) => {
                 let update = adafactor::factored(&clipped(g, factor)?, (row, column), share)?;
