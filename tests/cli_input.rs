@@ -182,7 +182,8 @@ fn auto_on_a_folder_of_ones_own_keeps_the_ordinary_recipe() {
 #[cfg(not(target_os = "macos"))]
 fn the_device_is_chosen_or_refused_with_its_reason() {
     let folder = tempfile::tempdir().unwrap();
-    let refused = ["`metal` cannot be used here, because only Macs have it", "`--device cpu` computes on the processor"];
+    let refused =
+        ["`metal` cannot be used here, because only Macs have it", "`--device cpu` computes on the processor"];
     let ask = |args: &[&str], variable: Option<&str>| {
         let mut command = Command::cargo_bin("headroom").unwrap();
         command.current_dir(folder.path()).args(args).env_remove("HEADROOM_DEVICE");
@@ -200,7 +201,8 @@ fn the_device_is_chosen_or_refused_with_its_reason() {
         &["plan"],
     ];
     for command in commands {
-        for (args, variable) in [([command, &["--device", "metal"]].concat(), None), (command.to_vec(), Some("metal"))] {
+        for (args, variable) in [([command, &["--device", "metal"]].concat(), None), (command.to_vec(), Some("metal"))]
+        {
             let (code, said) = ask(&args, variable);
             assert!(code == 2 && refused.iter().all(|part| said.contains(part)), "{args:?}: {said}");
         }

@@ -120,3 +120,24 @@ fn the_readme_shows_what_the_command_prints() {
     let plan = String::from_utf8(headroom(&["plan", "--ram", "8G"]).stdout).unwrap();
     assert!(readme.contains(plan.trim_end()), "the README's plan is not today's:\n{plan}");
 }
+
+/// The plan of the README is within its limits by the replay itself, and the ledger says what the replay says.
+#[test]
+fn the_plan_for_8_gb_fits_by_the_replay() {
+    let at = tempfile::tempdir().unwrap();
+    let file = at.path().join("run.toml");
+    let file = file.to_str().unwrap();
+    assert!(headroom(&["plan", "--ram", "8G", "--out", file]).status.success());
+    let out = headroom(&["predict", file, "--ram", "8G", "--replay", "--json"]);
+    let seen: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let replayed = seen["replay"]["peak_bytes"].as_f64().unwrap();
+    let (alive, waits) = (seen["replay"]["alive_bytes"].as_f64().unwrap(), seen["replay"]["waits"].as_u64());
+    assert!(alive > 2e9 && alive <= replayed && waits == Some(4), "{}", seen["replay"]);
+    let limit = |name: &str| {
+        let limits = seen["limits"].as_array().unwrap();
+        limits.iter().find(|l| l["name"] == name).unwrap()["limit"].as_f64().unwrap()
+    };
+    assert!(replayed < limit("Metal working set") && replayed < limit("free memory"));
+    let predicted = seen["peak_memory_bytes"]["point"].as_f64().unwrap();
+    assert!((predicted / replayed - 1.0).abs() < 0.02, "{predicted} {replayed}");
+}

@@ -134,4 +134,10 @@ pub(crate) struct DoctorArgs {
     /// List every known model and whether it fits
     #[arg(long, help_heading = "Output")]
     pub models: bool,
+    /// Train the built-in model on this machine's device and on its CPU, and compare
+    #[arg(long, conflicts_with = "models")]
+    pub self_test: bool,
+    /// Where to write what the self-test saw
+    #[arg(long, value_name = "FILE", default_value = "headroom-self-test.json", requires = "self_test", help_heading = "Output")]
+    pub out: PathBuf,
 }

@@ -1,5 +1,7 @@
 //! `headroom doctor`: what this machine is, and what it can train.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use crate::cli::plan::DoctorArgs;
@@ -15,6 +17,8 @@ use crate::report::doctor::{
 };
 use crate::spec::machine::Machine;
 use crate::spec::model::catalogue;
+use crate::store;
+use crate::trainer::candle::self_test::{self, Check, SelfTest};
 use crate::spec::run::{Data, Engine, Execution, Recipe, RunConfig, TokenLengths, Weights};
 
 /// Sequence length that the models are judged at.
@@ -36,6 +40,9 @@ struct Report<'a> {
 /// Runs `headroom doctor`: describes the machine and the models it can train.
 pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
     let machine = inputs::machine(&args.machine)?;
+    if args.self_test {
+        return self_test(&machine, &args.out, output);
+    }
     let models = args.models.then(|| judge(&machine)).transpose()?;
     let named = args.machine.machine.is_some() || args.machine.ram.is_some();
     let no_metal = devices::why_not_metal().filter(|_| !named);
@@ -49,6 +56,33 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
         text
     })?;
     Ok(Answer::Yes)
+}
+
+#[derive(Serialize)]
+struct Tested<'a> {
+    version: &'static str,
+    machine: &'a Machine,
+    #[serde(flatten)]
+    test: SelfTest,
+}
+
+/// Trains on the device and on the CPU, and writes a file that can be sent in.
+fn self_test(machine: &Machine, out: &Path, output: &Output) -> Result<Answer> {
+    let test = self_test::run(|name| output.note(&format!("training with {name}")))?;
+    let agrees = test.checks.iter().all(|check| check.agrees);
+    let tested = Tested { version: env!("CARGO_PKG_VERSION"), machine, test };
+    store::save_json(out, &tested)?;
+    output.answer(&tested, |_| {
+        let seconds = |c: &Check| c.step_time_s.map(|t| t.to_string());
+        let rows = tested.test.checks.iter().map(|c| page::Tested {
+            name: &c.name,
+            agrees: c.agrees,
+            apart: c.losses_apart,
+            seconds: seconds(c),
+        });
+        page::tested(&tested.test.device, rows, out)
+    })?;
+    Ok(if agrees { Answer::Yes } else { Answer::No })
 }
 
 /// Every model of the catalogue at its leanest: batches of one, checkpointing, weights as stored.

@@ -192,7 +192,7 @@ impl Around<'_> {
 
     /// Every execution of this run's recipe, this run's own among them.
     pub(crate) fn options(&self, run: &RunConfig) -> Result<Vec<Candidate>> {
-        let mut all = executions(Held::default(), self.spec, run);
+        let mut all = executions(Held::default(), self.spec, run, self.machine.accelerator);
         if !all.contains(run) {
             all.push(run.clone());
         }
@@ -206,7 +206,7 @@ impl Around<'_> {
         let (length, lora) = (run.recipe.max_seq_length, &run.recipe.lora);
         let lengths = [8, 4, 2, 1].map(|part| (length / part).max(SHORTEST.min(length)));
         let mut trials: Vec<RunConfig> = Vec::new();
-        for option in executions(Held::default(), self.spec, run).iter().chain([run]) {
+        for option in executions(Held::default(), self.spec, run, self.machine.accelerator).iter().chain([run]) {
             for length in lengths {
                 for rank in [lora.rank, 2 * lora.rank] {
                     let mut trial = option.clone();

@@ -4,7 +4,7 @@ use crate::cost::params::trainable;
 use crate::error::Result;
 use crate::predict::Request;
 use crate::predict::calibration::Calibration;
-use crate::spec::machine::Machine;
+use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::{Model, ModelSpec, catalogue};
 use crate::spec::run::{Engine, RunConfig, TokenLengths, Weights};
 use crate::units::Bytes;
@@ -131,22 +131,43 @@ impl<'a> Ask<'a> {
     }
 
     /// The run with the smallest chunk sizes that are searched.
-    pub(super) fn leanest_chunks(&self, run: &RunConfig) -> RunConfig {
+    pub(super) fn leanest_chunks(&self, spec: &ModelSpec, run: &RunConfig) -> RunConfig {
         let mut lean = run.clone();
         if run.engine == Engine::Candle {
-            (lean.execution.loss_chunk, lean.execution.attention_chunk) = (LOSS_CHUNKS[0], ATTENTION_CHUNKS[0]);
+            let smallest = loss_chunks(spec, self.machine.accelerator)[0];
+            (lean.execution.loss_chunk, lean.execution.attention_chunk) = (smallest, ATTENTION_CHUNKS[0]);
         }
         lean
     }
 
     /// Every execution of a recipe, the one with the least memory first.
     pub(super) fn executions(&self, spec: &ModelSpec, recipe: &RunConfig) -> Vec<RunConfig> {
-        executions(self.held, spec, recipe)
+        executions(self.held, spec, recipe, self.machine.accelerator)
+    }
+}
+
+/// At most `rows` rows of so many f32 numbers, so that they fill a power of two: that is what candle's Metal allocator
+/// takes for them.
+fn filling(rows: usize, width: usize) -> usize {
+    let row = size_of::<f32>() * width;
+    ((1 << (rows * row).ilog2()) / row).max(1)
+}
+
+/// Loss chunks to choose from, smallest first.
+fn loss_chunks(spec: &ModelSpec, accelerator: Accelerator) -> Vec<usize> {
+    match accelerator {
+        Accelerator::Cpu => LOSS_CHUNKS.to_vec(),
+        Accelerator::Metal => LOSS_CHUNKS.iter().map(|rows| filling(*rows, spec.vocab_size)).collect(),
     }
 }
 
 /// Every execution of a recipe, the one with the least memory first.
-pub(crate) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig) -> Vec<RunConfig> {
+pub(crate) fn executions(
+    held: Held,
+    spec: &ModelSpec,
+    recipe: &RunConfig,
+    accelerator: Accelerator,
+) -> Vec<RunConfig> {
     let e = &recipe.execution;
     let stored = spec.storage.format.weights();
     let effective = recipe.recipe.effective_batch_size;
@@ -166,7 +187,11 @@ pub(crate) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig) -> Ve
     let checkpoints = if held.grad_checkpoint { vec![e.grad_checkpoint] } else { vec![true, false] };
     // mlx-lm has no chunks to choose.
     let ours = recipe.engine == Engine::Candle;
-    let loss_chunks = if ours { LOSS_CHUNKS.to_vec() } else { vec![e.loss_chunk] };
+    let loss_chunks = if ours { loss_chunks(spec, accelerator) } else { vec![e.loss_chunk] };
+    let mlp_chunk = match accelerator {
+        Accelerator::Metal if ours => filling(e.mlp_chunk, spec.intermediate_size),
+        _ => e.mlp_chunk,
+    };
     let attention_chunks = if ours { ATTENTION_CHUNKS.to_vec() } else { vec![e.attention_chunk] };
     let mut all = Vec::new();
     for &batch_size in &batches {
@@ -179,6 +204,7 @@ pub(crate) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig) -> Ve
                         run.execution.weights = weights;
                         run.execution.grad_checkpoint = grad_checkpoint;
                         run.execution.loss_chunk = loss_chunk;
+                        run.execution.mlp_chunk = mlp_chunk;
                         run.execution.attention_chunk = attention_chunk;
                         all.push(run);
                     }

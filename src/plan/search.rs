@@ -82,7 +82,7 @@ impl Search<'_> {
             if late || step.0 > fastest.0 * AS_GOOD_AS {
                 break;
             }
-            let lean = self.ask.leanest_chunks(&run);
+            let lean = self.ask.leanest_chunks(spec, &run);
             if hopeless.contains(&lean) {
                 continue;
             }

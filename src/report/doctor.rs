@@ -1,5 +1,7 @@
 //! A machine and the models it can train, as text.
 
+use std::path::Path;
+
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
@@ -81,4 +83,32 @@ pub(crate) fn models(rows: &[Row], seq: usize) -> String {
         lines.push(vec![format!("  {}", row.model), size, verdict, row.memory_bytes.to_string(), speed]);
     }
     format!("\n{}", indented(&columns::lines(&lines, &[Side::Left, Side::Right]), 0))
+}
+
+/// One configuration of a self-test.
+pub(crate) struct Tested<'a> {
+    /// What is peculiar to it.
+    pub name: &'a str,
+    /// Whether both processors learned the same.
+    pub agrees: bool,
+    /// Largest difference of the losses, as a share of them.
+    pub apart: f64,
+    /// Time of a step on the device and on the CPU.
+    pub seconds: [String; 2],
+}
+
+/// What a self-test saw, and where it is written.
+pub(crate) fn tested<'a>(device: &str, rows: impl Iterator<Item = Tested<'a>>, out: &Path) -> String {
+    let mut lines = vec![["  trained with", "", "losses differ by", "step", "on the CPU"].map(str::to_owned).to_vec()];
+    let mut all = true;
+    for row in rows {
+        let (word, colour) = if row.agrees { ("same", AnsiColor::Green) } else { ("differs", AnsiColor::Red) };
+        all &= row.agrees;
+        let [step, cpu] = row.seconds;
+        let verdict = paint(word, Style::new().fg_color(Some(colour.into())));
+        lines.push(vec![format!("  {}", row.name), verdict, format!("{:.1e}", row.apart), step, cpu]);
+    }
+    let verdict = if all { "learns the same as" } else { "differs from" };
+    let table = indented(&columns::lines(&lines, &[Side::Left, Side::Left, Side::Right]), 0);
+    format!("training on {device} {verdict} training on the CPU's own kernels\n{table}\nwritten to {}\n", out.display())
 }

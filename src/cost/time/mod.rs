@@ -1,5 +1,6 @@
 //! What one optimizer step makes a machine do: arithmetic, memory traffic and kernel launches, term by term.
 
+mod metal;
 mod shapes;
 mod step;
 mod terms;

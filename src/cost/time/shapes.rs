@@ -56,6 +56,10 @@ pub(super) struct Shapes<'a> {
     pub(super) projections: f64,
     /// Numbers that elementwise work touches for one token in one block.
     pub(super) elementwise: Elementwise,
+    /// Projections with adapters.
+    pub(super) targets: Vec<Projection>,
+    /// Whether our own engine computes on Metal, with kernels of its own.
+    pub(super) metal: bool,
     /// Number of threads that attention is handed out to.
     pub(super) threads: usize,
 }
@@ -109,6 +113,8 @@ impl<'a> Shapes<'a> {
             adapted: targets.iter().map(|p| (p.in_features * p.out_features) as f64).sum(),
             projections: spec.projections().len() as f64,
             elementwise: Elementwise { forward, always_again: always, with_checkpointing: forward - always - last },
+            targets,
+            metal: run.engine == Engine::Candle && machine.accelerator == Accelerator::Metal,
             threads: match (run.engine, machine.accelerator) {
                 (Engine::Candle, Accelerator::Cpu) => machine.cores,
                 _ => 1,

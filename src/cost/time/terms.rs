@@ -207,6 +207,12 @@ pub fn step_cost(
     ];
     terms.extend(s.attention());
     terms.extend([s.elementwise(), s.head(), s.optimizer()]);
+    if s.metal {
+        // The arithmetic stays; traffic and launches are those of the kernels.
+        terms.pop();
+        terms.iter_mut().for_each(|t| (t.bytes, t.launches) = (0.0, 0.0));
+        terms.extend(s.on_metal());
+    }
     terms.retain(|t| t.flops + t.bytes + t.launches > 0.0);
     let n = s.work.micro_batches;
     Ok(StepCost { terms, tokens: s.work.tokens * n, rows: s.work.rows * n })

@@ -52,7 +52,7 @@ impl Shape {
         let slope = if self.softcap.is_some() { queue.like(&p)? } else { p.clone() };
         let (rows, n) = (self.heads * chunk.rows.len(), chunk.keys.len());
         // The scores are read twice, the second time out of a cache where a row fits into one.
-        let args = &[Arg::InOut(&p), if self.softcap.is_some() { Arg::Out(&slope) } else { Arg::Table(&p) }];
+        let args = &[Arg::InOut(&p), if self.softcap.is_some() { Arg::Out(&slope) } else { Arg::Part(&p) }];
         let beside = again(rows, n);
         queue.launch("softmax", args, &self.softmax_words(chunk, self.scale), Size::rows(rows, n), beside)?;
         Ok((p, slope))

@@ -79,24 +79,24 @@ impl Queue {
         let words = |kind: u32, bits: usize, group: usize| [columns as u32, first as u32, by_ids, kind, bits as u32, group as u32];
         match (rows.format, rows.scales) {
             (Format::F32, _) => {
-                let args = &[Arg::Table(data), ids, Arg::Table(&to)];
+                let args = &[Arg::Table(data), ids, Arg::Part(&to)];
                 self.launch("gather", args, words![columns, 0u32], size, read)?;
             }
             (Format::F16 | Format::Bf16, _) => {
                 let dtype = if rows.format == Format::F16 { DType::F16 } else { DType::BF16 };
-                self.launch("widen", &[Arg::Table(data), ids, Arg::Table(&to)], &words(kind(dtype), 16, 1), size, read)?;
+                self.launch("widen", &[Arg::Table(data), ids, Arg::Part(&to)], &words(kind(dtype), 16, 1), size, read)?;
             }
             (Format::Int8, Some((scales, _))) => {
-                let args = &[Arg::Table(data), Arg::Table(scales), ids, Arg::Table(&to)];
+                let args = &[Arg::Table(data), Arg::Table(scales), ids, Arg::Part(&to)];
                 self.launch("int8_rows", args, &words(0, 8, INT8_GROUP), size, read)?;
             }
             (Format::Affine { bits, group, .. }, Some((scales, biases))) => {
-                let args = &[Arg::Table(data), Arg::Table(scales), Arg::Table(biases), ids, Arg::Table(&to)];
+                let args = &[Arg::Table(data), Arg::Table(scales), Arg::Table(biases), ids, Arg::Part(&to)];
                 let words = words(kind(scales.dtype()), bits.into(), group.into());
                 self.launch("affine_rows", args, &words, size, read)?;
             }
             (Format::Gguf(block), _) => {
-                self.launch(blocks(block), &[Arg::Table(data), ids, Arg::Table(&to)], &words(0, 0, 0), size, read)?;
+                self.launch(blocks(block), &[Arg::Table(data), ids, Arg::Part(&to)], &words(0, 0, 0), size, read)?;
             }
             _ => bail!("a matrix in {:?} without its scales", rows.format),
         }

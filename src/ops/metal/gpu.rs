@@ -59,9 +59,7 @@ fn with_buffer<R>(t: &Tensor, f: impl FnOnce(&Buffer, usize) -> R) -> Result<R> 
 
 fn device_of(args: &[Arg<'_>]) -> Result<MetalDevice> {
     for arg in args {
-        if let Arg::In(t) | Arg::Out(t) | Arg::InOut(t) | Arg::Table(t) = arg
-            && let Device::Metal(device) = t.device()
-        {
+        if let Device::Metal(device) = arg.tensor().0.device() {
             return Ok(device.clone());
         }
     }
@@ -75,9 +73,9 @@ pub(super) fn encode(kernel: &'static str, args: &[Arg<'_>], words: &[u32], size
     let encoder = guard.as_ref();
     encoder.set_compute_pipeline_state(&pipeline);
     for (i, arg) in args.iter().enumerate() {
-        match arg {
-            Arg::In(t) | Arg::Table(t) => with_buffer(t, |b, at| encoder.set_input_buffer(i, Some(b), at))?,
-            Arg::Out(t) | Arg::InOut(t) => with_buffer(t, |b, at| encoder.set_output_buffer(i, Some(b), at))?,
+        match arg.tensor() {
+            (t, false) => with_buffer(t, |b, at| encoder.set_input_buffer(i, Some(b), at))?,
+            (t, true) => with_buffer(t, |b, at| encoder.set_output_buffer(i, Some(b), at))?,
         }
     }
     encoder.set_bytes_directly(args.len(), size_of_val(words), words.as_ptr().cast());

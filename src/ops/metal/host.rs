@@ -4,7 +4,7 @@ use std::ffi::{CString, c_char, c_int, c_void};
 
 use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 
-use crate::ops::metal::{Arg, Size};
+use crate::ops::metal::{Arg, SOURCE, Size};
 
 /// Kernels compiled for the processor.
 #[derive(Clone, Copy, Debug)]
@@ -25,12 +25,13 @@ impl HostKernels {
     }
 
     pub(super) fn run(self, kernel: &str, args: &[Arg<'_>], words: &[u32], size: Size) -> Result<()> {
-        let mut buffers = Vec::with_capacity(args.len());
-        for arg in args {
-            buffers.push(match arg {
-                Arg::In(t) | Arg::Out(t) | Arg::InOut(t) | Arg::Table(t) => pointer(t)?,
-            });
+        // A GPU runs kernels side by side unless it is told what they write.
+        let declared = written(kernel);
+        if !args.iter().map(|arg| arg.tensor().1).eq(declared.iter().copied()) {
+            bail!("`{kernel}` writes to other buffers than it is given to write to")
         }
+        let buffers: Result<Vec<*mut c_void>> = args.iter().map(|arg| pointer(arg.tensor().0)).collect();
+        let mut buffers = buffers?;
         let name = CString::new(kernel).map_err(candle_core::Error::wrap)?;
         let (grid, lanes) = match size {
             Size::Grid([x, y, z]) => ([x as u32, y as u32, z as u32], 0),
@@ -47,6 +48,16 @@ impl HostKernels {
             _ => bail!("the threads of `{kernel}` part at a barrier"),
         }
     }
+}
+
+/// Of each buffer of a kernel, whether its declaration lets it be written.
+fn written(kernel: &str) -> Vec<bool> {
+    let plain = SOURCE.split_once(&format!("kernel void {kernel}(")).map(|(_, rest)| rest);
+    // The decoders of blocks have one declaration.
+    let rest = plain.or_else(|| SOURCE.split_once("kernel void name(").map(|(_, rest)| rest)).unwrap_or_default();
+    let arguments = rest.split(')').next().unwrap_or_default();
+    let pointers = arguments.split(',').map(str::trim).filter(|a| a.starts_with("device "));
+    pointers.map(|a| !a.starts_with("device const ")).collect()
 }
 
 /// First byte of a contiguous tensor's numbers.

@@ -24,7 +24,7 @@ impl Box {
         let moved = if kernel == "accumulate" { 3 * n } else { 2 * n };
         let ([column, row, plane], [to_row, to_plane]) = (self.from, self.to);
         let words = words![column, row, plane, to_row, to_plane, scale];
-        queue.launch(kernel, &[Arg::Table(from), Arg::Table(to)], words, Size::Grid(self.size), moved)
+        queue.launch(kernel, &[Arg::Table(from), Arg::Part(to)], words, Size::Grid(self.size), moved)
     }
 
     /// Copies from the first tensor to the second, counted from the first number of each.
@@ -151,7 +151,7 @@ impl Queue {
 
     /// Writes the rows of `part` to the rows `ids` of `out`.
     pub(crate) fn scatter(self, out: &Tensor, part: &Tensor, ids: &Tensor) -> Result<()> {
-        let (args, words) = (&[Arg::In(part), Arg::In(ids), Arg::Table(out)], words![part.dim(1)?, 0u32]);
+        let (args, words) = (&[Arg::In(part), Arg::In(ids), Arg::Part(out)], words![part.dim(1)?, 0u32]);
         self.launch("scatter", args, words, Size::matrix(part.dim(0)?, part.dim(1)?), bytes(part))
     }
 

@@ -50,6 +50,18 @@ pub(crate) enum Arg<'a> {
     InOut(&'a Tensor),
     /// A part of it is read, which is counted elsewhere, or nothing.
     Table(&'a Tensor),
+    /// A part of it is written, which is counted elsewhere, or nothing.
+    Part(&'a Tensor),
+}
+
+impl<'a> Arg<'a> {
+    /// The tensor, and whether it is written: then candle lets nobody touch it meanwhile.
+    fn tensor(&self) -> (&'a Tensor, bool) {
+        match self {
+            Self::In(t) | Self::Table(t) => (t, false),
+            Self::Out(t) | Self::InOut(t) | Self::Part(t) => (t, true),
+        }
+    }
 }
 
 /// How many threads a launch has.
@@ -132,11 +144,11 @@ impl Queue {
         let moved = args.iter().map(|arg| match arg {
             Arg::In(t) | Arg::Out(t) => bytes(t),
             Arg::InOut(t) => 2 * bytes(t),
-            Arg::Table(_) => 0,
+            Arg::Table(_) | Arg::Part(_) => 0,
         });
         trace::launch(kernel, moved.sum::<u64>() + beside, 0);
         for arg in args {
-            let (Arg::In(t) | Arg::Out(t) | Arg::InOut(t) | Arg::Table(t)) = arg;
+            let (t, _) = arg.tensor();
             if !t.is_contiguous() {
                 bail!("`{kernel}` wants contiguous tensors, got {:?}", t.layout())
             }
@@ -271,7 +283,7 @@ fn note_allocated(device: &Device) {
 }
 
 /// Largest allocation of the Metal device just before any wait so far, bytes; `None` for another device.
-pub(crate) fn allocated_peak(device: &Device) -> Option<u64> {
+pub fn allocated_peak(device: &Device) -> Option<u64> {
     #[cfg(target_os = "macos")]
     return gpu::allocated_peak(device);
     #[cfg(not(target_os = "macos"))]

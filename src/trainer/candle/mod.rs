@@ -5,6 +5,7 @@ pub mod nn;
 pub mod optim;
 pub mod replay;
 pub(crate) mod resume;
+pub(crate) mod self_test;
 mod session;
 
 use std::time::Instant;

@@ -94,6 +94,8 @@ impl Step<'_> {
 
     pub(super) fn linear(&mut self, role: Role, rows: u64, name: &'static str) -> Live {
         let Some((p, adapted)) = self.find(role) else { return self.t.alloc(name, 0) };
+        // Blocks before the first adapted one have none.
+        let adapted = adapted && self.layer >= self.first;
         let (to, rank) = (p.out_features as u64, self.rank());
         if adapted && self.run.recipe.lora.use_dora {
             return self.linear_dora(&p, rows, name);

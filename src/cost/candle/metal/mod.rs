@@ -68,11 +68,14 @@ pub(super) fn ledger(
     let mut step = Step { ledger: StepLedger::new(spec, run, micro, Timeline::pooled())?, layer: 0 };
     step.resident_rounding();
     step.load();
-    // The second micro-batch finds what the first has left in the pool.
-    for _ in 0..run.accumulation().min(2) {
-        step.micro_batch();
+    // What loading has left in the pool is there in the first step alone.
+    for _ in 0..if run.recipe.lora.use_dora { 2 } else { 1 } {
+        // The second micro-batch finds what the first has left.
+        for _ in 0..run.accumulation().min(2) {
+            step.micro_batch();
+        }
+        step.optimizer();
     }
-    step.optimizer();
     if let Some(micro) = validation {
         step.ledger = StepLedger { micro, training: false, ..step.ledger };
         step.validate();
