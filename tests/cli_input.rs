@@ -177,3 +177,42 @@ fn auto_on_a_folder_of_ones_own_keeps_the_ordinary_recipe() {
     assert_eq!((run.recipe.learning_rate, run.recipe.mask_prompt), (ordinary.learning_rate, ordinary.mask_prompt));
     assert!(folder.path().join("reports/hf_folder-1/index.html").is_file());
 }
+
+#[test]
+#[cfg(not(target_os = "macos"))]
+fn the_device_is_chosen_or_refused_with_its_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused =
+        ["`metal` cannot be used here, because only Macs have it", "`--device cpu` computes on the processor"];
+    let ask = |args: &[&str], variable: Option<&str>| {
+        let mut command = Command::cargo_bin("headroom").unwrap();
+        command.current_dir(folder.path()).args(args).env_remove("HEADROOM_DEVICE");
+        let output = command.envs(variable.map(|value| ("HEADROOM_DEVICE", value))).output().unwrap();
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let commands: [&[&str]; 8] = [
+        &["launch", "run.toml"],
+        &["calibrate"],
+        &["auto"],
+        &["sweep", "m1-8g", "--measure"],
+        &["generate", "hello"],
+        &["trial"],
+        &["doctor"],
+        &["plan"],
+    ];
+    for command in commands {
+        for (args, variable) in [([command, &["--device", "metal"]].concat(), None), (command.to_vec(), Some("metal"))]
+        {
+            let (code, said) = ask(&args, variable);
+            assert!(code == 2 && refused.iter().all(|part| said.contains(part)), "{args:?}: {said}");
+        }
+    }
+    let (code, said) = ask(&["doctor"], Some("gpu"));
+    assert!(code == 2 && said.contains("`HEADROOM_DEVICE` is gpu, but must be `cpu` or `metal`"), "{said}");
+    // What is typed counts more than the variable.
+    assert_eq!(ask(&["doctor", "--device", "cpu"], Some("metal")), (0, String::new()));
+    assert_eq!(ask(&["generate", "hello", "--max-tokens", "1"], Some("cpu")).0, 0);
+    let (code, said) = ask(&["plan", "--ram", "8G", "--device", "cpu"], None);
+    assert!(code == 2 && said.contains("cannot be used with"), "{said}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}

@@ -80,6 +80,13 @@ fn the_end_is_told_and_what_was_started_ends_with_it() {
     child.end();
 }
 
+#[test]
+fn this_program_is_told_the_device() {
+    let command = this_program().unwrap();
+    let told = command.get_envs().find(|(name, _)| *name == devices::VARIABLE).and_then(|(_, value)| value);
+    assert_eq!(told.unwrap(), devices::chosen().name());
+}
+
 /// Where nobody waits for orphans they stay in the table.
 fn is_zombie(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
