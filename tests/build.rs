@@ -89,3 +89,33 @@ fn nothing_of_candle_nn_computes_on_metal() {
     }
     assert!(seen >= 2, "only {seen} lines were found");
 }
+
+/// Matrix products are all that Metal computes by candle's kernels. Every tile that candle may choose for f32 must be among
+/// the kernels that it compiles, and its products must still write what it takes from its own pool.
+#[test]
+fn the_products_that_candle_asks_for_are_among_its_kernels() {
+    let out = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--manifest-path"])
+        .arg(root().join("Cargo.toml"))
+        .output()
+        .unwrap();
+    let metadata: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let kernels = packages.iter().find(|p| p["name"] == "candle-metal-kernels").unwrap();
+    let source = Path::new(kernels["manifest_path"].as_str().unwrap()).with_file_name("src");
+    let read = |path: &str| std::fs::read_to_string(source.join(path)).unwrap();
+    let (choice, compiled) = (read("kernels/mlx_gemm.rs"), read("metal_src/mlx_gemm.metal"));
+    let tiles: Vec<&str> =
+        choice.split("TileConfig = TileConfig::new(").skip(1).map(|rest| rest.split(')').next().unwrap()).collect();
+    assert!(tiles.len() >= 5, "{tiles:?}");
+    for tile in tiles {
+        let helper = format!("instantiate_gemm_transpose_helper(f32, float, f32, float, {tile})");
+        assert!(compiled.contains(&helper), "{helper}");
+    }
+    for turned in ["nn", "nt", "tn"] {
+        assert!(compiled.contains(&format!("instantiate_gemm({turned}, ")), "{turned}");
+    }
+    let vectors = read("metal_src/gemv.metal");
+    assert!(vectors.contains("instantiate_gemv_blocks(float32, float)"));
+    assert!(vectors.contains("instantiate_gemv_t_blocks(float32, float)"));
+}

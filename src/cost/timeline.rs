@@ -4,8 +4,8 @@ use crate::cost::ledger::{Item, MemoryLedger, Phase};
 use crate::cost::pool::{Pool, Slot};
 use crate::memory::trace::Source;
 
-/// What an allocator has beside what is asked for.
-const BESIDE: &str = "Metal's rounding and free buffers";
+/// What Metal's allocator holds beside what was asked for: sizes rounded up, and free buffers.
+const BESIDE: &str = "Metal's pool";
 
 /// Memory over time. Things of the same name are counted together.
 #[derive(Debug, Default)]

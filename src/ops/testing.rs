@@ -6,6 +6,7 @@ use rand::{Rng, SeedableRng};
 use crate::ops::Backend;
 use crate::ops::metal::{HostKernels, Queue, SOURCE};
 
+#[allow(clippy::duplicate_mod)] // helpers of the integration tests load it too
 #[path = "../../tests/common/host.rs"]
 mod host;
 
