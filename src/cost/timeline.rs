@@ -23,7 +23,9 @@ pub(crate) struct Timeline {
 #[derive(Debug)]
 struct Highest {
     name: &'static str,
+    /// Bytes held, and those of them that are in use.
     total: u64,
+    alive: u64,
     live: Vec<(&'static str, u64)>,
 }
 
@@ -51,7 +53,7 @@ impl Timeline {
     pub(crate) fn phase(&mut self, name: &'static str) {
         match self.phases.iter().position(|p| p.name == name) {
             Some(i) => self.phases[i..].rotate_left(1),
-            None => self.phases.push(Highest { name, total: 0, live: Vec::new() }),
+            None => self.phases.push(Highest { name, total: 0, alive: 0, live: Vec::new() }),
         }
         self.note();
     }
@@ -113,9 +115,10 @@ impl Timeline {
     fn note(&mut self) {
         let held = self.pool.as_ref().map_or(self.total, Pool::total);
         if let Some(phase) = self.phases.last_mut()
-            && held >= phase.total
+            // Of moments that hold the same, the one in which most of it is in use.
+            && (held, self.total) >= (phase.total, phase.alive)
         {
-            phase.total = held;
+            (phase.total, phase.alive) = (held, self.total);
             phase.live.clone_from(&self.live);
             phase.live.push((BESIDE, held.saturating_sub(self.total)));
         }
