@@ -169,8 +169,7 @@ mod tests {
         let machine = Machine::named("M1 Max", Some(Bytes::from_gib(32.0)), Some(32)).unwrap();
         let lengths = TokenLengths::new(vec![8192]);
         let extra = "[recipe]\nmax_seq_length = 8192\neffective_batch_size = 1\n[execution]\nweights = \"q4_k\"";
-        let (theirs, ours) =
-            ["mlx-lm", "candle"].map(|engine| with(engine, extra, &machine, &lengths, risks)).into();
+        let (theirs, ours) = ["mlx-lm", "candle"].map(|engine| with(engine, extra, &machine, &lengths, risks)).into();
         let named = |all: &[Risk], name: &str| all.iter().find(|r| r.name == name).cloned().unwrap();
         // 10 TFLOP over the vocabulary in one product, against 512 rows of it at a time.
         assert!(named(&theirs, "longest command").over && !named(&ours, "longest command").over);
