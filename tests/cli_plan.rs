@@ -141,3 +141,16 @@ fn the_plan_for_8_gb_fits_by_the_replay() {
     let predicted = seen["peak_memory_bytes"]["point"].as_f64().unwrap();
     assert!((predicted / replayed - 1.0).abs() < 0.02, "{predicted} {replayed}");
 }
+
+/// On the CPU the same formulas, composed of candle's operations, are what training is held to.
+#[test]
+fn the_self_test_agrees_and_writes_a_file() {
+    let at = tempfile::tempdir().unwrap();
+    let file = at.path().join("seen.json");
+    let out = headroom(&["doctor", "--self-test", "--device", "cpu", "--out", file.to_str().unwrap()]);
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(out.status.success() && text.contains("learns the same"), "{text}");
+    let seen: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let checks = seen["checks"].as_array().unwrap();
+    assert!(checks.len() >= 12 && checks.iter().all(|c| c["agrees"] == true && c["losses"][0][2].as_f64() > Some(0.0)));
+}

@@ -68,7 +68,7 @@ struct Tested<'a> {
 
 /// Trains on the device and on the CPU, and writes a file that can be sent in.
 fn self_test(machine: &Machine, out: &Path, output: &Output) -> Result<Answer> {
-    let test = self_test::run(|name| output.note(&format!("training with {name}")))?;
+    let test = self_test::run(|name| output.note(&format!("self-test: {name}")))?;
     let agrees = test.checks.iter().all(|check| check.agrees);
     let tested = Tested { version: env!("CARGO_PKG_VERSION"), machine, test };
     store::save_json(out, &tested)?;

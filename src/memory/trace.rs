@@ -72,8 +72,18 @@ pub(crate) fn recording() -> bool {
 fn record(f: impl FnOnce(&mut Recorder)) {
     if RECORDING.get() {
         RECORDING.set(false);
-        RECORDER.with_borrow_mut(f);
-        RECORDING.set(true);
+        // A thread that ends frees what it kept for itself after its records are gone.
+        let there = RECORDER.try_with(|r| f(&mut r.borrow_mut())).is_ok();
+        RECORDING.set(there);
+    }
+}
+
+/// Ends a recording, whatever becomes of what is recorded.
+struct Recording;
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        RECORDING.set(false);
     }
 }
 
@@ -81,8 +91,9 @@ fn record(f: impl FnOnce(&mut Recorder)) {
 pub(crate) fn recorded<R>(f: impl FnOnce() -> R) -> (R, Vec<Event>) {
     RECORDER.with_borrow_mut(|r| *r = Recorder::default());
     RECORDING.set(true);
+    let recording = Recording;
     let result = f();
-    RECORDING.set(false);
+    drop(recording);
     (result, RECORDER.with_borrow_mut(std::mem::take).events)
 }
 
@@ -131,7 +142,6 @@ pub(crate) fn launch(kernel: &'static str, moved: u64, flops: u64) {
 
 /// Memory at this address is no longer anybody's.
 pub(super) fn freed(address: usize) {
-    // A thread that ends frees what it kept for itself after its records are gone.
     if RECORDING.try_with(Cell::get).unwrap_or(false) {
         record(|r| {
             if let Some(id) = r.open.remove(&address) {
