@@ -83,11 +83,14 @@ struct Thread {
     ucontext_t first;
     std::vector<char> stack;
     bool started = false, done = false;
+    // Which of the two places for numbers is next.
+    uint turn = 0;
 };
 
 struct Group {
     std::vector<std::unique_ptr<Thread>> threads;
-    std::vector<float> given;
+    // Two, so that who is quick may give its next number while others still read.
+    std::vector<float> given[2];
     jmp_buf caller;
     uint lanes = 0, lane = 0;
     void (*body)(void*, uint) = nullptr;
@@ -126,11 +129,14 @@ static void resume_thread(Thread& thread) {
 // number of barriers are a fault of the kernel: Metal would hang.
 static bool run_group(uint lanes, void (*body)(void*, uint), void* argument) {
     group.lanes = lanes;
-    group.given.assign(lanes, 0.0f);
+    for (auto& given : group.given) given.assign(lanes, 0.0f);
     group.body = body;
     group.argument = argument;
     while (group.threads.size() < lanes) group.threads.push_back(std::make_unique<Thread>());
-    for (uint i = 0; i < lanes; i++) group.threads[i]->done = false;
+    for (uint i = 0; i < lanes; i++) {
+        group.threads[i]->done = false;
+        group.threads[i]->turn = 0;
+    }
     while (true) {
         uint finished = 0;
         for (uint i = 0; i < lanes; i++) {
@@ -148,11 +154,11 @@ inline void threadgroup_barrier(mem_flags) { yield_thread(); }
 template <class F>
 float over_simd_group(float x, F both) {
     uint lane = group.lane, first = lane / 32 * 32;
-    group.given[lane] = x;
+    std::vector<float>& given = group.given[group.threads[lane]->turn++ % 2];
+    given[lane] = x;
     yield_thread();
-    float all = group.given[first];
-    for (uint i = first + 1; i < first + 32 && i < group.lanes; i++) all = both(all, group.given[i]);
-    yield_thread();
+    float all = given[first];
+    for (uint i = first + 1; i < first + 32 && i < group.lanes; i++) all = both(all, given[i]);
     return all;
 }
 inline float simd_sum(float x) {

@@ -40,10 +40,12 @@ pub fn backend() -> Backend {
     }
 }
 
-/// The Metal back end on the CPU.
+/// The Metal back end on the CPU; with `HEADROOM_KERNELS=gpu` a Mac's GPU is held to it, launch by launch.
 pub fn metal() -> Backend {
     // SAFETY: the kernels are compiled from that source.
-    Backend::Metal(Queue::Host(unsafe { HostKernels::new(host::host(SOURCE)) }))
+    let kernels = unsafe { HostKernels::new(host::host(SOURCE)) };
+    let both = std::env::var_os("HEADROOM_KERNELS").is_some_and(|on| on == "gpu");
+    Backend::Metal(Queue::Host(if both { kernels.beside_gpu() } else { kernels }))
 }
 
 /// A file or folder of the fixtures.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Device, MetalDevice, MetalError, MetalStorage, Result, Shape, Storage, Tensor, bail};
@@ -111,4 +111,50 @@ pub(super) fn note_allocated(device: &Device) {
 
 pub(super) fn allocated_peak(device: &Device) -> Option<u64> {
     matches!(device, Device::Metal(_)).then(|| PEAK.load(Ordering::Relaxed))
+}
+
+/// Copies of a launch's tensors on the GPU, taken before it is made.
+pub(super) fn copies(args: &[Arg<'_>]) -> Result<Vec<Tensor>> {
+    static GPU: OnceLock<Device> = OnceLock::new();
+    let gpu = match GPU.get() {
+        Some(gpu) => gpu,
+        None => {
+            let gpu = Device::new_metal(0)?;
+            GPU.get_or_init(|| gpu)
+        }
+    };
+    args.iter().map(|arg| arg.tensor().0.to_device(gpu)).collect()
+}
+
+/// Makes a launch on the GPU that was made on the CPU, and holds what it wrote to what was written there.
+pub(super) fn agrees(
+    kernel: &'static str,
+    args: &[Arg<'_>],
+    copies: &[Tensor],
+    words: &[u32],
+    size: Size,
+) -> Result<()> {
+    let here: Vec<Arg<'_>> = args
+        .iter()
+        .zip(copies)
+        .map(|(arg, copy)| if arg.tensor().1 { Arg::Part(copy) } else { Arg::Table(copy) })
+        .collect();
+    encode(kernel, &here, words, size)?;
+    for (arg, copy) in args.iter().zip(copies) {
+        let (written, true) = arg.tensor() else { continue };
+        let numbers = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+        let (cpu, gpu) = (numbers(written)?, numbers(copy)?);
+        // A code may be the next one where a number lies in the middle of two.
+        let allowed = match written.dtype() {
+            DType::U8 => 1.0,
+            _ => 1e-5 * cpu.iter().fold(1f32, |m, x| m.max(x.abs())),
+        };
+        for (i, (a, b)) in cpu.iter().zip(&gpu).enumerate() {
+            // What neither wrote is no number in both.
+            if !((a - b).abs() <= allowed || (a.is_nan() && b.is_nan())) {
+                bail!("`{kernel}` gives {b} on this GPU where {a} is right, at {i} of {}", cpu.len())
+            }
+        }
+    }
+    Ok(())
 }

@@ -4,15 +4,27 @@ use std::ffi::{CString, c_char, c_int, c_void};
 
 use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 
+#[cfg(target_os = "macos")]
+use crate::ops::metal::gpu;
 use crate::ops::metal::launch::{Arg, SOURCE, Size};
 
 /// Kernels compiled for the processor.
 #[derive(Clone, Copy, Debug)]
 pub struct HostKernels {
     run: unsafe extern "C" fn(*const c_char, *mut *mut c_void, *const c_void, *const u32, u32) -> c_int,
+    /// Whether a Mac's GPU does the same beside them.
+    #[cfg_attr(not(target_os = "macos"), allow(dead_code))]
+    beside_gpu: bool,
 }
 
 impl HostKernels {
+    /// The same, and each launch is made on a Mac's GPU too, whose results must be the same: what a Mac is asked that has
+    /// never been seen. Elsewhere than on a Mac it changes nothing.
+    #[must_use]
+    pub fn beside_gpu(self) -> Self {
+        Self { beside_gpu: cfg!(target_os = "macos"), ..self }
+    }
+
     /// What runs a kernel by its name, with its buffers, its parameters, its grid (or its number of rows) and the
     /// threads of a threadgroup (0 for a grid without): 0 where it did.
     ///
@@ -21,10 +33,10 @@ impl HostKernels {
     pub unsafe fn new(
         run: unsafe extern "C" fn(*const c_char, *mut *mut c_void, *const c_void, *const u32, u32) -> c_int,
     ) -> Self {
-        Self { run }
+        Self { run, beside_gpu: false }
     }
 
-    pub(super) fn run(self, kernel: &str, args: &[Arg<'_>], words: &[u32], size: Size) -> Result<()> {
+    pub(super) fn run(self, kernel: &'static str, args: &[Arg<'_>], words: &[u32], size: Size) -> Result<()> {
         // A GPU runs kernels side by side unless it is told what they write.
         let declared = written(kernel);
         if !args.iter().map(|arg| arg.tensor().1).eq(declared.iter().copied()) {
@@ -32,6 +44,8 @@ impl HostKernels {
         }
         let buffers: Result<Vec<*mut c_void>> = args.iter().map(|arg| pointer(arg.tensor().0)).collect();
         let mut buffers = buffers?;
+        #[cfg(target_os = "macos")]
+        let copies = if self.beside_gpu { Some(gpu::copies(args)?) } else { None };
         let name = CString::new(kernel).map_err(candle_core::Error::wrap)?;
         let (grid, lanes) = match size {
             Size::Grid([x, y, z]) => ([x as u32, y as u32, z as u32], 0),
@@ -42,6 +56,11 @@ impl HostKernels {
         let code =
             unsafe { (self.run)(name.as_ptr(), buffers.as_mut_ptr(), words.as_ptr().cast(), grid.as_ptr(), lanes) };
         match code {
+            #[cfg(target_os = "macos")]
+            0 if self.beside_gpu => match copies {
+                Some(copies) => gpu::agrees(kernel, args, &copies, words, size),
+                None => Ok(()),
+            },
             0 => Ok(()),
             1 => bail!("there is no kernel `{kernel}`"),
             _ => bail!("the threads of `{kernel}` part at a barrier"),
