@@ -13,7 +13,7 @@ pub enum Error {
     /// A table could not be joined, grouped or written.
     #[error("table: {reason}")]
     Table {
-        /// What polars says.
+        /// Message of polars.
         reason: String,
     },
     /// The system does not say which folder is the user's.
@@ -22,55 +22,55 @@ pub enum Error {
     /// A file or folder could not be read.
     #[error("cannot read `{}`", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Reason that the system gives.
         source: io::Error,
     },
     /// A file or folder could not be written.
     #[error("cannot write `{}`", path.display())]
     Write {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Reason that the system gives.
         source: io::Error,
     },
     /// A file does not say what its format demands.
     #[error("`{}`{}: {message}", path.display(), line.map(|l| format!(", line {l}")).unwrap_or_default())]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Line, counted from 1, when known.
         line: Option<usize>,
-        /// What is wrong there.
+        /// Description of what is wrong there.
         message: String,
-        /// What was meant, when it can be guessed.
+        /// Word that was probably meant, if it can be guessed.
         hint: Option<String>,
     },
     /// A value that parsed but cannot be used.
     #[error("`{field}` is {got}, but must be {must}")]
     Invalid {
-        /// Field or flag.
+        /// Name of the field or flag.
         field: String,
-        /// What was given.
+        /// Value that was given.
         got: String,
-        /// What it must be.
+        /// Clause that says what it must be.
         must: String,
     },
     /// An architecture that Headroom has no model of.
     #[error("unknown architecture `{model_type}`{}", reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
     UnknownArchitecture {
-        /// `model_type` of the config.json.
+        /// Value of `model_type` in config.json.
         model_type: String,
-        /// Why it is refused, where it is known and refused.
+        /// Reason of the refusal, for an architecture that is known.
         reason: Option<String>,
-        /// What is supported.
+        /// Architectures that are supported.
         supported: &'static str,
     },
     /// A model name that is neither in the catalogue nor a folder.
     #[error("unknown model `{name}`")]
     UnknownModel {
-        /// As given.
+        /// Name as it was given.
         name: String,
         /// Names that look like it.
         close: Vec<String>,
@@ -78,47 +78,47 @@ pub enum Error {
     /// The weights of a model that is known by name are not on this machine.
     #[error("the weights of `{name}` are not on this machine")]
     NoWeights {
-        /// As given.
+        /// Name as it was given.
         name: String,
     },
     /// A machine that is not in the chip table.
     #[error("unknown machine `{name}`")]
     UnknownMachine {
-        /// As given.
+        /// Name as it was given.
         name: String,
-        /// What is known.
+        /// Chips that are known.
         known: String,
     },
     /// A tensor is absent or has another shape, or a weights file is damaged.
     #[error("weights in `{}`: {reason}", path.display())]
     Weights {
-        /// Folder or file.
+        /// Path of the folder or file.
         path: PathBuf,
-        /// What is wrong.
+        /// Description of the fault.
         reason: String,
     },
     /// Data that cannot be trained on.
     #[error("data in `{}`: {reason}", path.display())]
     Data {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong.
+        /// Description of the fault.
         reason: String,
     },
     /// The tokenizer does not fit the model, or cannot be used.
     #[error("tokenizer of `{model}`: {reason}")]
     Tokenizer {
-        /// The model.
+        /// Name of the model.
         model: String,
-        /// What is wrong.
+        /// Description of the fault.
         reason: String,
     },
     /// A table was written with other columns.
     #[error("`{}` was written with schema `{found}`, which this version cannot add to ({difference})", path.display())]
     Schema {
-        /// The table.
+        /// Path of the table.
         path: PathBuf,
-        /// The version it says it has.
+        /// Version that it says it has.
         found: String,
         /// Columns that differ.
         difference: String,
@@ -126,13 +126,13 @@ pub enum Error {
     /// A run folder is in use.
     #[error("`{}` already holds a run", path.display())]
     RunExists {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
     },
     /// A run was to be begun in a folder that holds other things.
     #[error("`{}` is not empty (it contains `{holds}`); a run needs its own folder", path.display())]
     NotEmpty {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
         /// One of the things in it.
         holds: String,
@@ -140,7 +140,7 @@ pub enum Error {
     /// Another process works in a run folder.
     #[error("`{}` is in use by another process{}", path.display(), pid.map(|p| format!(" ({p})")).unwrap_or_default())]
     InUse {
-        /// The folder.
+        /// Path of the folder.
         path: PathBuf,
         /// Number of the process, where it is known.
         pid: Option<u32>,
@@ -148,17 +148,17 @@ pub enum Error {
     /// A file that a run wrote is not as it was written.
     #[error("`{}` is damaged: {reason}", path.display())]
     Damaged {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of what is wrong with it.
         reason: String,
-        /// What can be done about it.
+        /// Remedy that the hint names.
         remedy: String,
     },
     /// What a run is made from is not what it was when the run began.
     #[error("changed since the run in `{}` began: {}", path.display(), what.join(", "))]
     Changed {
-        /// The run folder.
+        /// Path of the run folder.
         path: PathBuf,
         /// Files of the model or the data.
         what: Vec<String>,
@@ -166,39 +166,39 @@ pub enum Error {
     /// Something is where a result was to be written.
     #[error("`{}` exists already", path.display())]
     Exists {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
     },
     /// Run folders that could not be read; what could be is reported.
     #[error("{} of {of} runs could not be read: {}", unread.len(), messages(unread))]
     Unread {
-        /// What is wrong with each.
+        /// Description of what is wrong with each.
         unread: Vec<Error>,
-        /// How many were asked for.
+        /// Number of folders that were asked for.
         of: usize,
     },
     /// A signal, such as Ctrl-C, was obeyed.
     #[error("interrupted: {kept}")]
     Interrupted {
-        /// What there is now.
+        /// State that the run was left in.
         kept: String,
-        /// The command that goes on from there.
+        /// Command that goes on from there.
         resume: Option<String>,
     },
     /// A form that cannot hold this model.
     #[error("`{model}` cannot be written as {format}: {reason}")]
     NoSuchExport {
-        /// The model.
+        /// Name of the model.
         model: String,
-        /// The form.
+        /// Name of the form.
         format: &'static str,
-        /// What it cannot hold.
+        /// Part of the model that it cannot hold.
         reason: String,
     },
     /// An adapter, checkpoint or run folder that does not belong to this run.
     #[error("`{}` does not match this run: {reason}", path.display())]
     Mismatch {
-        /// The folder or file.
+        /// Path of the folder or file.
         path: PathBuf,
         /// Every difference found.
         reason: String,
@@ -210,21 +210,21 @@ pub enum Error {
         what: &'static str,
         /// Optimizer step, counted from 1.
         step: usize,
-        /// The value.
+        /// Value that was computed.
         value: f64,
     },
     /// A child process or an engine failed in a way that is no answer.
     #[error("{engine}: {reason}")]
     Engine {
-        /// Which.
+        /// Name of the child process or engine.
         engine: String,
-        /// Why.
+        /// Description of the failure.
         reason: String,
     },
     /// Metal was asked for where it cannot be used.
     #[error("`metal` cannot be used here, because {reason}")]
     NoMetal {
-        /// Why, as a clause.
+        /// Reason, as a clause that follows "because".
         reason: String,
     },
     /// An allocation failed while a run was on its way.
@@ -232,57 +232,57 @@ pub enum Error {
     OutOfMemory {
         /// Optimizer steps that were done.
         at_step: usize,
-        /// What helps.
+        /// Remedy that the hint names.
         remedy: &'static str,
-        /// What the device said.
+        /// Message of the device.
         source: Box<Error>,
     },
     /// The system ended what a run did on the GPU.
     #[error("{what}, after step {at_step}")]
     Gpu {
-        /// What happened.
+        /// Clause that says what the system did.
         what: &'static str,
         /// Optimizer steps that were done.
         at_step: usize,
-        /// What helps.
+        /// Remedy that the hint names.
         remedy: &'static str,
-        /// What the device said.
+        /// Message of the device.
         source: Box<Error>,
     },
     /// Refused, because it would not fit.
     #[error("{what} needs {needs}, but {limit} is available")]
     DoesNotFit {
-        /// What was to be run.
+        /// Run or model that was asked for.
         what: String,
         /// Upper bound of what it takes.
         needs: Bytes,
-        /// The limit that binds.
+        /// Amount that is available.
         limit: Bytes,
     },
     /// A plan that was asked for and is not to be had on this machine.
     #[error("{what} does not fit: even the smallest configuration may need {needs}, over the {limit} of {name}")]
     NothingFits {
-        /// What was to be run.
+        /// Run or model that was asked for.
         what: String,
         /// Upper bound of what it takes.
         needs: Bytes,
         /// Name of the limit that binds.
         name: &'static str,
-        /// The limit.
+        /// Amount that is available.
         limit: Bytes,
         /// A weight format in which it fits.
         weights: Option<&'static str>,
-        /// The smallest Mac that holds it as it is.
+        /// Smallest Mac that holds it as it is.
         larger: Option<String>,
     },
     /// Refused, because it would not finish.
     #[error("{what} takes about {needs}, over the time limit of {limit}")]
     TooSlow {
-        /// What was to be run.
+        /// Run or model that was asked for.
         what: String,
         /// Most likely time.
         needs: Seconds,
-        /// The time given.
+        /// Time that was given.
         limit: Seconds,
     },
     /// A tensor operation failed: a broken invariant of ours, or the device.
@@ -291,9 +291,9 @@ pub enum Error {
     /// A value could not be written as JSON or TOML: a broken invariant of ours.
     #[error("cannot serialise {what}: {reason}")]
     Serialise {
-        /// What.
+        /// Name of the value.
         what: &'static str,
-        /// Why.
+        /// Message of the serialiser.
         reason: String,
     },
 }
