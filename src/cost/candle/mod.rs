@@ -53,6 +53,7 @@ impl StepLedger<'_> {
     fn step(&mut self) {
         let (n, layers) = (self.micro.rows(), self.spec.num_hidden_layers);
         self.t.phase("forward");
+        let indices = self.indices();
         let mut x = self.embed(n);
         let mut saved = Vec::new();
         for layer in 0..layers {
@@ -80,7 +81,7 @@ impl StepLedger<'_> {
             };
             g = self.backward(tape, g, i > self.first);
         }
-        self.t.free(g);
+        [g, indices].into_iter().for_each(|l| self.t.free(l));
         self.optimizer();
     }
 
@@ -88,6 +89,7 @@ impl StepLedger<'_> {
 
     fn validate(&mut self) {
         self.t.phase("validation");
+        let indices = self.indices();
         let mut x = self.embed(self.micro.rows());
         for _ in 0..self.spec.num_hidden_layers {
             let y = self.forward();
@@ -95,7 +97,13 @@ impl StepLedger<'_> {
         }
         let c = self.loss_rows();
         let (rows, logits) = self.logits_of(c);
-        [x, rows, logits].into_iter().for_each(|l| self.t.free(l));
+        [x, rows, logits, indices].into_iter().for_each(|l| self.t.free(l));
+    }
+
+    /// A micro-batch's tokens, positions and targets, as the processor and as the device has them.
+    fn indices(&mut self) -> Live {
+        let numbers = 2 * (self.micro.rows() + self.micro.targets as u64);
+        self.t.alloc("indices", 2 * numbers * size_of::<u32>() as u64)
     }
 
     fn embed(&mut self, n: u64) -> Live {
