@@ -7,10 +7,11 @@ use candle_core::{DType, Device, Tensor};
 use crate::memory::trace::{Event, recorded};
 use crate::ops::attention::Shape;
 use crate::ops::dropout::{Dropout, DropoutKey, Part};
-use crate::ops::metal::{Arg, PARTS, Queue, Size};
+use crate::ops::metal::{Arg, Queue, Size};
 use crate::ops::testing::{kernel_names, kernels, random, values, worst};
 use crate::ops::{Backend, Index, Losses, NormWeights, RopeTables};
 use crate::spec::model::{Activation, Norm};
+use crate::spec::run::engine::NORM_PARTS as PARTS;
 
 fn queue() -> Queue {
     let Backend::Metal(queue) = kernels() else { panic!() };
@@ -247,18 +248,7 @@ fn decoders_give_exactly_what_a_format_holds() {
     let plain = [Format::F32, Format::F16, Format::Bf16, Format::Int8];
     let put = |format| w.put(format, &Device::Cpu).unwrap();
     let mut all: Vec<Stored> = plain.into_iter().map(put).collect();
-    for block in [
-        Block::Q8_0,
-        Block::Q6K,
-        Block::Q5K,
-        Block::Q5_1,
-        Block::Q5_0,
-        Block::Q4K,
-        Block::Q4_1,
-        Block::Q4_0,
-        Block::Q3K,
-        Block::Q2K,
-    ] {
+    for block in Block::ALL {
         all.push(put(Format::Gguf(block)));
     }
     for (bits, group) in AFFINE_BITS.iter().flat_map(|b| AFFINE_GROUPS.iter().map(move |g| (*b, *g))) {

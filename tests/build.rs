@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // the helpers of tests are tests too
 
-use std::path::{Path, PathBuf};
+mod sources;
+
+use std::path::Path;
 
 use clap::Parser;
 use headroom::cli::Cli;
@@ -59,24 +61,13 @@ fn candles_crates_fit_each_other() {
     }
 }
 
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
-}
-
 /// candle-nn and candle-transformers are built without their Metal feature: their own operations fail on a Mac's GPU. What
 /// is used of them computes with candle-core's operations, or on the CPU.
 #[test]
 fn nothing_of_candle_nn_computes_on_metal() {
     let allowed = ["candle_nn::kv_cache::KvCache", "candle_transformers::generation::"];
     let mut paths = Vec::new();
-    sources(&root().join("src"), &mut paths);
+    sources::sources(&root().join("src"), &mut paths);
     let mut seen = 0;
     for path in paths.iter().filter(|p| !p.to_string_lossy().ends_with("tests.rs")) {
         let text = std::fs::read_to_string(path).unwrap();

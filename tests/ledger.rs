@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
 mod folders;
+mod shapes;
 
 use std::path::Path;
 
@@ -26,35 +27,29 @@ use headroom::{memory, ops};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::shapes::{FAMILIES, Sizes};
+
 #[global_allocator]
 static ALLOCATOR: headroom::memory::Counting = headroom::memory::Counting;
 
 /// Random shapes; each is held to its peak in a step and in an evaluation. `HEADROOM_LEDGER_CASES` sets another number.
 const CASES: u64 = 300;
 
-const FAMILIES: [&str; 9] =
-    ["llama", "mistral", "qwen2", "qwen3", "starcoder2", "gpt2", "gemma2", "gemma3_text", "phi3"];
-
 /// A random config.json of a family.
 fn config(family: &str, rng: &mut ChaCha8Rng) -> String {
     let kv = [1, 2, 4][rng.random_range(0..3)];
     let heads = kv * [1, 2, 3][rng.random_range(0..3)];
-    let head_dim = [32, 48, 64][rng.random_range(0..3)];
-    let hidden = heads * head_dim;
-    let layers = rng.random_range(1..5);
-    let vocab = rng.random_range(2000..20000);
-    let intermediate = rng.random_range(300..1800);
-    let tied = rng.random_bool(0.5);
-    let window = if rng.random_bool(0.5) { "null".into() } else { rng.random_range(20..200).to_string() };
-    if family == "gpt2" {
-        return format!(
-            r#"{{"model_type":"gpt2","n_embd":{hidden},"n_layer":{layers},"n_head":{heads},"n_positions":2048,"n_inner":{intermediate},"vocab_size":{vocab}}}"#
-        );
-    }
-    let window = if family.starts_with("gemma") { "64".to_string() } else { window };
-    format!(
-        r#"{{"model_type":"{family}","hidden_size":{hidden},"intermediate_size":{intermediate},"num_hidden_layers":{layers},"num_attention_heads":{heads},"num_key_value_heads":{kv},"head_dim":{head_dim},"vocab_size":{vocab},"tie_word_embeddings":{tied},"sliding_window":{window},"max_position_embeddings":2048,"attn_logit_softcapping":20.0,"attention_bias":true}}"#
-    )
+    let sizes = Sizes {
+        heads: [kv, heads, [32, 48, 64][rng.random_range(0..3)]],
+        layers: rng.random_range(1..5),
+        vocab: rng.random_range(2000..20000),
+        intermediate: rng.random_range(300..1800),
+        tied: rng.random_bool(0.5),
+        window: if rng.random_bool(0.5) { None } else { Some(rng.random_range(20..200)) },
+        gemma_window: 64,
+        positions: 2048,
+    };
+    sizes.config(family)
 }
 
 fn run(rng: &mut ChaCha8Rng, spec: &ModelSpec) -> RunConfig {

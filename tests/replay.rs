@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
+mod shapes;
+
 use std::path::Path;
 
 use headroom::cost::candle::{Micro, ledger};
@@ -18,37 +20,31 @@ use headroom::units::Bytes;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::shapes::{FAMILIES, Sizes};
+
 #[global_allocator]
 static ALLOCATOR: headroom::memory::Counting = headroom::memory::Counting;
 
 /// Random cases that the prediction is held to.
 const CASES: u64 = 300;
 
-const FAMILIES: [&str; 9] =
-    ["llama", "mistral", "qwen2", "qwen3", "starcoder2", "gpt2", "gemma2", "gemma3_text", "phi3"];
-
 /// A random model, of sizes that people train: nothing is computed of it.
 fn spec(family: &str, rng: &mut ChaCha8Rng) -> ModelSpec {
     let kv = [1, 2, 4, 8][rng.random_range(0..4)];
     let heads = kv * [1, 2, 4][rng.random_range(0..3)];
     let head_dim = [64, 96, 128][rng.random_range(0..3)];
-    let hidden = heads * head_dim;
-    let layers = rng.random_range(1..30);
-    let vocab = rng.random_range(20_000..160_000);
-    let intermediate = rng.random_range(hidden..5 * hidden);
-    let tied = rng.random_bool(0.5);
-    let window = if rng.random_bool(0.5) { "null".into() } else { rng.random_range(100..1500).to_string() };
-    let window = if family.starts_with("gemma") { "512".to_string() } else { window };
-    let config = if family == "gpt2" {
-        format!(
-            r#"{{"model_type":"gpt2","n_embd":{hidden},"n_layer":{layers},"n_head":{heads},"n_positions":8192,"n_inner":{intermediate},"vocab_size":{vocab}}}"#
-        )
-    } else {
-        format!(
-            r#"{{"model_type":"{family}","hidden_size":{hidden},"intermediate_size":{intermediate},"num_hidden_layers":{layers},"num_attention_heads":{heads},"num_key_value_heads":{kv},"head_dim":{head_dim},"vocab_size":{vocab},"tie_word_embeddings":{tied},"sliding_window":{window},"max_position_embeddings":8192,"attn_logit_softcapping":20.0,"attention_bias":true}}"#
-        )
+    let (layers, vocab, hidden) = (rng.random_range(1..30), rng.random_range(20_000..160_000), heads * head_dim);
+    let sizes = Sizes {
+        heads: [kv, heads, head_dim],
+        layers,
+        vocab,
+        intermediate: rng.random_range(hidden..5 * hidden),
+        tied: rng.random_bool(0.5),
+        window: if rng.random_bool(0.5) { None } else { Some(rng.random_range(100..1500)) },
+        gemma_window: 512,
+        positions: 8192,
     };
-    ModelSpec::from_config(&config).unwrap()
+    ModelSpec::from_config(&sizes.config(family)).unwrap()
 }
 
 fn run(rng: &mut ChaCha8Rng, spec: &ModelSpec) -> RunConfig {

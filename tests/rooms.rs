@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
+mod sources;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -83,22 +85,11 @@ struct File {
     code: String,
 }
 
-fn sources(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
-}
-
 /// Every source file but those that hold nothing but tests.
 fn files() -> Vec<File> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut paths = Vec::new();
-    sources(&src, &mut paths);
+    sources::sources(&src, &mut paths);
     paths.sort();
     let read = |path: &std::path::PathBuf| {
         let inside = path.strip_prefix(&src).unwrap().to_string_lossy().into_owned();
@@ -281,7 +272,7 @@ fn rooms_and_files_stay_small() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for place in ["src", "tests", "benches"] {
         let mut paths = Vec::new();
-        sources(&src.with_file_name(place), &mut paths);
+        sources::sources(&src.with_file_name(place), &mut paths);
         for path in paths {
             let lines = std::fs::read_to_string(&path).unwrap().lines().count();
             if lines > LONGEST_FILE {

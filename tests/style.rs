@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // the helpers of tests are tests too
 
-use std::path::{Path, PathBuf};
+mod sources;
+
+use std::path::Path;
 
 use clap::{Command, CommandFactory};
 use headroom::cli::Cli;
@@ -49,17 +51,6 @@ fn all_helps() -> Vec<(String, String)> {
     helps(&Cli::command(), "", &mut texts);
     assert!(texts.len() > 90, "only {} help texts were found", texts.len());
     texts
-}
-
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
 }
 
 /// The string literals of a source that are prose, with their lines: comments and tests are passed over.
@@ -114,7 +105,7 @@ fn help_texts_and_messages_use_the_fields_words() {
         wrong.extend(found(&text, &unwanted).map(|phrase| format!("{place}: `{phrase}` in \"{text}\"")));
     }
     let mut paths = Vec::new();
-    sources(&root().join("src"), &mut paths);
+    sources::sources(&root().join("src"), &mut paths);
     let mut seen = 0;
     for path in paths.iter().filter(|p| !p.to_string_lossy().ends_with("tests.rs")) {
         for (line, text) in literals(&std::fs::read_to_string(path).unwrap()) {

@@ -28,8 +28,7 @@ pub(crate) fn ggml(block: Block) -> GgmlDType {
 
 /// The block format of candle's name, where matrices are held in it.
 pub(crate) fn block(dtype: GgmlDType) -> Option<Block> {
-    use Block::*;
-    [Q8_0, Q6K, Q5K, Q5_1, Q5_0, Q4K, Q4_1, Q4_0, Q3K, Q2K].into_iter().find(|b| ggml(*b) == dtype)
+    Block::ALL.into_iter().find(|b| ggml(*b) == dtype)
 }
 
 /// The rows of these indices, in f32.
@@ -91,18 +90,7 @@ mod tests {
 
     #[test]
     fn all_threads_decode_what_one_decodes() {
-        for block in [
-            Block::Q8_0,
-            Block::Q6K,
-            Block::Q5K,
-            Block::Q5_1,
-            Block::Q5_0,
-            Block::Q4K,
-            Block::Q4_1,
-            Block::Q4_0,
-            Block::Q3K,
-            Block::Q2K,
-        ] {
+        for block in Block::ALL {
             let matrix = QTensor::quantize(&random((7, 512), 1.0, 3), ggml(block)).unwrap();
             assert_eq!(super::block(matrix.dtype()), Some(block));
             let all = matrix.dequantize(&Device::Cpu).unwrap();

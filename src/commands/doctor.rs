@@ -17,7 +17,7 @@ use crate::report::doctor::{
 };
 use crate::spec::machine::Machine;
 use crate::spec::model::catalogue;
-use crate::spec::run::{Data, Engine, Execution, Recipe, RunConfig, TokenLengths, Weights};
+use crate::spec::run::{Engine, RunConfig, TokenLengths};
 use crate::store;
 use crate::trainer::candle::self_test::{self, Check, SelfTest};
 
@@ -92,14 +92,7 @@ fn judge(machine: &Machine) -> Result<Vec<Row>> {
     let mut entries: Vec<_> = catalogue::all().iter().filter(|e| e.spec.trained_here().is_ok()).collect();
     entries.sort_by_key(|e| e.parameters);
     let row = |entry: &&catalogue::Entry| {
-        let mut run = RunConfig {
-            model: entry.id.clone(),
-            data: Data::builtin(),
-            engine: Engine::Candle,
-            seed: 0,
-            recipe: Recipe::default(),
-            execution: Execution { weights: Weights::Stored, ..Execution::default() },
-        };
+        let mut run = RunConfig::of_model(&entry.id);
         run.recipe.max_seq_length = SEQ.min(entry.spec.max_position_embeddings);
         let request =
             Request { spec: &entry.spec, machine, run: &run, lengths: Some(&lengths), calibration: &calibration };

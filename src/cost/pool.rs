@@ -31,7 +31,8 @@ pub(crate) struct Pool {
     peak: u64,
 }
 
-fn pages(size: u64) -> u64 {
+/// Memory that Metal takes for a buffer of this size.
+pub(crate) fn pages(size: u64) -> u64 {
     size.next_multiple_of(PAGE)
 }
 
@@ -146,41 +147,41 @@ mod tests {
     use super::*;
 
     /// Sizes in pages, so that their rounding does not enter.
-    fn pages(n: u64) -> u64 {
+    fn whole(n: u64) -> u64 {
         n * PAGE
     }
 
     #[test]
     fn sizes_are_powers_of_two_and_freed_buffers_are_used_again() {
         let mut pool = Pool::default();
-        let a = pool.take(pages(3), Source::Private);
-        let b = pool.take(pages(9), Source::Private);
-        assert_eq!(pool.total(), pages(4 + 16));
+        let a = pool.take(whole(3), Source::Private);
+        let b = pool.take(whole(9), Source::Private);
+        assert_eq!(pool.total(), whole(4 + 16));
         pool.give(a);
         pool.give(b);
         // The smallest that is large enough, and no second one while it is free.
-        assert_eq!(pool.take(pages(2), Source::Private).size, pages(4));
+        assert_eq!(pool.take(whole(2), Source::Private).size, whole(4));
         // A small tensor takes a large buffer where nothing else is free: there is no upper bound.
-        assert_eq!((pool.take(1, Source::Private).size, pool.total()), (pages(16), pages(20)));
+        assert_eq!((pool.take(1, Source::Private).size, pool.total()), (whole(16), whole(20)));
         pool.take(10, Source::Private);
-        assert_eq!(pool.total(), pages(21));
+        assert_eq!(pool.total(), whole(21));
     }
 
     #[test]
     fn what_is_free_goes_at_a_wait_and_what_is_sent_is_exact() {
         let mut pool = Pool::default();
-        let sent = pool.take(pages(3), Source::Upload);
-        let stays = pool.take(pages(5), Source::Fixed);
-        let filled = pool.take(pages(3), Source::Private);
-        assert_eq!(pool.total(), pages(3 + 5 + 4));
+        let sent = pool.take(whole(3), Source::Upload);
+        let stays = pool.take(whole(5), Source::Fixed);
+        let filled = pool.take(whole(3), Source::Private);
+        assert_eq!(pool.total(), whole(3 + 5 + 4));
         pool.give(sent);
         pool.give(stays);
         // It is beside the pools and goes at once; the others serve their own kind.
-        assert_eq!(pool.total(), pages(7));
-        assert_eq!((pool.take(pages(2), Source::Shared).size, pool.total()), (pages(3), pages(7)));
+        assert_eq!(pool.total(), whole(7));
+        assert_eq!((pool.take(whole(2), Source::Shared).size, pool.total()), (whole(3), whole(7)));
         pool.give(filled);
         pool.wait();
-        assert_eq!((pool.total(), pool.peak()), (pages(3), pages(12)));
+        assert_eq!((pool.total(), pool.peak()), (whole(3), whole(12)));
     }
 
     #[test]
@@ -188,17 +189,17 @@ mod tests {
         let take = |id, bytes| Event::Take { id, bytes, source: Source::Private };
         let launch = |moved, flops| Event::Launch { kernel: "k", moved, flops };
         let events = [
-            take(0, pages(3)),
+            take(0, whole(3)),
             launch(10, 0),
             take(1, 0),
             Event::Give { id: 0 },
-            take(2, pages(1)),
+            take(2, whole(1)),
             launch(5, 8),
             Event::Wait,
         ];
         let expected = Replay {
-            alive_bytes: Bytes(pages(3)),
-            peak_bytes: Bytes(pages(4)),
+            alive_bytes: Bytes(whole(3)),
+            peak_bytes: Bytes(whole(4)),
             launches: 2,
             waits: 1,
             moved_bytes: Bytes(10),

@@ -57,6 +57,16 @@ struct Recorder {
     taken: usize,
 }
 
+impl Recorder {
+    /// Notes that a buffer was taken, and gives its number.
+    fn take(&mut self, bytes: u64, source: Source) -> usize {
+        let id = self.taken;
+        self.taken += 1;
+        self.events.push(Event::Take { id, bytes, source });
+        id
+    }
+}
+
 thread_local! {
     /// Whether this thread records, and is not at it just now.
     static RECORDING: Cell<bool> = const { Cell::new(false) };
@@ -105,28 +115,21 @@ pub(crate) fn recorded_so_far() -> usize {
 /// A buffer that stands at this address was taken.
 pub(crate) fn take(address: usize, bytes: u64, source: Source) {
     record(|r| {
-        let id = r.taken;
-        r.taken += 1;
+        let id = r.take(bytes, source);
         r.open.insert(address, id);
-        r.events.push(Event::Take { id, bytes, source });
     });
 }
 
 /// A buffer was taken that stays to the end.
 pub(crate) fn keep(bytes: u64, source: Source) {
-    record(|r| {
-        let id = r.taken;
-        r.taken += 1;
-        r.events.push(Event::Take { id, bytes, source });
-    });
+    record(|r| _ = r.take(bytes, source));
 }
 
 /// The processor read `bytes` back: into a buffer of its own, for which it waited.
 pub(crate) fn read_back(bytes: u64) {
     record(|r| {
-        let id = r.taken;
-        r.taken += 1;
-        r.events.extend([Event::Take { id, bytes, source: Source::Shared }, Event::Wait, Event::Give { id }]);
+        let id = r.take(bytes, Source::Shared);
+        r.events.extend([Event::Wait, Event::Give { id }]);
     });
 }
 

@@ -2,18 +2,9 @@
 
 use crate::cost::candle::product::Product;
 use crate::cost::candle::step_ledger::{ATTENTION, F32, SCORES, STATE, StepLedger};
+use crate::cost::candle::tape::AttentionTape;
 use crate::cost::timeline::Live;
 use crate::spec::model::tensors::Role;
-
-/// Tensors that attention's forward pass keeps for its backward pass.
-pub(super) struct AttentionTape {
-    normed: Live,
-    raw: Option<[Live; 2]>,
-    q: Live,
-    k: Live,
-    v: Live,
-    out: Live,
-}
 
 impl StepLedger<'_> {
     pub(super) fn qkv(&mut self, normed: Live, rows: u64) -> AttentionTape {
@@ -74,11 +65,6 @@ impl StepLedger<'_> {
             self.t.brief(STATE, rows * self.h());
         }
         (tape, y)
-    }
-
-    pub(super) fn free_tape(&mut self, tape: AttentionTape) {
-        let AttentionTape { normed, raw, q, k, v, out } = tape;
-        [normed, q, k, v, out].into_iter().chain(raw.into_iter().flatten()).for_each(|l| self.t.free(l));
     }
 
     pub(super) fn attention_backward(&mut self, tape: AttentionTape, need_dx: bool) -> Option<Live> {

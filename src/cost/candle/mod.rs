@@ -11,10 +11,11 @@ mod metal;
 mod mlp;
 mod product;
 mod step_ledger;
+mod tape;
 
-use self::attention::AttentionTape;
 use self::step_ledger::*;
 pub use self::step_ledger::{Micro, SLABS};
+use self::tape::Tape;
 use crate::cost::ledger::MemoryLedger;
 use crate::cost::timeline::{Live, Timeline};
 use crate::error::Result;
@@ -37,14 +38,6 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, micro: &Micro, validation: Opti
         engine.validate();
     }
     Ok(engine.t.ledger())
-}
-
-/// Tensors that a block's forward pass keeps for its backward pass.
-struct Tape {
-    x: Live,
-    attention: AttentionTape,
-    mid: Live,
-    mlp: Option<[Option<Live>; 2]>,
 }
 
 impl StepLedger<'_> {
@@ -183,13 +176,6 @@ impl StepLedger<'_> {
     /// Most rows of the loss that are worked on at a time.
     fn loss_rows(&self) -> u64 {
         self.micro.targets.min(self.run.execution.loss_chunk) as u64
-    }
-
-    /// Format, rows and columns of the head's matrix.
-    fn head(&self) -> (Format, u64, u64) {
-        let (spec, hidden) = (self.spec, self.spec.hidden_size);
-        let name = if spec.tie_word_embeddings { spec.embedding_name() } else { "lm_head.weight" };
-        (spec.format(self.run.execution.weights, name, hidden), spec.vocab_size as u64, hidden as u64)
     }
 
     /// Picks `c` rows of the hidden state for the loss, and computes their logits.

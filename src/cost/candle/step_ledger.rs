@@ -6,6 +6,7 @@ use crate::cost::timeline::Timeline;
 use crate::error::Result;
 use crate::spec::machine::processor::Processor;
 use crate::spec::machine::{Accelerator, Machine};
+use crate::spec::model::storage::Format;
 use crate::spec::model::tensors::{Projection, Role};
 use crate::spec::model::{ModelSpec, Positions};
 use crate::spec::run::RunConfig;
@@ -120,6 +121,13 @@ impl StepLedger<'_> {
 
     pub(super) fn find(&self, role: Role) -> Option<(Projection, bool)> {
         self.linears.iter().find(|(p, _)| p.role == role).cloned()
+    }
+
+    /// Format, rows and columns of the head's matrix.
+    pub(super) fn head(&self) -> (Format, u64, u64) {
+        let (spec, hidden) = (self.spec, self.spec.hidden_size);
+        let name = spec.head_name();
+        (spec.format(self.run.execution.weights, name, hidden), spec.vocab_size as u64, hidden as u64)
     }
 
     pub(super) fn resident(&mut self) {

@@ -227,8 +227,7 @@ impl Shapes<'_> {
     fn head_on_metal(&self, total: &mut Count) {
         let (spec, n) = (self.spec, self.work.rows);
         let (h, vocab) = (spec.hidden_size as f64, spec.vocab_size as f64);
-        let name = if spec.tie_word_embeddings { spec.embedding_name() } else { "lm_head.weight" };
-        let format = spec.format(self.run.execution.weights, name, spec.hidden_size);
+        let format = spec.format(self.run.execution.weights, spec.head_name(), spec.hidden_size);
         let head = self.stored(format, spec.vocab_size, spec.hidden_size);
         let parts = (n / self.run.execution.loss_chunk as f64).ceil();
         // The embedding, the gradient's zeros, rows taken and put back, norms, and the cross-entropy.

@@ -206,12 +206,13 @@ pub fn step_cost(
         s.dora(),
     ];
     terms.extend(s.attention());
-    terms.extend([s.elementwise(), s.head(), s.optimizer()]);
+    terms.extend([s.elementwise(), s.head()]);
     if s.metal {
         // The arithmetic stays; traffic and launches are those of the kernels.
-        terms.pop();
         terms.iter_mut().for_each(|t| (t.bytes, t.launches) = (0.0, 0.0));
         terms.extend(s.on_metal());
+    } else {
+        terms.push(s.optimizer());
     }
     terms.retain(|t| t.flops + t.bytes + t.launches > 0.0);
     let n = s.work.micro_batches;

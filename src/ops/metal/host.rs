@@ -1,6 +1,8 @@
 //! Launches to kernels that a C++ compiler compiled, on tensors of the CPU.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_void};
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 
@@ -69,7 +71,14 @@ impl HostKernels {
 }
 
 /// Of each buffer of a kernel, whether its declaration lets it be written.
-fn written(kernel: &str) -> Vec<bool> {
+fn written(kernel: &'static str) -> Vec<bool> {
+    // A source is searched once for each kernel, and not at every launch.
+    static DECLARED: Mutex<BTreeMap<&'static str, Vec<bool>>> = Mutex::new(BTreeMap::new());
+    let mut declared = DECLARED.lock().unwrap_or_else(PoisonError::into_inner);
+    declared.entry(kernel).or_insert_with(|| declaration(kernel)).clone()
+}
+
+fn declaration(kernel: &str) -> Vec<bool> {
     let plain = SOURCE.split_once(&format!("kernel void {kernel}(")).map(|(_, rest)| rest);
     // The decoders of blocks have one declaration.
     let rest = plain.or_else(|| SOURCE.split_once("kernel void name(").map(|(_, rest)| rest)).unwrap_or_default();

@@ -7,6 +7,7 @@ use crate::ops::dropout::{Dropout, Part};
 use crate::ops::metal::launch::{Arg, Size, bytes, words};
 use crate::ops::metal::queue::{Queue, acceptable};
 use crate::spec::model::Activation;
+use crate::spec::run::engine::LOW_RANK;
 
 /// A box of numbers that is copied or added: its size, and the distances between neighbours on both sides.
 #[derive(Clone, Copy)]
@@ -38,9 +39,6 @@ impl Box {
         self.launch(queue, "accumulate", scale, tensors)
     }
 }
-
-/// Most columns of a matrix that a kernel of our own multiplies by.
-const LOW_RANK: usize = 128;
 
 fn kind(a: Activation) -> u32 {
     match a {

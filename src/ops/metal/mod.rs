@@ -19,5 +19,5 @@ pub use self::host::HostKernels;
 pub use self::launch::SOURCE;
 #[cfg(test)]
 pub(crate) use self::launch::{Arg, Size};
-pub(crate) use self::optimizer::{AdamStep, FactorStep, PARTS};
+pub(crate) use self::optimizer::{AdamStep, FactorStep};
 pub use self::queue::{Queue, allocated_peak};

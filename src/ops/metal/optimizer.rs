@@ -4,9 +4,8 @@ use candle_core::{Result, Tensor};
 
 use crate::ops::metal::launch::{Arg, SIMD, Size, words};
 use crate::ops::metal::queue::Queue;
-
-/// Parts that the sum of a tensor's squares is left in.
-pub(crate) const PARTS: usize = 256;
+use crate::spec::run::OPTIMIZER_BLOCK as BLOCK;
+use crate::spec::run::engine::NORM_PARTS as PARTS;
 
 /// AdamW's numbers of one step.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +56,7 @@ impl Queue {
         self.launch("adamw", &[Arg::InOut(p), Arg::In(g), Arg::InOut(m), Arg::InOut(v)], words, line(p.elem_count()), 0)
     }
 
-    /// AdamW with moments in eight bits, as (codes, largest magnitudes of blocks of 256). `books` holds both books.
+    /// AdamW with moments in eight bits, as (codes, largest magnitudes of blocks). `books` holds both books.
     pub(crate) fn adamw_8bit(
         self,
         p: &Tensor,
@@ -66,7 +65,7 @@ impl Queue {
         books: &Tensor,
         s: &AdamStep,
     ) -> Result<()> {
-        let (n, block) = (p.elem_count(), 8 * SIMD);
+        let n = p.elem_count();
         let words = words![n, s.factor, s.betas.0, s.betas.1, s.rate, s.root_bias2, s.eps, s.decay];
         let args = &[
             Arg::InOut(p),
@@ -77,7 +76,7 @@ impl Queue {
             Arg::InOut(v.1),
             Arg::Table(books),
         ];
-        self.launch("adamw_8bit", args, words, Size::Rows(n.div_ceil(block), block), 0)
+        self.launch("adamw_8bit", args, words, Size::Rows(n.div_ceil(BLOCK), BLOCK), 0)
     }
 
     /// Adafactor on a matrix; `row` and `column` are what is remembered.

@@ -73,6 +73,20 @@ pub enum Block {
 }
 
 impl Block {
+    /// All of them.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Q8_0,
+        Self::Q6K,
+        Self::Q5K,
+        Self::Q5_1,
+        Self::Q5_0,
+        Self::Q4K,
+        Self::Q4_1,
+        Self::Q4_0,
+        Self::Q3K,
+        Self::Q2K,
+    ];
+
     /// Numbers in a block, and the bytes of one (ggml's own figures).
     fn size(self) -> (usize, u64) {
         match self {

@@ -99,6 +99,11 @@ impl ModelSpec {
         if self.model_type == ModelType::Gpt2 { "transformer.wte.weight" } else { "model.embed_tokens.weight" }
     }
 
+    /// Name of the tensor that makes logits: the head's, or the embedding's where they are tied.
+    pub(crate) fn head_name(&self) -> &'static str {
+        if self.tie_word_embeddings { self.embedding_name() } else { "lm_head.weight" }
+    }
+
     /// Name of the last norm, without `.weight`.
     pub(crate) fn final_norm_name(&self) -> &'static str {
         if self.model_type == ModelType::Gpt2 { "transformer.ln_f" } else { "model.norm" }

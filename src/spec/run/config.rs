@@ -175,6 +175,18 @@ impl RunConfig {
         })
     }
 
+    /// A model with the defaults of everything else, on the data inside.
+    pub(crate) fn of_model(model: &str) -> Self {
+        Self {
+            model: model.into(),
+            data: Data::builtin(),
+            engine: Engine::default(),
+            seed: 0,
+            recipe: Recipe::default(),
+            execution: Execution::default(),
+        }
+    }
+
     /// Micro-batches that are accumulated in an optimizer step.
     pub fn accumulation(&self) -> usize {
         self.recipe.effective_batch_size / self.execution.batch_size
@@ -184,11 +196,7 @@ impl RunConfig {
 impl RunConfig {
     /// The embedded model and data, as `auto` runs them.
     pub(crate) fn builtin() -> Self {
-        RunConfig {
-            model: BUILTIN.into(),
-            data: Data::builtin(),
-            engine: Default::default(),
-            seed: 0,
+        Self {
             // The recipe that `assets/check.py` tried: a model this small wants a higher rate than a large one.
             recipe: Recipe {
                 max_seq_length: 512,
@@ -200,6 +208,7 @@ impl RunConfig {
                 ..Recipe::default()
             },
             execution: Execution { batch_size: 4, ..Execution::default() },
+            ..Self::of_model(BUILTIN)
         }
     }
 }

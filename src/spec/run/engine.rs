@@ -7,12 +7,22 @@ pub(crate) const PANEL_BYTES: usize = 32 << 20;
 /// The same on Metal, where a product into some columns is a product and a copy, and 64 MiB are a power of two.
 pub(crate) const METAL_PANEL_BYTES: usize = 64 << 20;
 
+/// Most columns of a matrix that Metal's kernel for low ranks multiplies by: more are a product and a sum.
+pub(crate) const LOW_RANK: usize = 128;
+
+/// Parts that Metal leaves the sum of a tensor's squares in.
+pub(crate) const NORM_PARTS: usize = 256;
+
+fn rows(bytes: usize, width: usize) -> usize {
+    (bytes / (size_of::<f32>() * width)).max(1)
+}
+
 /// Rows of an f32 panel of a weight of this width.
 pub(crate) fn panel_rows(width: usize) -> usize {
-    (PANEL_BYTES / (size_of::<f32>() * width)).max(1)
+    rows(PANEL_BYTES, width)
 }
 
 /// Rows of an f32 panel on Metal.
 pub(crate) fn metal_panel_rows(width: usize) -> usize {
-    (METAL_PANEL_BYTES / (size_of::<f32>() * width)).max(1)
+    rows(METAL_PANEL_BYTES, width)
 }

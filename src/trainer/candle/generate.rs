@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::ops::Backend;
 use crate::ops::device::device;
 use crate::spec::model::ModelSpec;
-use crate::spec::run::{Data, RunConfig};
+use crate::spec::run::RunConfig;
 use crate::trainer::candle::nn::adapter;
 use crate::trainer::candle::nn::decoder::Decoder;
 
@@ -100,14 +100,7 @@ fn decoder(
     adapter: Option<&Path>,
     longest: usize,
 ) -> Result<Decoder> {
-    let mut run = RunConfig {
-        model: model.into(),
-        data: Data::builtin(),
-        engine: Default::default(),
-        seed: 0,
-        recipe: Default::default(),
-        execution: Default::default(),
-    };
+    let mut run = RunConfig::of_model(model);
     run.recipe.max_seq_length = longest;
     if let Some(folder) = adapter {
         run.recipe.lora = AdapterFile::read(folder)?.lora();

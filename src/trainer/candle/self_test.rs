@@ -14,7 +14,7 @@ use crate::memory;
 use crate::ops::device::{autoreleased, device};
 use crate::ops::{Backend, metal};
 use crate::spec::model::ModelSpec;
-use crate::spec::run::{BUILTIN, Data, Optimizer as Rule, RunConfig, Weights};
+use crate::spec::run::{BUILTIN, Optimizer as Rule, RunConfig, Weights};
 use crate::trainer::candle::nn::adapter;
 use crate::trainer::candle::nn::decoder::Decoder;
 use crate::trainer::candle::optim::{self, Optimizer};
@@ -101,14 +101,7 @@ fn trained(spec: &ModelSpec, run: &RunConfig, batches: &[Vec<MicroBatch>], on: (
 /// The configurations: every weight format, and each lever that has code of its own.
 fn configurations() -> Vec<(String, RunConfig)> {
     let base = || {
-        let mut run = RunConfig {
-            model: BUILTIN.into(),
-            data: Data::builtin(),
-            engine: Default::default(),
-            seed: 0,
-            recipe: Default::default(),
-            execution: Default::default(),
-        };
+        let mut run = RunConfig::of_model(BUILTIN);
         run.recipe.max_seq_length = 128;
         run.recipe.effective_batch_size = 4;
         run.execution.batch_size = 2;

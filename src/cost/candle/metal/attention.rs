@@ -2,18 +2,9 @@
 
 use crate::cost::candle::metal::step::Step;
 use crate::cost::candle::step_ledger::{ATTENTION, F32, SCORES, STATE};
+use crate::cost::candle::tape::AttentionTape;
 use crate::cost::timeline::Live;
 use crate::spec::model::tensors::Role;
-
-/// Tensors that attention's forward pass keeps for its backward pass.
-pub(super) struct AttentionTape {
-    normed: Live,
-    raw: Option<[Live; 2]>,
-    q: Live,
-    k: Live,
-    v: Live,
-    out: Live,
-}
 
 impl Step<'_> {
     /// Numbers of queries, and of keys that they see, of each chunk of an example.
@@ -82,11 +73,6 @@ impl Step<'_> {
             self.free([std::mem::replace(&mut y, normed)]);
         }
         (tape, y)
-    }
-
-    pub(super) fn free_tape(&mut self, tape: AttentionTape) {
-        let AttentionTape { normed, raw, q, k, v, out } = tape;
-        self.free([normed, q, k, v, out].into_iter().chain(raw.into_iter().flatten()));
     }
 
     pub(super) fn attention_backward(&mut self, tape: AttentionTape, need_dx: bool) -> Option<Live> {

@@ -6,10 +6,7 @@ use crate::cost::candle::step_ledger::{F32, LORA, PANEL};
 use crate::cost::timeline::Live;
 use crate::spec::model::storage::Format;
 use crate::spec::model::tensors::{Projection, Role};
-use crate::spec::run::engine::metal_panel_rows;
-
-/// Most columns of a matrix that a kernel of our own multiplies by (`ops/metal/layers.rs`).
-const LOW_RANK: u64 = 128;
+use crate::spec::run::engine::{LOW_RANK, metal_panel_rows};
 
 /// Rows of the panels of a stored matrix.
 pub(super) fn panels(rows: u64, width: u64) -> Vec<u64> {
@@ -25,7 +22,7 @@ impl Step<'_> {
 
     /// `a b` added to `[rows, width]` with `inner` columns in `a`, where many columns need a product beside.
     pub(super) fn low_rank(&mut self, rows: u64, width: u64, inner: u64) {
-        if inner > LOW_RANK {
+        if inner > LOW_RANK as u64 {
             self.t.brief(LORA, rows * width * F32);
         }
     }

@@ -8,35 +8,25 @@ mod linear;
 mod mlp;
 mod step;
 
-use self::attention::AttentionTape;
 use self::linear::panels;
 use self::step::Step;
 use crate::cost::candle::step_ledger::*;
+use crate::cost::candle::tape::{AttentionTape, Tape};
 use crate::cost::ledger::MemoryLedger;
+use crate::cost::pool::pages;
 use crate::cost::timeline::{Live, Timeline};
 use crate::error::Result;
 use crate::memory::trace::Source;
-use crate::spec::model::storage::Format;
 use crate::spec::model::tensors::Projection;
 use crate::spec::model::{ModelSpec, Positions};
-use crate::spec::run::{Optimizer, RunConfig};
-
-/// Metal hands memory out in pages of this size.
-const PAGE: u64 = 16 << 10;
+use crate::spec::run::engine::NORM_PARTS;
+use crate::spec::run::{OPTIMIZER_BLOCK, Optimizer, RunConfig};
 
 /// Size of an index, bytes.
 const INDEX: u64 = 4;
 
-/// Parts that the sum of a tensor's squares is left in.
-const PARTS: u64 = 256;
-
-/// What a block's forward pass keeps for its backward pass.
-struct Tape {
-    x: Live,
-    attention: AttentionTape,
-    mid: Live,
-    mlp: Option<[Option<Live>; 2]>,
-}
+/// Size of the parts that the sum of a tensor's squares is left in, bytes.
+const PARTS: u64 = NORM_PARTS as u64 * F32;
 
 /// The ledger of optimizer steps over micro-batches of one size, and of an evaluation, if there is one.
 pub(super) fn ledger(
@@ -71,7 +61,7 @@ impl Step<'_> {
             let bytes = blocks * self.micro.rows() * self.h();
             self.t.resident(INPUTS, bytes);
         }
-        let beside = |bytes: u64| bytes.next_multiple_of(PAGE) - bytes;
+        let beside = |bytes: u64| pages(bytes) - bytes;
         let (recipe, layers) = (&self.run.recipe, (self.spec.num_hidden_layers - self.first) as u64);
         let mut rounding = 0;
         for (p, _) in self.linears.iter().filter(|(_, adapted)| *adapted) {
@@ -83,7 +73,7 @@ impl Step<'_> {
                 rounding += 2 * beside(n * F32);
                 rounding += match recipe.optimizer {
                     Optimizer::Adamw => 2 * beside(n * F32),
-                    Optimizer::Adamw8bit => 2 * (beside(n) + beside(n.div_ceil(256) * F32)),
+                    Optimizer::Adamw8bit => 2 * (beside(n) + beside(n.div_ceil(OPTIMIZER_BLOCK as u64) * F32)),
                     Optimizer::Adafactor => beside(from * F32) + beside(rank * F32),
                 };
             }
@@ -233,12 +223,6 @@ impl Step<'_> {
         (0..all.div_ceil(most)).map(|i| most.min(all - i * most)).collect()
     }
 
-    fn head(&self) -> (Format, u64, u64) {
-        let (spec, hidden) = (self.spec, self.spec.hidden_size);
-        let name = if spec.tie_word_embeddings { spec.embedding_name() } else { "lm_head.weight" };
-        (spec.format(self.run.execution.weights, name, hidden), spec.vocab_size as u64, hidden as u64)
-    }
-
     fn logits_of(&mut self, c: u64) -> (Live, Live) {
         let wide = c * self.h();
         let rows = self.t.alloc(STATE, wide);
@@ -306,7 +290,7 @@ impl Step<'_> {
         self.t.phase("optimizer");
         let (adapted, use_dora) = (self.adapted(), self.run.recipe.lora.use_dora);
         let per = if use_dora { 3 } else { 2 };
-        let bytes = (adapted.len() * per) as u64 * PARTS * F32;
+        let bytes = (adapted.len() * per) as u64 * PARTS;
         let parts = self.t.alloc(OWN, bytes);
         self.read(parts, bytes);
         for p in &adapted {
@@ -315,7 +299,7 @@ impl Step<'_> {
                 for (n, matrix) in [(rank * from, true), (to * rank, true), (to, false)].into_iter().take(per) {
                     let mean = matrix.then(|| self.t.alloc(OWN, F32));
                     let update = self.t.alloc(OWN, n * F32);
-                    let (parts, clip) = (self.t.alloc(OWN, PARTS * F32), self.t.alloc(OWN, F32));
+                    let (parts, clip) = (self.t.alloc(OWN, PARTS), self.t.alloc(OWN, F32));
                     self.free(mean.into_iter().chain([update, parts, clip]));
                 }
             }

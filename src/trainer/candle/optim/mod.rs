@@ -9,7 +9,8 @@ use candle_core::{Result, Shape, Tensor};
 
 use crate::checkpoint::adapter::AdapterGrad;
 use crate::ops::Backend;
-use crate::ops::metal::{AdamStep, FactorStep, PARTS};
+use crate::ops::metal::{AdamStep, FactorStep};
+use crate::spec::run::engine::NORM_PARTS as PARTS;
 use crate::spec::run::{self, Recipe};
 use crate::trainer::candle::nn::block::Grads;
 use crate::trainer::candle::nn::decoder::Decoder;
