@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::values::{duration, probability, weights};
 use crate::spec::machine::Accelerator;
+use crate::spec::model::filter::Sizes;
 use crate::spec::run::{Engine, Weights};
 use crate::units::{Bytes, Seconds};
 
@@ -134,6 +135,12 @@ pub(crate) struct DoctorArgs {
     /// List every known model and whether it fits
     #[arg(long, help_heading = "Output")]
     pub models: bool,
+    /// Only models of a family: a model_type such as qwen3, or the beginning of a name, such as llama-3.2
+    #[arg(long, value_name = "NAME", requires = "models", help_heading = "Output")]
+    pub family: Option<String>,
+    /// Only models of so many parameters: 8B (within 25 %), 3B..9B, ..9B or 3B..
+    #[arg(long, value_name = "N", requires = "models", help_heading = "Output")]
+    pub size: Option<Sizes>,
     /// Train the built-in model on this machine's device and on its CPU, and compare
     #[arg(long, conflicts_with = "models")]
     pub self_test: bool,

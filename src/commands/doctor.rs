@@ -17,6 +17,7 @@ use crate::report::doctor::{
 };
 use crate::spec::machine::Machine;
 use crate::spec::model::catalogue;
+use crate::spec::model::filter::Filter;
 use crate::spec::run::{Engine, RunConfig, TokenLengths};
 use crate::store;
 use crate::trainer::candle::self_test::{self, Check, SelfTest};
@@ -33,6 +34,9 @@ struct Report<'a> {
     /// Why this Mac does not train on its GPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     no_metal: Option<&'a str>,
+    /// Number of models in the catalogue, of which `models` are those asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    known_models: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     models: Option<&'a [Row]>,
 }
@@ -43,14 +47,16 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
     if args.self_test {
         return self_test(&machine, &args.out, output);
     }
-    let models = args.models.then(|| judge(&machine)).transpose()?;
+    let filter = Filter { family: args.family.as_deref(), sizes: args.size };
+    let models = args.models.then(|| judge(&machine, &filter)).transpose()?;
+    let known_models = models.is_some().then(|| catalogue::all().len());
     let named = args.machine.machine.is_some() || args.machine.ram.is_some();
     let no_metal = devices::why_not_metal().filter(|_| !named);
-    let report = Report { machine: &machine, no_metal: no_metal.as_deref(), models: models.as_deref() };
-    output.answer(&report, |_| {
+    let report = Report { machine: &machine, no_metal: no_metal.as_deref(), known_models, models: models.as_deref() };
+    output.answer(&report, |width| {
         let mut text = page::machine(&machine, no_metal.as_deref());
-        match &models {
-            Some(rows) => text += &page::models(rows, SEQ),
+        match models.as_deref().zip(known_models) {
+            Some((rows, known)) => text += &page::models(rows, known, SEQ, width),
             None => text += "\nmodels it can train: `headroom doctor --models`\n",
         }
         text
@@ -85,21 +91,25 @@ fn self_test(machine: &Machine, out: &Path, output: &Output) -> Result<Answer> {
     Ok(if agrees { Answer::Yes } else { Answer::No })
 }
 
-/// Every model of the catalogue at its leanest: batches of one, checkpointing, weights as stored.
-fn judge(machine: &Machine) -> Result<Vec<Row>> {
-    let calibration = Calibration::prior(machine, Engine::Candle);
+/// The models at their leanest: batches of one, checkpointing, weights as stored. What Headroom does not train itself is
+/// judged as mlx-lm would train it.
+fn judge(machine: &Machine, filter: &Filter<'_>) -> Result<Vec<Row>> {
+    let [here, mlx] = [Engine::Candle, Engine::MlxLm].map(|engine| Calibration::prior(machine, engine));
     let lengths = TokenLengths::assumed(ASSUMED_EXAMPLES, SEQ);
-    let mut entries: Vec<_> = catalogue::all().iter().filter(|e| e.spec.trained_here().is_ok()).collect();
-    entries.sort_by_key(|e| e.parameters);
-    let row = |entry: &&catalogue::Entry| {
+    let row = |entry: &catalogue::Entry| {
+        let spec = &entry.spec;
         let mut run = RunConfig::of_model(&entry.id);
-        run.recipe.max_seq_length = SEQ.min(entry.spec.max_position_embeddings);
-        let request =
-            Request { spec: &entry.spec, machine, run: &run, lengths: Some(&lengths), calibration: &calibration };
+        run.recipe.max_seq_length = SEQ.min(spec.max_position_embeddings);
+        let calibration = if spec.trained_here().is_ok() { &here } else { &mlx };
+        run.engine = if spec.trained_here().is_ok() { Engine::Candle } else { Engine::MlxLm };
+        let request = Request { spec, machine, run: &run, lengths: Some(&lengths), calibration };
         let found = assess(&request, CONFIDENCE, None)?;
         Ok(Row {
             model: entry.id.clone(),
+            family: spec.family(),
             parameters: entry.parameters,
+            released: entry.released.clone(),
+            engine: run.engine,
             verdict: match found.verdict {
                 Verdict::Fits => Trains::Yes,
                 Verdict::Tight | Verdict::Pages => Trains::Tight,
@@ -109,5 +119,5 @@ fn judge(machine: &Machine) -> Result<Vec<Row>> {
             tokens_per_s: found.prediction.tokens_per_s.point,
         })
     };
-    entries.iter().map(row).collect()
+    filter.models()?.into_iter().map(row).collect()
 }

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::predict::Request;
 use crate::predict::calibration::Calibration;
 use crate::spec::machine::{Accelerator, Machine};
-use crate::spec::model::{Model, ModelSpec, catalogue};
+use crate::spec::model::{Model, ModelSpec, offered};
 use crate::spec::run::{Engine, RunConfig, TokenLengths, Weights};
 use crate::units::Bytes;
 
@@ -70,7 +70,7 @@ impl<'a> Ask<'a> {
         match &self.model {
             Some(model) => vec![model.clone()],
             None => {
-                let general = catalogue::representatives();
+                let general = offered::representatives();
                 general.into_iter().map(|e| Model { name: e.id.clone(), spec: e.spec.clone() }).collect()
             }
         }

@@ -198,10 +198,27 @@ impl ModelSpec {
         match self.experts {
             None => Ok(()),
             Some(_) => Err(Error::UnknownArchitecture {
-                model_type: if self.model_type == ModelType::GptOss { "gpt_oss" } else { "qwen3_moe" }.into(),
+                model_type: self.family().into(),
                 reason: Some("it is a mixture of experts, which is planned for mlx-lm (`engine = \"mlx-lm\"`) but not trained here".into()),
                 supported: SUPPORTED,
             }),
+        }
+    }
+
+    /// The `model_type` that the hub's files of such a model have.
+    pub(crate) fn family(&self) -> &'static str {
+        match self.model_type {
+            ModelType::Llama => "llama",
+            ModelType::Mistral => "mistral",
+            ModelType::Qwen2 => "qwen2",
+            ModelType::Qwen3 if self.experts.is_some() => "qwen3_moe",
+            ModelType::Qwen3 => "qwen3",
+            ModelType::Starcoder2 => "starcoder2",
+            ModelType::Gpt2 => "gpt2",
+            ModelType::Gemma2 => "gemma2",
+            ModelType::Gemma3 => "gemma3_text",
+            ModelType::Phi3 => "phi3",
+            ModelType::GptOss => "gpt_oss",
         }
     }
 

@@ -1,6 +1,6 @@
 //! The models known by name, with their architectures compiled in, so that planning needs no download.
 
-use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use serde::Deserialize;
@@ -20,8 +20,10 @@ pub struct Entry {
     pub parameters: u64,
     /// Year and month of release, such as `2024-09`.
     pub released: String,
-    /// Where the model's config.json was read.
+    /// Where the model's config.json is published.
     pub source: String,
+    /// What the model is for, such as `code`; absent where it is for everything.
+    pub(crate) purpose: Option<String>,
     /// Architecture of the model.
     pub spec: ModelSpec,
 }
@@ -32,82 +34,56 @@ struct Raw {
     parameters: u64,
     released: String,
     source: String,
+    purpose: Option<String>,
+    /// The model whose config this one shares, but for the keys that it gives itself.
+    #[serde(rename = "as")]
+    sister: Option<String>,
+    #[serde(default)]
     config: Map<String, Value>,
+}
+
+impl Raw {
+    /// The whole config; `whole` has those of the models that are no one's sister.
+    fn config(&self, whole: &HashMap<&str, &Map<String, Value>>) -> Map<String, Value> {
+        let Some(sister) = &self.sister else { return self.config.clone() };
+        let mut config = whole.get(sister.as_str()).map(|c| (*c).clone()).unwrap_or_default();
+        config.extend(self.config.clone());
+        config
+    }
 }
 
 static ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
     let raw: Vec<Raw> = serde_json::from_str(include_str!("catalogue.json")).expect("the embedded catalogue is JSON");
-    raw.into_iter()
-        .map(|r| Entry {
-            spec: ModelSpec::from_map(&r.config)
-                .unwrap_or_else(|e| panic!("the embedded config of {} is supported, as a test holds: {e}", r.id)),
-            id: r.id,
-            parameters: r.parameters,
-            released: r.released,
-            source: r.source,
-        })
-        .collect()
+    let whole = raw.iter().filter(|r| r.sister.is_none()).map(|r| (r.id.as_str(), &r.config)).collect();
+    let spec = |r: &Raw| {
+        ModelSpec::from_map(&r.config(&whole))
+            .unwrap_or_else(|e| panic!("the embedded config of {} is supported, as a test holds: {e}", r.id))
+    };
+    let specs: Vec<ModelSpec> = raw.iter().map(spec).collect();
+    let entry = |(r, spec): (Raw, ModelSpec)| Entry {
+        id: r.id,
+        parameters: r.parameters,
+        released: r.released,
+        source: r.source,
+        purpose: r.purpose,
+        spec,
+    };
+    raw.into_iter().zip(specs).map(entry).collect()
 });
 
 /// How alike two names must be to be offered for each other (Jaro-Winkler, 1 is equal).
 const CLOSE: f64 = 0.6;
-
-/// Uses that a model without a given task should not be planned on, by what their names say.
-const SPECIALISED: [&str; 6] = ["coder", "codellama", "starcoder", "distill", "hermes", "zephyr"];
-
-/// Older models are known, but not offered unasked: every size has a better one since.
-const OLDEST_OFFERED: &str = "2024-07";
-
-/// Two models whose sizes differ by less than this factor are one size to a person.
-const SAME_SIZE: f64 = 1.25;
 
 impl Entry {
     /// Name of the model without its owner: `Qwen3-8B` of `Qwen/Qwen3-8B`.
     pub(crate) fn short_name(&self) -> &str {
         self.id.rsplit('/').next().unwrap_or(&self.id)
     }
-
-    /// Whether the model was made to follow instructions, as far as its name says.
-    fn instruct(&self) -> bool {
-        let name = self.id.to_lowercase();
-        ["instruct", "-it", "chat"].iter().any(|word| name.contains(word))
-    }
-
-    fn specialised(&self) -> bool {
-        let name = self.id.to_lowercase();
-        SPECIALISED.iter().any(|word| name.contains(word))
-    }
-
-    /// Which of two models of one size to offer: the newer, then the one made to follow instructions, then the larger.
-    fn preference(&self) -> impl Ord + use<> {
-        (self.released.clone(), self.instruct(), self.parameters, Reverse(self.id.clone()))
-    }
-
-    fn same_size(&self, other: &Self) -> bool {
-        (1.0 / SAME_SIZE..=SAME_SIZE).contains(&(other.parameters as f64 / self.parameters as f64))
-    }
 }
 
 /// All models of the catalogue, in its order.
 pub fn all() -> &'static [Entry] {
     &ENTRIES
-}
-
-/// One general model a size, largest first: the newest of each size.
-pub(crate) fn representatives() -> Vec<&'static Entry> {
-    let mut general: Vec<&Entry> = all()
-        .iter()
-        .filter(|e| e.spec.experts.is_none() && !e.specialised() && e.released.as_str() >= OLDEST_OFFERED)
-        .collect();
-    general.sort_by_key(|e| Reverse(e.preference()));
-    let mut kept: Vec<&Entry> = Vec::new();
-    for entry in general {
-        if !kept.iter().any(|k| k.same_size(entry)) {
-            kept.push(entry);
-        }
-    }
-    kept.sort_by_key(|e| Reverse(e.parameters));
-    kept
 }
 
 /// The model of this name: the whole id, or its part after the owner where only one model has it; case is ignored.
@@ -213,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_model_is_found_by_id_or_by_a_unique_ending() {
-        assert!(all().len() > 70);
+        assert!(all().len() >= 200);
         for name in ["Qwen/Qwen2.5-1.5B-Instruct", "qwen/qwen2.5-1.5b-instruct", "Qwen2.5-1.5B-Instruct"] {
             assert_eq!(find(name).unwrap().id, "Qwen/Qwen2.5-1.5B-Instruct");
         }
@@ -232,7 +208,7 @@ mod tests {
         for (copy, base) in [
             ("mlx-community/Qwen3-8B-4bit", "Qwen/Qwen3-8B"),
             ("mlx-community/Llama-3.2-3B-4bit", "meta-llama/Llama-3.2-3B"),
-            ("Qwen2.5-0.5B-4bit", "Qwen/Qwen2.5-0.5B-Instruct"),
+            ("Qwen2.5-0.5B-4bit", "Qwen/Qwen2.5-0.5B"),
             ("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
             ("alexgusevski/gemma-3-text-4b-it-q8-mlx", "google/gemma-3-4b-it"),
             ("mlx-community/gpt-oss-20b-MXFP4-Q8", "openai/gpt-oss-20b"),
@@ -247,12 +223,19 @@ mod tests {
     }
 
     #[test]
-    fn one_general_model_stands_for_a_size() {
-        let kept = representatives();
-        for pair in kept.windows(2) {
-            assert!(pair[0].parameters > pair[1].parameters, "{} {}", pair[0].id, pair[1].id);
+    fn every_entry_says_what_it_is_and_where_it_was_published() {
+        let purposes = ["code", "language", "mathematics", "medicine", "reasoning", "safety", "tools"];
+        let mut names = std::collections::HashSet::new();
+        for entry in all() {
+            let id = &entry.id;
+            assert!(names.insert(entry.short_name().to_lowercase()), "{id}: two models have its name");
+            let (year, month) = entry.released.split_once('-').unwrap();
+            assert!(
+                (2019..=2030).contains(&year.parse().unwrap()) && (1..=12).contains(&month.parse().unwrap()),
+                "{id}"
+            );
+            assert_eq!(entry.source, format!("https://huggingface.co/{id}/blob/main/config.json"));
+            assert!(entry.purpose.as_deref().is_none_or(|p| purposes.contains(&p)), "{id}: {:?}", entry.purpose);
         }
-        let ids: Vec<&str> = kept.iter().map(|e| e.id.as_str()).collect();
-        insta::assert_debug_snapshot!(ids);
     }
 }
