@@ -138,7 +138,7 @@ pub(crate) struct DoctorArgs {
     /// Only models of a family: a model_type such as qwen3, or the beginning of a name, such as llama-3.2
     #[arg(long, value_name = "NAME", requires = "models", help_heading = "Output")]
     pub family: Option<String>,
-    /// Only models of so many parameters: 8B (within 25 %), 3B..9B, ..9B or 3B..
+    /// Only models of so many parameters: 8B (within 25 %), 3B..9B, 3B.. or ..9B
     #[arg(long, value_name = "N", requires = "models", help_heading = "Output")]
     pub size: Option<Sizes>,
     /// Train the built-in model on this machine's device and on its CPU, and compare

@@ -21,7 +21,7 @@ impl FromStr for Sizes {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parse = |part: &str| {
-            parameters(part).ok_or_else(|| format!("`{text}` is not a size such as 8B, 3B..9B, ..9B or 3B.."))
+            parameters(part).ok_or_else(|| format!("`{text}` is not a size such as 8B, 3B..9B, 3B.. or ..9B"))
         };
         let Some((least, most)) = text.split_once("..") else {
             let size = parse(text)?;
