@@ -82,7 +82,7 @@ fn run(rng: &mut ChaCha8Rng, spec: &ModelSpec) -> RunConfig {
         dora = rng.random_bool(0.3),
         dropout = [0.0, 0.1][usize::from(rng.random_bool(0.3))],
         checkpoint = rng.random_bool(0.7),
-        weights = ["f32", "f16", "bf16", "int8", "q8_0", "q4_k", "stored"][rng.random_range(0..7)],
+        weights = ["f32", "f16", "bf16", "4bit", "int8", "q8_0", "q4_k", "stored"][rng.random_range(0..8)],
         loss = rng.random_range(16..600),
         attention = rng.random_range(32..600),
         mlp = rng.random_range(64..3000),

@@ -9,7 +9,8 @@ use crate::checkpoint::gguf::GgufFile;
 use crate::checkpoint::safetensors::CheckpointFile;
 use crate::checkpoint::weights::{BaseWeights, Files};
 use crate::error::{Error, Result};
-use crate::spec::model::{Model, ModelSpec, ModelType, catalogue};
+use crate::spec::model::catalogue::{self, Copy};
+use crate::spec::model::{Model, ModelSpec, ModelType};
 use crate::spec::run::BUILTIN;
 use crate::{spec, store};
 
@@ -299,18 +300,21 @@ fn cached(hub: PathBuf, model: &str) -> Option<PathBuf> {
     })
 }
 
-/// A model by its name or folder; only its shape is needed, so its weights may be elsewhere.
+/// A model by its name or folder; only its shape is needed, so its weights may be elsewhere. A name is an entry of the
+/// catalogue, or what is in Hugging Face's cache, or else what its words say.
 pub(crate) fn model(name: &str) -> Result<Model> {
     if name == BUILTIN || Path::new(name).is_dir() || looks_like_path(name) {
-        return Ok(Model { name: name.into(), spec: ModelSource::find(name)?.spec()? });
+        return Ok(Model::new(name, ModelSource::find(name)?.spec()?));
     }
-    match catalogue::find(name) {
-        Ok(entry) => Ok(Model { name: entry.id.clone(), spec: entry.spec.clone() }),
-        // Not in the catalogue, but perhaps in Hugging Face's cache.
-        Err(unknown) => match ModelSource::find(name) {
-            Ok(source) => Ok(Model { name: name.into(), spec: source.spec()? }),
-            Err(_) => Err(unknown),
-        },
+    let understood = catalogue::understand(name);
+    if let Ok(known) = understood
+        && known.copy == Copy::Same
+    {
+        return Ok(known.model(name));
+    }
+    match ModelSource::find(name) {
+        Ok(source) => Ok(Model::new(name, source.spec()?)),
+        Err(_) => Ok(understood?.model(name)),
     }
 }
 

@@ -94,7 +94,7 @@ fn search(session: &Session, workload: &Workload, start: &RunConfig, (hours, epo
         calibration: &session.calibration,
         run: start.clone(),
         held: Held::default(),
-        model: Some(Model { name: start.model.clone(), spec: workload.spec.clone() }),
+        model: Some(Model::new(&start.model, workload.spec.clone())),
         lengths: &workload.lengths,
         hours,
         confidence: DEFAULT_CONFIDENCE,

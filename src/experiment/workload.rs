@@ -37,5 +37,5 @@ impl Workload {
 
 /// The model of a run, whose files must be there.
 fn found(run: &RunConfig) -> Result<Model> {
-    Ok(Model { name: run.model.clone(), spec: ModelSource::find(&run.model)?.spec()? })
+    Ok(Model::new(&run.model, ModelSource::find(&run.model)?.spec()?))
 }

@@ -71,7 +71,7 @@ impl<'a> Ask<'a> {
             Some(model) => vec![model.clone()],
             None => {
                 let general = catalogue::representatives();
-                general.into_iter().map(|e| Model { name: e.id.clone(), spec: e.spec.clone() }).collect()
+                general.into_iter().map(|e| Model::new(&e.id, e.spec.clone())).collect()
             }
         }
     }
@@ -164,7 +164,7 @@ fn loss_chunks(spec: &ModelSpec, accelerator: Accelerator) -> Vec<usize> {
 /// Every execution of a recipe, the one with the least memory first.
 pub(crate) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig, accelerator: Accelerator) -> Vec<RunConfig> {
     let e = &recipe.execution;
-    let stored = spec.storage.format.weights();
+    let stored = Weights::of(spec.storage.format);
     let effective = recipe.recipe.effective_batch_size;
     let batches: Vec<usize> = if held.batch_size {
         vec![e.batch_size]

@@ -25,7 +25,7 @@ pub fn plan(ask: &Ask<'_>) -> Result<Plan> {
 }
 
 /// Formats below the stored one, the widest first: they are offered, and taken only when asked for.
-const QUANTISED: [Weights; 2] = [Weights::Int8, Weights::Q4K];
+const QUANTISED: [Weights; 2] = [Weights::EightBit, Weights::FourBit];
 
 /// Times that differ by less than this factor are one to a prediction.
 const AS_GOOD_AS: f64 = 1.02;
@@ -192,7 +192,7 @@ impl Search<'_> {
         for weights in QUANTISED {
             let mut run = self.leanest(model, seq, rank)?.run;
             let held = model.spec.usual_format(run.execution.weights);
-            if weights.format().is_none_or(|narrower| narrower.bits() >= held.bits()) {
+            if weights.format(model.spec.dtype).is_none_or(|narrower| narrower.bits() >= held.bits()) {
                 continue;
             }
             run.execution.weights = weights;

@@ -74,7 +74,7 @@ fn what_was_given_is_kept() {
     run.recipe.lora.rank = 4;
     run.execution.batch_size = 2;
     let entry = catalogue::find("Qwen2.5-0.5B-Instruct").unwrap();
-    let model = Some(Model { name: entry.id.clone(), spec: entry.spec.clone() });
+    let model = Some(Model::new(&entry.id, entry.spec.clone()));
     let held = Held { rank: true, batch_size: true, ..Held::default() };
     let found = plan(&Ask { run, held, model, ..case.ask() }).unwrap().best.run;
     assert_eq!((found.model.as_str(), found.recipe.lora.rank), ("Qwen/Qwen2.5-0.5B-Instruct", 4));
@@ -85,7 +85,7 @@ fn what_was_given_is_kept() {
 fn an_honest_no_says_what_is_needed() {
     let case = Case::new(8.0);
     let entry = catalogue::find("Llama-3.3-70B-Instruct").unwrap();
-    let model = Some(Model { name: entry.id.clone(), spec: entry.spec.clone() });
+    let model = Some(Model::new(&entry.id, entry.spec.clone()));
     let no = plan(&Ask { model, ..case.ask() }).unwrap_err();
     assert_eq!(no.exit_code(), 1);
     assert!(no.to_string().contains("`meta-llama/Llama-3.3-70B-Instruct` at 128 tokens"), "{no}");

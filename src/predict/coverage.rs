@@ -57,7 +57,7 @@ impl Point {
             max_seq_length: run.recipe.max_seq_length as f64,
             rows: (run.execution.batch_size * run.recipe.max_seq_length) as f64,
             weights: match run.execution.weights {
-                Weights::Stored => spec.storage.format.weights(),
+                Weights::Stored => Weights::of(spec.storage.format),
                 weights => weights,
             },
             grad_checkpoint: run.execution.grad_checkpoint,

@@ -36,6 +36,8 @@ pub(crate) struct Context {
     pub width: usize,
     /// What was assumed, such as `2,000 examples of 2048 tokens`.
     pub assumed: Option<String>,
+    /// What was understood of the model's name.
+    pub understood: Option<String>,
     /// Commands that launch the plan.
     pub launch: Vec<String>,
 }
@@ -164,9 +166,9 @@ fn answer(assessment: &Assessment, context: &Context) -> String {
         }
     };
     let _ = writeln!(out, "{}", paint(&basis, DIM));
-    if let Some(assumed) = &context.assumed {
-        let _ = writeln!(out, "{}", paint(&format!("assumed: {assumed}"), DIM));
-    }
+    let assumed = context.assumed.as_ref().map(|assumed| format!("assumed: {assumed}"));
+    let understood = context.understood.as_ref().map(|understood| format!("model: {understood}"));
+    understood.into_iter().chain(assumed).for_each(|line| out += &format!("{}\n", paint(&line, DIM)));
     out
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn write_model(
 ) -> Result<Vec<String>> {
     let spec = &subject.spec;
     let merged = Merged::open(subject)?;
-    let weights = weights.filter(|w| *w != Weights::Stored).unwrap_or(spec.storage.format.weights());
+    let weights = weights.filter(|w| *w != Weights::Stored).unwrap_or(Weights::of(spec.storage.format));
     let format = ggml(weights)?;
     let refused = |reason| Error::NoSuchExport { model: subject.name.clone(), format: "GGUF", reason };
     let (mut metadata, mut notes) = architecture::describe(spec).map_err(refused)?;

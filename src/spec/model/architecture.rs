@@ -4,7 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::spec::model::storage::{Dtype, Storage};
+use crate::spec::model::storage::{Dtype, Format, Storage};
+use crate::spec::model::weights::Weights;
 
 /// Families that are supported, by the `model_type` in their config.json.
 pub(crate) const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, starcoder2, gpt2, gemma2, gemma3_text, phi3; to plan for mlx-lm also qwen3_moe, gpt_oss";
@@ -205,6 +206,18 @@ impl ModelSpec {
         }
     }
 
+    /// Refuses files that mlx-lm does not read.
+    pub(crate) fn read_by_mlx(&self, weights: Weights) -> Result<()> {
+        match self.storage.format {
+            Format::Gguf(_) | Format::Int8 => {
+                let stored = if weights == Weights::Stored { "stored" } else { weights.name() };
+                let must = "used with the engine `candle`: mlx-lm trains on no GGUF file";
+                Err(Error::invalid("weights", format!("{stored} of a GGUF file"), must))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Width of the queries of a token, all heads together.
     pub(crate) fn q_size(&self) -> usize {
         self.attention.num_attention_heads * self.attention.head_dim
@@ -223,4 +236,15 @@ pub struct Model {
     pub name: String,
     /// Architecture of the model.
     pub spec: ModelSpec,
+    /// What was understood of the name, where it is not that of a model which is known: a sentence.
+    pub understood: Option<String>,
+    /// Weight format that the name asks for, where its own files are of no use.
+    pub weights: Option<Weights>,
+}
+
+impl Model {
+    /// A model whose name says all.
+    pub(crate) fn new(name: impl Into<String>, spec: ModelSpec) -> Self {
+        Self { name: name.into(), spec, understood: None, weights: None }
+    }
 }

@@ -13,7 +13,10 @@ mod quantization;
 mod rope;
 pub mod storage;
 pub mod tensors;
+mod weights;
 mod windows;
 
 pub use self::architecture::*;
 pub(crate) use self::storage::Dtype;
+pub(crate) use self::weights::MLX_GROUP;
+pub use self::weights::Weights;

@@ -22,7 +22,7 @@ pub use self::lengths::TokenLengths;
 pub(crate) use self::names::{LONGEST_NAME, public_name, toml_error};
 pub(crate) use self::recipe::{DEFAULT_EPOCHS, OPTIMIZER_BLOCK};
 pub use self::recipe::{Lora, LrSchedule, Optimizer, Recipe};
-pub use crate::spec::model::storage::Weights;
+pub use crate::spec::model::Weights;
 
 #[cfg(test)]
 #[path = "tests.rs"]

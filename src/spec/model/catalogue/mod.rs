@@ -1,0 +1,11 @@
+//! The models known by name, with their architectures compiled in, so that planning needs no download.
+
+mod entries;
+mod find;
+mod names;
+
+pub(crate) use self::entries::representatives;
+pub use self::entries::{Entry, all};
+pub use self::find::find;
+pub(crate) use self::find::{Copy, Understood, refused, understand};
+pub(crate) use self::names::Said;
