@@ -32,11 +32,12 @@ pub enum Files {
 }
 
 /// Prefixes that other writers put before transformers' names, or leave out.
-const PREFIXES: [(&str, &str); 5] = [
+const PREFIXES: [(&str, &str); 6] = [
     ("transformer.", ""),
     ("transformer.", "model."),
     ("model.", "language_model.model."),
     ("model.", "model.language_model."),
+    ("model.", "model.text_model."),
     ("lm_head.", "language_model.lm_head."),
 ];
 

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
 mod files;
+mod vision;
 
 #[allow(unused_imports)] // some hold tests alone
 use self::files::*;

@@ -28,6 +28,7 @@ use self::layout::*;
 pub use self::pair::{Adapter, AdapterGrad};
 use crate::checkpoint::tensor_file;
 use crate::error::{Error, Result};
+use crate::spec::model::ModelSpec;
 use crate::spec::run::Lora;
 use crate::store;
 use crate::store::checksums::{self, Checked, SUMS};
@@ -195,17 +196,18 @@ fn places<'a>(paths: impl Iterator<Item = &'a String>) -> (BTreeSet<usize>, BTre
 }
 
 /// Writes adapters (path of the linear layer, A `[rank, in]`, B `[out, rank]`) of a model with `layers` blocks.
-/// `conv1d`: the base keeps its matrices `[in, out]`.
 pub(crate) fn write(
     folder: &Path,
     layout: Layout,
     about: &About,
     adapters: &BTreeMap<String, Adapter>,
-    (layers, conv1d): (usize, bool),
+    spec: &ModelSpec,
 ) -> Result<()> {
+    let (layers, wrapped) = (spec.num_hidden_layers, spec.part_of.is_some());
     let mut tensors = HashMap::new();
     for (path, adapter) in adapters {
-        for (name, tensor) in layout.names(path).into_iter().zip(adapter.tensors()) {
+        let place = if wrapped { layout.wrapped(path) } else { path.clone() };
+        for (name, tensor) in layout.names(&place).into_iter().zip(adapter.tensors()) {
             tensors.insert(name, layout.turned(tensor)?);
         }
     }
@@ -221,12 +223,16 @@ pub(crate) fn write(
                 r: about.rank,
                 lora_alpha: about.alpha,
                 lora_dropout: about.dropout,
-                target_modules: short_names(&modules).into(),
+                target_modules: match wrapped {
+                    // The vision tower has projections of the same names.
+                    true => format!(r".*language_model.*\.({})", short_names(&modules).join("|")).into(),
+                    false => short_names(&modules).into(),
+                },
                 layers_to_transform: match adapted.len() < layers {
                     true => adapted.into_iter().collect(),
                     false => Value::Null,
                 },
-                fan_in_fan_out: conv1d,
+                fan_in_fan_out: spec.conv1d(),
                 bias: Some("none".into()),
                 inference_mode: true,
                 use_dora: about.use_dora,

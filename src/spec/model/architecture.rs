@@ -158,6 +158,9 @@ pub struct Attention {
 pub struct ModelSpec {
     /// Family that the model belongs to.
     pub model_type: ModelType,
+    /// `model_type` of the vision-language model whose text part this is, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<String>,
     /// Width of the hidden state between blocks.
     pub hidden_size: usize,
     /// Width inside a block's MLP, or inside one expert of a mixture.
@@ -243,8 +246,12 @@ pub struct Model {
 }
 
 impl Model {
-    /// A model whose name says all.
+    /// A model that is what its name or its files say; of a vision-language model only the text part is meant.
     pub(crate) fn new(name: impl Into<String>, spec: ModelSpec) -> Self {
-        Self { name: name.into(), spec, understood: None, weights: None }
+        let name = name.into();
+        let understood = spec.part_of.as_ref().map(|whole| {
+            format!("`{name}` is a vision-language model (`{whole}`); its text part is planned and trained")
+        });
+        Self { name, spec, understood, weights: None }
     }
 }

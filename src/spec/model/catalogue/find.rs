@@ -224,7 +224,9 @@ impl Understood {
         };
         // What has no owner is no name on the hub, and what nothing here reads is of no use: then it is the entry itself.
         let named = if owned && weights.is_none() { name.to_owned() } else { id.clone() };
-        Model { understood: Some(format!("{of}{held}")), weights, ..Model::new(named, spec) }
+        let model = Model::new(named, spec);
+        let understood = std::iter::once(format!("{of}{held}")).chain(model.understood.clone());
+        Model { understood: Some(understood.collect::<Vec<_>>().join("; ")), weights, ..model }
     }
 
     /// Puts the spec into the format that the name says. Returns how that is said, and the weights to ask for where the

@@ -58,7 +58,7 @@ pub fn save(decoder: &Decoder, spec: &ModelSpec, run: &RunConfig, folder: &Path)
     let on_cpu = |adapter: &Adapter| adapter.map(|t| t.to_device(&Device::Cpu));
     let adapted = decoder.sites.iter().enumerate().filter_map(|(i, site)| Some((site, decoder.adapter(i)?)));
     let adapters = adapted.map(|(site, adapter)| Ok((site.path.clone(), on_cpu(adapter)?))).collect::<Result<_>>()?;
-    checkpoint::adapter::write(folder, Layout::Peft, &about, &adapters, (spec.num_hidden_layers, spec.conv1d()))?;
+    checkpoint::adapter::write(folder, Layout::Peft, &about, &adapters, spec)?;
     checksums::write(folder, &[Layout::Peft.weights_file(), checkpoint::adapter::CONFIG_FILE])
 }
 
