@@ -81,6 +81,14 @@ pub enum Error {
         /// Name as it was given.
         name: String,
     },
+    /// A folder without a tokenizer.json, and without the files that one can be made of.
+    #[error("`{}` has no tokenizer.json", folder.display())]
+    NoTokenizer {
+        /// Folder of the model.
+        folder: PathBuf,
+        /// Whether it has a tokenizer.model.
+        model_file: bool,
+    },
     /// A machine that is not in the chip table.
     #[error("unknown machine `{name}`")]
     UnknownMachine {

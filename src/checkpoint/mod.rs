@@ -3,6 +3,7 @@
 
 pub mod adapter;
 pub(crate) mod affine;
+mod byte_level;
 pub(crate) mod finite;
 pub(crate) mod ggml;
 pub(crate) mod gguf;
@@ -11,8 +12,10 @@ mod gguf_metadata;
 mod int8;
 mod kernels;
 pub(crate) mod safetensors;
+mod shards;
 pub mod source;
 pub mod stored;
 pub mod tensor_file;
 pub mod text;
+mod texts;
 pub(crate) mod weights;

@@ -7,6 +7,7 @@ use hf_hub::Cache;
 
 use crate::checkpoint::gguf::GgufFile;
 use crate::checkpoint::safetensors::CheckpointFile;
+use crate::checkpoint::shards::{safetensors_files, wrong};
 use crate::checkpoint::weights::{BaseWeights, Files};
 use crate::error::{Error, Result};
 use crate::spec::model::catalogue::{self, Copy};
@@ -18,13 +19,25 @@ const BUILTIN_CONFIG: &str = include_str!("../../assets/model/config.json");
 
 const BUILTIN_WEIGHTS: &[u8] = include_bytes!("../../assets/model/model.safetensors");
 
-const BUILTIN_TOKENIZER: &str = include_str!("../../assets/model/tokenizer.json");
+pub(super) const BUILTIN_TOKENIZER: &str = include_str!("../../assets/model/tokenizer.json");
 
-const BUILTIN_TOKENIZER_CONFIG: &str = include_str!("../../assets/model/tokenizer_config.json");
+pub(super) const BUILTIN_TOKENIZER_CONFIG: &str = include_str!("../../assets/model/tokenizer_config.json");
 
 const BUILTIN_TRAIN: &str = include_str!("../../assets/data/train.jsonl");
 
 const BUILTIN_VALID: &str = include_str!("../../assets/data/valid.jsonl");
+
+/// Files beside config.json that are read of a folder.
+const TEXTS: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+];
 
 /// Source of a model whose files can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +89,7 @@ impl ModelSource {
     }
 
     /// A file of the model's folder, or beside its file.
-    fn beside(&self, file: &str) -> Option<PathBuf> {
+    pub(super) fn beside(&self, file: &str) -> Option<PathBuf> {
         match self {
             Self::Builtin => None,
             Self::Folder(folder) => Some(folder.join(file)),
@@ -84,7 +97,7 @@ impl ModelSource {
         }
     }
 
-    fn text(&self, file: &str, builtin: &'static str) -> Result<String> {
+    pub(super) fn text(&self, file: &str, builtin: &'static str) -> Result<String> {
         self.beside(file).map_or_else(|| Ok(builtin.to_owned()), |path| store::read_text(&path))
     }
 
@@ -122,41 +135,7 @@ impl ModelSource {
         self.beside(file).is_some_and(|path| path.is_file())
     }
 
-    /// Text of the model's tokenizer.json.
-    pub fn tokenizer(&self) -> Result<String> {
-        if let (Self::Gguf(path), Some(beside)) = (self, self.beside("tokenizer.json"))
-            && !beside.is_file()
-        {
-            let rebuilt = GgufFile::open(path)?.tokenizer();
-            return rebuilt.map_err(|reason| Error::Tokenizer { model: path.display().to_string(), reason });
-        }
-        self.text("tokenizer.json", BUILTIN_TOKENIZER)
-    }
-
-    /// tokenizer_config.json, or nothing where there is none.
-    pub fn tokenizer_config(&self) -> Result<Option<String>> {
-        if let (Self::Gguf(path), Some(beside)) = (self, self.beside("tokenizer_config.json"))
-            && !beside.is_file()
-        {
-            return Ok(Some(GgufFile::open(path)?.tokenizer_config()));
-        }
-        self.optional("tokenizer_config.json", BUILTIN_TOKENIZER_CONFIG)
-    }
-
-    /// Text of generation_config.json, where the model has one.
-    pub(crate) fn generation_config(&self) -> Result<Option<String>> {
-        self.optional("generation_config.json", include_str!("../../assets/model/generation_config.json"))
-    }
-
-    /// chat_template.jinja of a folder, where newer checkpoints keep the template.
-    pub(crate) fn chat_template_file(&self) -> Result<Option<String>> {
-        match self {
-            Self::Builtin => Ok(None),
-            _ => self.optional("chat_template.jinja", ""),
-        }
-    }
-
-    fn optional(&self, file: &str, builtin: &'static str) -> Result<Option<String>> {
+    pub(super) fn optional(&self, file: &str, builtin: &'static str) -> Result<Option<String>> {
         match self.beside(file) {
             Some(path) if !path.is_file() => Ok(None),
             _ => self.text(file, builtin).map(Some),
@@ -165,8 +144,8 @@ impl ModelSource {
 
     /// Every file that is read of it, weights last; none of the model inside the binary.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
-        let described = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
-        let described = described.into_iter().filter(|name| self.has(name)).filter_map(|name| self.beside(name));
+        let described = ["config.json"].into_iter().chain(TEXTS);
+        let described = described.filter(|name| self.has(name)).filter_map(|name| self.beside(name));
         let weights = match self {
             Self::Builtin => Vec::new(),
             Self::Gguf(path) => vec![path.clone()],
@@ -206,10 +185,6 @@ impl ModelSource {
     }
 }
 
-fn wrong(path: &Path, reason: String) -> Error {
-    Error::Weights { path: path.into(), reason }
-}
-
 /// The name of a model as others may know it, in what is handed on: a hub id, or the last part of a path.
 pub fn public_name(model: &str) -> String {
     let path = Path::new(model);
@@ -235,46 +210,6 @@ pub(crate) fn looks_like_path(model: &str) -> bool {
 
 fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-}
-
-/// A larger index is none: real ones have about 100 bytes a tensor.
-const LARGEST_INDEX: u64 = 16 << 20;
-
-/// The weights of a folder: those its index names, or every *.safetensors in it.
-fn safetensors_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let index = folder.join("model.safetensors.index.json");
-    if index.is_file() {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: std::collections::BTreeMap<String, String>,
-        }
-        if index.metadata().is_ok_and(|meta| meta.len() > LARGEST_INDEX) {
-            return Err(wrong(&index, format!("it is not a weight index: it has more than {LARGEST_INDEX} bytes")));
-        }
-        let index: Index = store::load_json(&index)?;
-        let mut names: Vec<String> = index.weight_map.into_values().collect();
-        names.sort();
-        names.dedup();
-        return names.into_iter().map(|name| shard(folder, &name)).collect();
-    }
-    let single = folder.join("model.safetensors");
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    Err(wrong(folder, "there is no model.safetensors and no model.safetensors.index.json".into()))
-}
-
-/// A shard that an index names: a plain file name inside the folder, nothing that leads out of it.
-fn shard(folder: &Path, name: &str) -> Result<PathBuf> {
-    let plain = Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)));
-    let path = folder.join(name);
-    if !plain {
-        return Err(wrong(folder, format!("its index names `{name}`, which is not a file in the folder")));
-    }
-    if !path.is_file() {
-        return Err(wrong(folder, format!("`{name}` is missing, though the index names it")));
-    }
-    Ok(path)
 }
 
 /// Hugging Face's cache, found as huggingface_hub finds it. hf-hub's own search knows `HF_HOME` alone, and fails hard
@@ -321,7 +256,7 @@ pub(crate) fn model(name: &str) -> Result<Model> {
 /// Whether an error says that a file, or the weights of a model, are not on this machine.
 pub(crate) fn is_absent(error: &Error) -> bool {
     match error {
-        Error::NoWeights { .. } => true,
+        Error::NoWeights { .. } | Error::NoTokenizer { .. } => true,
         Error::Read { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
         _ => false,
     }

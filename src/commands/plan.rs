@@ -139,7 +139,7 @@ fn lengths(given: &GivenArgs, model: Option<&Model>, output: &Output) -> Result<
     let Some(path) = &given.data else { return Ok(None) };
     let data = inputs::data(path);
     let counted = match model.map(|m| lengths::lengths_or_estimate(m, &data)) {
-        Some(Err(Error::NoWeights { .. })) | None => lengths::estimate(&data)?,
+        Some(Err(Error::NoWeights { .. } | Error::NoTokenizer { .. })) | None => lengths::estimate(&data)?,
         Some(counted) => counted?,
     };
     Ok(Some(inputs::said(counted, output)))

@@ -18,6 +18,12 @@ impl Error {
                 Some("give a folder with config.json, *.safetensors and tokenizer.json, or a name from `headroom doctor --models`".into())
             }
             Self::NoWeights { name } => Some(format!("fetch them with `hf download {name}`, or give a folder with `--model DIR`")),
+            Self::NoTokenizer { folder, model_file: true } => Some(format!(
+                "its tokenizer.model is not read; this writes a tokenizer.json: python -c \"from transformers import \
+                 AutoTokenizer as T; T.from_pretrained('{0}').save_pretrained('{0}')\"",
+                folder.display()
+            )),
+            Self::NoTokenizer { .. } => Some("put the model's tokenizer.json into the folder".into()),
             Self::UnknownMachine { known, .. } => Some(format!("known: {known}; or give --ram alone")),
             Self::NotFinite { .. } => Some("lower `learning_rate`, or set `max_grad_norm`; the last checkpoint is intact".into()),
             Self::Schema { .. } => Some("move it aside; a new file is started and the old one is kept".into()),

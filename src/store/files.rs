@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::string::FromUtf8Error;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -42,10 +43,24 @@ pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A text file; pipes, devices and what is no UTF-8 are refused.
+/// A text file, without the mark that some editors put before it; pipes, devices and what is no UTF-8 are refused.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let invalid = |_| reading(path)(io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"));
-    String::from_utf8(read_bytes(path)?).map_err(invalid)
+    const MARK: &[u8] = "\u{feff}".as_bytes();
+    let mut bytes = read_bytes(path)?;
+    if bytes.starts_with(MARK) {
+        bytes.drain(..MARK.len());
+    }
+    String::from_utf8(bytes).map_err(|e| reading(path)(io::Error::new(io::ErrorKind::InvalidData, no_utf8(&e))))
+}
+
+/// What a text is in the place of UTF-8, as far as its bytes tell, and what converts it.
+fn no_utf8(error: &FromUtf8Error) -> String {
+    let bytes = error.as_bytes();
+    if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
+        return "it is UTF-16 text: `iconv -f UTF-16 -t UTF-8` converts it".into();
+    }
+    let line = 1 + bytes[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+    format!("line {line} is not UTF-8 text; `iconv -f LATIN1 -t UTF-8` converts the file if it is Latin-1")
 }
 
 /// Makes a folder and those above it.

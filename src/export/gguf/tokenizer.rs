@@ -33,7 +33,7 @@ const SPACE: char = '\u{2581}';
 pub(crate) fn describe(source: &ModelSource, spec: &ModelSpec) -> Result<(Metadata, Option<String>), String> {
     let text = match source.tokenizer() {
         Ok(text) => text,
-        Err(Error::Read { .. }) if !source.has("tokenizer.model") => {
+        Err(Error::NoTokenizer { model_file: false, .. }) => {
             let note = "the model has no tokenizer: the file takes token numbers only";
             return Ok((vec![key("model", "none".into())], Some(note.into())));
         }
@@ -98,17 +98,20 @@ struct Vocabulary {
 impl Vocabulary {
     fn read(json: &Json, rows: usize) -> Result<Self, String> {
         let mut words = vec![None; rows];
-        let outside = |id: usize| format!("its token {id} is beyond the model's vocabulary of {rows}");
         let vocabulary =
             json["model"]["vocab"].as_object().ok_or("its tokenizer.json has no `model.vocab` of words")?;
         for (word, id) in vocabulary {
             let id = id.as_u64().ok_or_else(|| format!("its token `{word}` has no number"))? as usize;
-            *words.get_mut(id).ok_or_else(|| outside(id))? = Some(word.clone());
+            // The model has no row for what is beyond its vocabulary (Gemma 3's image token): it is left out.
+            if let Some(place) = words.get_mut(id) {
+                *place = Some(word.clone());
+            }
         }
         let mut added = HashMap::new();
         for token in json["added_tokens"].as_array().into_iter().flatten() {
             let (Some(id), Some(text)) = (token["id"].as_u64(), token["content"].as_str()) else { continue };
-            *words.get_mut(id as usize).ok_or_else(|| outside(id as usize))? = Some(text.into());
+            let Some(place) = words.get_mut(id as usize) else { continue };
+            *place = Some(text.into());
             added.insert(id as usize, (text.to_owned(), token["special"] == true || looks_special(text)));
         }
         Ok(Self { words, added, unknown: json["model"]["unk_token"].as_str().map(Into::into) })

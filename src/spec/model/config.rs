@@ -85,7 +85,8 @@ impl<'a> Config<'a> {
             hint: Some("this does not look like a Hugging Face model folder".into()),
         })?;
         // Some have no name for their text part, or one of its own for a family that has another.
-        let family = WRAPPERS.iter().find(|(wrapper, _)| *wrapper == name || name.strip_suffix("_text") == Some(wrapper));
+        let family =
+            WRAPPERS.iter().find(|(wrapper, _)| *wrapper == name || name.strip_suffix("_text") == Some(wrapper));
         Ok(Self { model_type: family.map_or(name, |(_, family)| family), map, outer, wrapper })
     }
 

@@ -85,11 +85,7 @@ fn asked(text: &Text, prompt: &str) -> Result<Vec<u32>> {
     if text.has_template() {
         return text.question(&[Message { role: "user".into(), content: prompt.into(), rest: Default::default() }]);
     }
-    let mut tokens = text.plain(prompt)?.tokens;
-    if tokens.last().is_some_and(|t| text.eos_ids.contains(t)) {
-        tokens.pop();
-    }
-    Ok(tokens)
+    text.beginning(prompt)
 }
 
 /// Loads a model and its adapter for texts of at most `longest` tokens.
