@@ -74,12 +74,26 @@ pub enum Error {
         name: String,
         /// Names that look like it.
         close: Vec<String>,
+        /// Why the hub does not know it either, where it was asked.
+        hub: Option<String>,
+    },
+    /// A model on the hub that cannot be fetched.
+    #[error("cannot fetch `{name}`: {reason}")]
+    Hub {
+        /// Name as it was given.
+        name: String,
+        /// Reason, in words.
+        reason: String,
+        /// What helps.
+        remedy: Option<String>,
     },
     /// The weights of a model that is known by name are not on this machine.
     #[error("the weights of `{name}` are not on this machine")]
     NoWeights {
         /// Name as it was given.
         name: String,
+        /// The model on the hub that is meant, where the name is none there.
+        meant: Option<String>,
     },
     /// A folder without a tokenizer.json, and without the files that one can be made of.
     #[error("`{}` has no tokenizer.json", folder.display())]

@@ -9,6 +9,7 @@ pub(crate) mod ggml;
 pub(crate) mod gguf;
 mod gguf_header;
 mod gguf_metadata;
+pub(crate) mod hub;
 mod int8;
 mod kernels;
 pub(crate) mod safetensors;

@@ -1,16 +1,14 @@
 //! Where a model is: inside the binary, in a folder, or in Hugging Face's cache.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use hf_hub::Cache;
-
 use crate::checkpoint::gguf::GgufFile;
+use crate::checkpoint::hub::{self, Part, Repo};
 use crate::checkpoint::safetensors::CheckpointFile;
 use crate::checkpoint::shards::{safetensors_files, wrong};
 use crate::checkpoint::weights::{BaseWeights, Files};
 use crate::error::{Error, Result};
-use crate::spec::model::catalogue::{self, Copy};
+use crate::spec::model::catalogue::{self, Copy, Understood};
 use crate::spec::model::{Model, ModelSpec, ModelType};
 use crate::spec::run::BUILTIN;
 use crate::{spec, store};
@@ -67,9 +65,12 @@ impl ModelSource {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(Error::Read { path: folder.into(), source });
         }
-        match hub_folder(|name| std::env::var_os(name)).and_then(|hub| cached(hub, model)) {
+        match hub::cached(model) {
             Some(folder) => Self::in_folder(&folder),
-            None => Err(Error::NoWeights { name: model.into() }),
+            None => {
+                let meant = catalogue::find(model).ok().map(|entry| entry.id.clone()).filter(|id| id != model);
+                Err(Error::NoWeights { name: model.into(), meant })
+            }
         }
     }
 
@@ -204,35 +205,12 @@ pub(crate) fn builtin_rows() -> (&'static str, &'static str) {
 pub(crate) fn looks_like_path(model: &str) -> bool {
     model.starts_with(['.', '/', '~'])
         || is_gguf(Path::new(model))
-        || model.matches('/').count() > 1
+        || (model.matches('/').count() > 1 && Repo::parse(model).is_none())
         || model.contains('\\')
 }
 
 fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-}
-
-/// Hugging Face's cache, found as huggingface_hub finds it. hf-hub's own search knows `HF_HOME` alone, and fails hard
-/// where nobody has a home.
-fn hub_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let folder = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let hub = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
-    hub.or_else(|| folder("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
-        .or_else(|| std::env::home_dir().map(|home| home.join(".cache/huggingface/hub")))
-}
-
-/// The snapshot of a hub id in a cache: the one that `main` names, or the last by name where none is named, as after a
-/// download of one revision, which hf-hub does not look for.
-fn cached(hub: PathBuf, model: &str) -> Option<PathBuf> {
-    let repo = Cache::new(hub).model(model.into());
-    let named = repo.get("config.json").and_then(|config| config.parent().map(PathBuf::from));
-    named.or_else(|| {
-        // The folder of a snapshot without a name is that of all of them.
-        let mut snapshots = store::folders_in(&repo.pointer_path("")).ok()?;
-        snapshots.retain(|p| p.join("config.json").is_file());
-        snapshots.pop()
-    })
 }
 
 /// A model by its name or folder; only its shape is needed, so its weights may be elsewhere. A name is an entry of the
@@ -241,15 +219,32 @@ pub(crate) fn model(name: &str) -> Result<Model> {
     if name == BUILTIN || Path::new(name).is_dir() || looks_like_path(name) {
         return Ok(Model::new(name, ModelSource::find(name)?.spec()?));
     }
-    let understood = catalogue::understand(name);
+    let repo = Repo::parse(name);
+    let understood = catalogue::understand(repo.as_ref().map_or(name, |repo| &repo.id));
     if let Ok(known) = understood
         && known.copy == Copy::Same
     {
         return Ok(known.model(name));
     }
-    match ModelSource::find(name) {
-        Ok(source) => Ok(Model::new(name, source.spec()?)),
-        Err(_) => Ok(understood?.model(name)),
+    if let Ok(source) = ModelSource::find(name) {
+        return Ok(Model::new(name, source.spec()?));
+    }
+    match understood {
+        Ok(known) if known.copy == Copy::Copy || repo.is_none() => Ok(known.model(name)),
+        Err(Error::UnknownModel { .. }) | Ok(_) if repo.is_some() => asked(name, understood),
+        other => Ok(other?.model(name)),
+    }
+}
+
+/// A model that only the hub knows, by its config.json; where that is not to be had, what was understood of the name.
+fn asked(name: &str, understood: Result<Understood>) -> Result<Model> {
+    match (hub::fetch(name, Part::Config, &mut |_| Ok(())), understood) {
+        (Ok(_), _) => Ok(Model::new(name, ModelSource::find(name)?.spec()?)),
+        (Err(_), Ok(known)) => Ok(known.model(name)),
+        (Err(Error::Hub { reason, .. }), Err(Error::UnknownModel { name, close, .. })) => {
+            Err(Error::UnknownModel { name, close, hub: Some(reason) })
+        }
+        (Err(error), Err(_)) => Err(error),
     }
 }
 

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use crate::checkpoint::adapter::AdapterFile;
+use crate::checkpoint::hub::Part;
 use crate::checkpoint::source::ModelSource;
 use crate::cli::export::ExportArgs;
 use crate::commands::output::{Answer, Output};
-use crate::commands::{inputs, interrupt};
+use crate::commands::{fetch, inputs, interrupt};
 use crate::error::{Error, Result};
 use crate::export::{Exported, Request, export};
 use crate::spec::run::BUILTIN;
@@ -16,6 +17,7 @@ use crate::spec::run::export_format::ExportFormat;
 /// Runs `headroom export`: writes a model or an adapter for another tool.
 pub(crate) fn run(args: &ExportArgs, output: &Output) -> Result<Answer> {
     let request = request(args)?;
+    fetch::model(&request.model, Part::Weights, output)?;
     let interrupted = interrupt::interrupted();
     let bar = output.bar(0);
     let exported = export(&request, &mut |done, total| {

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::checkpoint::hub::Part;
 use crate::cli::export::GenerateArgs;
-use crate::commands::inputs;
 use crate::commands::output::{Answer, Output};
+use crate::commands::{fetch, inputs};
 use crate::error::Result;
 use crate::spec::run::BUILTIN;
 use crate::trainer::candle::generate::{self, Choice};
@@ -21,6 +22,7 @@ struct Answers {
 /// Runs `headroom generate`: answers a prompt with a model and its adapter.
 pub(crate) fn run(args: &GenerateArgs, output: &Output) -> Result<Answer> {
     let (model, adapter) = subject(args)?;
+    fetch::model(&model, Part::Weights, output)?;
     let choice =
         Choice { temperature: args.temperature, top_p: args.top_p, seed: args.seed, max_tokens: args.max_tokens };
     let ask = |adapter: Option<&Path>| generate::answer(&model, adapter, &args.prompt, choice);

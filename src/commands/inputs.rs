@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::hub::Part;
 use crate::cli::measure::MeasureArgs;
 use crate::cli::plan::MachineArgs;
+use crate::commands::fetch;
 use crate::commands::output::Output;
 use crate::data::lengths::Counted;
 use crate::error::Result;
@@ -76,6 +78,7 @@ pub(crate) fn session(engine: Engine, args: &MeasureArgs) -> Result<Session> {
 
 /// Model and data of a run that is to be done; what is to be said of its rows is said.
 pub(crate) fn workload(run: &RunConfig, output: &Output) -> Result<Workload> {
+    fetch::model(&run.model, Part::Texts, output)?;
     let (workload, note) = Workload::to_train(run)?;
     note.iter().for_each(|note| output.note(note));
     Ok(workload)

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use crate::checkpoint::hub::Part;
 use crate::checkpoint::source;
 use crate::cli::measure::SweepArgs;
 use crate::commands::interrupt::{interrupted, typed_again};
 use crate::commands::output::{Answer, Output};
-use crate::commands::{calibrate, inputs, pages};
+use crate::commands::{calibrate, fetch, inputs, pages};
 use crate::data::lengths;
 use crate::error::{Error, Result};
 use crate::experiment::run_file;
@@ -203,6 +204,9 @@ fn measure(
     confidence: f64,
     output: &Output,
 ) -> Result<()> {
+    for (run, _) in &grid.runs {
+        fetch::model(&run.model, Part::Weights, output)?;
+    }
     let settings = Settings { results, memory_limit: args.limits.memory_limit, script: args.script.as_deref() };
     let what = Sweeping { grid, workloads, repeats: args.repeats, trial_time: args.trial_time, confidence, settings };
     let _awake = Awake::during("measuring a grid");

@@ -114,7 +114,7 @@ fn unknown(name: &str) -> Error {
             reason: Some(reason.into()),
             supported: SUPPORTED,
         },
-        None => Error::UnknownModel { name: name.into(), close: close_names(name) },
+        None => Error::UnknownModel { name: name.into(), close: close_names(name), hub: None },
     }
 }
 
