@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::values::{duration, probability, weights};
+use super::values::{Sizes, duration, probability, sizes, weights};
 use crate::spec::machine::Accelerator;
 use crate::spec::run::{Engine, Weights};
 use crate::units::{Bytes, Seconds};
@@ -134,6 +134,12 @@ pub(crate) struct DoctorArgs {
     /// List every known model and whether it fits
     #[arg(long, help_heading = "Output")]
     pub models: bool,
+    /// List those of a family alone: a `model_type` such as qwen3, or how names begin, such as llama-3.2
+    #[arg(long, value_name = "FAMILY", requires = "models", help_heading = "Output")]
+    pub family: Option<String>,
+    /// List those of a size alone: 8B for about so many parameters, or a range such as 3B..9B, ..4B or 30B..
+    #[arg(long, value_name = "SIZE", requires = "models", value_parser = sizes, help_heading = "Output")]
+    pub size: Option<Sizes>,
     /// Train the built-in model on this machine's device and on its CPU, and compare
     #[arg(long, conflicts_with = "models")]
     pub self_test: bool,

@@ -8,7 +8,8 @@ use serde::Serialize;
 use crate::report::columns::{self, Side, indented};
 use crate::report::layout::paint;
 use crate::spec::machine::{Accelerator, Machine};
-use crate::units::{Bytes, Flops, short_count};
+use crate::spec::run::Engine;
+use crate::units::{Bytes, Flops, counted, short_count};
 
 /// Whether a model can be trained on the machine in its smallest configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -27,6 +28,10 @@ pub(crate) enum Trains {
 pub(crate) struct Row {
     /// Name of the model in the catalogue.
     pub model: String,
+    /// Its `model_type`.
+    pub family: &'static str,
+    /// Engine that is meant.
+    pub engine: Engine,
     /// Number of parameters of the model.
     pub parameters: u64,
     /// Whether it can be trained in its smallest configuration.
@@ -66,8 +71,8 @@ pub(crate) fn machine(machine: &Machine, no_metal: Option<&str>) -> String {
     out
 }
 
-/// Whether each model can be trained at `seq` tokens, as a table in the order of `rows`.
-pub(crate) fn models(rows: &[Row], seq: usize) -> String {
+/// Whether each model can be trained at `seq` tokens, as a table in the order of `rows`, which are some of `known` models.
+pub(crate) fn models(rows: &[Row], seq: usize, known: usize) -> String {
     let title = format!("LoRA at {seq} tokens, smallest setup");
     let head = [title.as_str(), "size", "train", "at most", "tok/s"];
     let mut lines = vec![head.map(str::to_owned).to_vec()];
@@ -77,12 +82,22 @@ pub(crate) fn models(rows: &[Row], seq: usize) -> String {
             Trains::Tight => ("tight", AnsiColor::Yellow),
             Trains::No => ("no", AnsiColor::Red),
         };
-        let verdict = paint(word, Style::new().fg_color(Some(colour.into())));
+        let mut verdict = paint(word, Style::new().fg_color(Some(colour.into())));
+        if row.engine == Engine::MlxLm {
+            verdict += " *";
+        }
         let speed = if row.verdict == Trains::No { "-".into() } else { format!("{:.0}", row.tokens_per_s) };
         let size = short_count(row.parameters);
         lines.push(vec![format!("  {}", row.model), size, verdict, row.memory_bytes.to_string(), speed]);
     }
-    format!("\n{}", indented(&columns::lines(&lines, &[Side::Left, Side::Right]), 0))
+    let mut out = format!("\n{}", indented(&columns::lines(&lines, &[Side::Left, Side::Right]), 0));
+    if rows.iter().any(|row| row.engine == Engine::MlxLm) {
+        out += "\n* with `--engine mlx-lm`; all others with Headroom's own trainer\n";
+    }
+    if rows.len() < known {
+        out += &format!("\n{} of {}\n", rows.len(), counted(known, "known model"));
+    }
+    out
 }
 
 /// One configuration of a self-test.

@@ -1,12 +1,13 @@
 //! The entries of the catalogue, and which of them stand for a size.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::spec::model::architecture::ModelSpec;
+use crate::spec::model::architecture::{ModelSpec, ModelType};
 
 /// A published model of the embedded catalogue.
 #[derive(Clone, Debug)]
@@ -17,7 +18,7 @@ pub struct Entry {
     pub parameters: u64,
     /// Year and month of release, such as `2024-09`.
     pub released: String,
-    /// Where the model's config.json was read.
+    /// Where the model's config.json is published.
     pub source: String,
     /// Architecture of the model.
     pub spec: ModelSpec,
@@ -29,15 +30,24 @@ struct Raw {
     parameters: u64,
     released: String,
     source: String,
+    /// Another entry whose config it shares but for what `config` says.
+    #[serde(rename = "as")]
+    sister: Option<String>,
+    /// `model_type` of the vision-language model whose text part the config describes.
+    part_of: Option<String>,
+    #[serde(default)]
     config: Map<String, Value>,
 }
 
 static ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
     let raw: Vec<Raw> =
         serde_json::from_str(include_str!("../catalogue.json")).expect("the embedded catalogue is JSON");
+    let by_id: HashMap<&str, &Raw> = raw.iter().map(|r| (r.id.as_str(), r)).collect();
+    let configs: Vec<Map<String, Value>> = raw.iter().map(|r| r.whole(&by_id)).collect();
     raw.into_iter()
-        .map(|r| Entry {
-            spec: ModelSpec::from_map(&r.config)
+        .zip(configs)
+        .map(|(r, config)| Entry {
+            spec: ModelSpec::from_map(&config)
                 .unwrap_or_else(|e| panic!("the embedded config of {} is supported, as a test holds: {e}", r.id)),
             id: r.id,
             parameters: r.parameters,
@@ -47,14 +57,38 @@ static ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
         .collect()
 });
 
+impl Raw {
+    /// The config with that of the sister under it, and the wrapper around it.
+    fn whole(&self, by_id: &HashMap<&str, &Self>) -> Map<String, Value> {
+        let text = self.text(by_id);
+        let Some(wrapper) = &self.part_of else { return text };
+        Map::from_iter([("model_type".into(), wrapper.clone().into()), ("text_config".into(), text.into())])
+    }
+
+    fn text(&self, by_id: &HashMap<&str, &Self>) -> Map<String, Value> {
+        let mut whole = match &self.sister {
+            Some(id) => by_id.get(id.as_str()).unwrap_or_else(|| panic!("{} is as {id}, as a test holds", self.id)).text(by_id),
+            None => Map::new(),
+        };
+        whole.extend(self.config.clone());
+        whole
+    }
+}
+
+/// Owners who make models from the ground up: what others made of these is known, and not offered unasked.
+const MAKERS: [&str; 7] = ["Qwen", "meta-llama", "google", "mistralai", "microsoft", "HuggingFaceTB", "openai"];
+
 /// Uses that a model without a given task should not be planned on, by what their names say.
-const SPECIALISED: [&str; 6] = ["coder", "codellama", "starcoder", "distill", "hermes", "zephyr"];
+const SPECIALISED: [&str; 21] = [
+    "coder", "codellama", "starcoder", "math", "codestral", "devstral", "magistral", "reasoning", "thinking", "qwq",
+    "guard", "shield", "safeguard", "medgemma", "jpn", "-vl-", "small-3.1", "-1m", "preview", "distill", "zephyr",
+];
 
 /// Older models are known, but not offered unasked: every size has a better one since.
 const OLDEST_OFFERED: &str = "2024-07";
 
 /// Two models whose sizes differ by less than this factor are one size to a person.
-const SAME_SIZE: f64 = 1.25;
+pub(crate) const SAME_SIZE: f64 = 1.25;
 
 impl Entry {
     /// Name of the model without its owner: `Qwen3-8B` of `Qwen/Qwen3-8B`.
@@ -70,7 +104,8 @@ impl Entry {
 
     fn specialised(&self) -> bool {
         let name = self.id.to_lowercase();
-        SPECIALISED.iter().any(|word| name.contains(word))
+        let of_others = !self.id.split_once('/').is_some_and(|(owner, _)| MAKERS.contains(&owner));
+        of_others || SPECIALISED.iter().any(|word| name.contains(word))
     }
 
     /// Which of two models of one size to offer: the newer, then the one made to follow instructions, then the larger.
@@ -80,6 +115,32 @@ impl Entry {
 
     fn same_size(&self, other: &Self) -> bool {
         (1.0 / SAME_SIZE..=SAME_SIZE).contains(&(other.parameters as f64 / self.parameters as f64))
+    }
+
+    /// `model_type` of the model, as its config.json has it.
+    pub(crate) fn family(&self) -> &'static str {
+        use ModelType::*;
+        match (self.spec.model_type, self.spec.experts.is_some()) {
+            (Llama, _) => "llama",
+            (Mistral, _) => "mistral",
+            (Qwen2, _) => "qwen2",
+            (Qwen3, false) => "qwen3",
+            (Qwen3, true) => "qwen3_moe",
+            (Starcoder2, _) => "starcoder2",
+            (Gpt2, _) => "gpt2",
+            (Gemma2, _) => "gemma2",
+            (Gemma3, _) => "gemma3_text",
+            (Phi3, _) => "phi3",
+            (GptOss, _) => "gpt_oss",
+        }
+    }
+
+    /// Whether it is of a family: by its `model_type`, that of the whole it is a part of, or how its name begins.
+    pub(crate) fn is_of(&self, family: &str) -> bool {
+        let wanted = family.to_lowercase();
+        self.family() == wanted
+            || self.spec.part_of.as_ref() == Some(&wanted)
+            || self.short_name().to_lowercase().starts_with(&wanted)
     }
 }
 

@@ -4,7 +4,7 @@ mod entries;
 mod find;
 mod names;
 
-pub(crate) use self::entries::representatives;
+pub(crate) use self::entries::{SAME_SIZE, representatives};
 pub use self::entries::{Entry, all};
 pub use self::find::find;
 pub(crate) use self::find::{Copy, Understood, refused, understand};
