@@ -5,8 +5,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use jiff::SignedDuration;
 
 use crate::spec::machine::Accelerator;
-use crate::spec::run::export_format::ExportFormat;
 use crate::spec::model::catalogue::SAME_SIZE;
+use crate::spec::run::export_format::ExportFormat;
 use crate::spec::run::{Engine, Weights};
 use crate::units::Seconds;
 
@@ -142,7 +142,9 @@ mod tests {
     #[test]
     fn sizes_are_one_or_a_range() {
         let within = |text: &str, size: f64| sizes(text).map(|s| (s.least..=s.most).contains(&size));
-        for (text, size) in [("8B", 8.19e9), ("270m", 268e6), ("3B..9B", 3e9), ("..4B", 1e6), ("30B..", 70e9), ("1.7B", 1.72e9)] {
+        for (text, size) in
+            [("8B", 8.19e9), ("270m", 268e6), ("3B..9B", 3e9), ("..4B", 1e6), ("30B..", 70e9), ("1.7B", 1.72e9)]
+        {
             assert_eq!(within(text, size), Ok(true), "{text}");
         }
         assert_eq!(within("8B", 14e9), Ok(false));

@@ -8,6 +8,8 @@ mod file;
 mod tensors;
 mod tokenizer;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -15,12 +17,16 @@ use candle_core::quantized::GgmlDType;
 
 use self::file::{Entry, Metadata, Value};
 use self::tensors::{Planned, Turn};
+use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
 use crate::export::merged::{Merged, encode, pieces};
-use crate::export::request::{Progress, Subject, short_name};
+use crate::export::request::{Plain, Progress, Subject, short_name};
 use crate::spec::run::Weights;
 use crate::spec::run::export_format::ExportFormat;
 use crate::store::stream::Streamed;
+
+/// Bytes copied at a time.
+const COPY: usize = 8 << 20;
 
 /// Writes the base, with the adapter worked in where there is one.
 pub(crate) fn write_model(
@@ -30,8 +36,15 @@ pub(crate) fn write_model(
     progress: Progress<'_>,
 ) -> Result<Vec<String>> {
     let spec = &subject.spec;
+    let asked = weights.filter(|w| *w != Weights::Stored);
+    if let (ModelSource::Gguf(base), None, None) = (&subject.source, asked, &subject.adapter) {
+        // It is one already.
+        copied(base, out, progress)?;
+        return Ok(vec!["the base is a GGUF file, and was copied as it is".into()]);
+    }
     let merged = Merged::open(subject)?;
-    let weights = weights.filter(|w| *w != Weights::Stored).unwrap_or(Weights::of(spec.storage.format));
+    let base = Plain::of(spec);
+    let weights = asked.unwrap_or(Weights::of(base.dtype().into()));
     let format = ggml(weights)?;
     let refused = |reason| Error::NoSuchExport { model: subject.name.clone(), format: "GGUF", reason };
     let (mut metadata, mut notes) = architecture::describe(spec).map_err(refused)?;
@@ -41,6 +54,10 @@ pub(crate) fn write_model(
     let (words, note) = tokenizer::describe(&subject.source, spec).map_err(refused)?;
     metadata.extend(words);
     notes.extend(note);
+    if let Plain::Instead(of, _) = &base {
+        let again = if format.block_size() > 1 { ", which rounds once more" } else { "" };
+        notes.push(format!("the base is in {of}; its matrices are written in {}{again}", weights.name()));
+    }
     let planned = tensors::plan(spec, format);
     let table: Vec<Entry> = planned.iter().map(|p| p.entry.clone()).collect();
     let total = table.iter().map(Entry::padded).sum();
@@ -55,6 +72,24 @@ pub(crate) fn write_model(
     }
     out.finish()?;
     Ok(notes)
+}
+
+/// Copies a file, a piece at a time.
+fn copied(from: &Path, to: &Path, progress: Progress<'_>) -> Result<()> {
+    let reading = |source| Error::Read { path: from.into(), source };
+    let mut file = File::open(from).map_err(reading)?;
+    let total = file.metadata().map_err(reading)?.len();
+    let (mut out, mut piece, mut done) = (Streamed::create(to)?, vec![0; COPY], 0);
+    loop {
+        match file.read(&mut piece).map_err(reading)? {
+            0 => return out.finish(),
+            n => {
+                out.write(&piece[..n])?;
+                done += n as u64;
+                progress(done, total)?;
+            }
+        }
+    }
 }
 
 /// Writes the adapter alone: A and B of each layer under the name of the tensor they are for.

@@ -6,8 +6,10 @@
 
 use std::collections::HashMap;
 
+use candle_core::quantized::gguf_file::Value as Stored;
 use serde_json::Value as Json;
 
+use crate::checkpoint::gguf::GgufFile;
 use crate::checkpoint::source::ModelSource;
 use crate::checkpoint::text::{chat_template, special};
 use crate::error::Error;
@@ -31,6 +33,13 @@ const SPACE: char = '\u{2581}';
 
 /// The tokenizer's metadata, and a note where there is none; or why llama.cpp cannot have it.
 pub(crate) fn describe(source: &ModelSource, spec: &ModelSpec) -> Result<(Metadata, Option<String>), String> {
+    if let ModelSource::Gguf(path) = source
+        && !source.has("tokenizer.json")
+    {
+        // llama.cpp's own words for it are there.
+        let file = GgufFile::open(path).map_err(|e| e.to_string())?;
+        return Ok((file.tokenizer_metadata().into_iter().map(carried).collect::<Result<_, _>>()?, None));
+    }
     let text = match source.tokenizer() {
         Ok(text) => text,
         Err(Error::NoTokenizer { model_file: false, .. }) => {
@@ -45,7 +54,10 @@ pub(crate) fn describe(source: &ModelSource, spec: &ModelSpec) -> Result<(Metada
     let json = parse(&text, "tokenizer.json")?;
     let config = source.tokenizer_config().map_err(|e| e.to_string())?;
     let config = config.map_or(Ok(Json::Null), |text| parse(&text, "tokenizer_config.json"))?;
-    let model = parse(&source.config().map_err(|e| e.to_string())?, "config.json")?;
+    let model = match source {
+        ModelSource::Gguf(_) if !source.has("config.json") => Json::Null,
+        _ => parse(&source.config().map_err(|e| e.to_string())?, "config.json")?,
+    };
 
     let vocabulary = Vocabulary::read(&json, spec.vocab_size)?;
     let sentencepiece = json["model"]["byte_fallback"] == true;
@@ -82,6 +94,36 @@ pub(crate) fn describe(source: &ModelSource, spec: &ModelSpec) -> Result<(Metada
     let composes = !sentencepiece && !json["normalizer"].is_null();
     let note = "llama.cpp does not compose characters: letters whose accents are written apart become other tokens than the model learned";
     Ok((out, composes.then(|| note.to_owned())))
+}
+
+/// A value of another file's metadata.
+fn carried((key, value): (&str, &Stored)) -> Result<(String, Value), String> {
+    let unknown = || format!("its metadata have a value at `{key}` that is not carried over");
+    let number = |value: &Stored| match value {
+        Stored::U8(n) => Some(u32::from(*n)),
+        Stored::U16(n) => Some(u32::from(*n)),
+        Stored::U32(n) => Some(*n),
+        Stored::U64(n) => u32::try_from(*n).ok(),
+        Stored::I32(n) => u32::try_from(*n).ok(),
+        Stored::I64(n) => u32::try_from(*n).ok(),
+        _ => None,
+    };
+    fn all<T>(list: &[Stored], of: impl Fn(&Stored) -> Option<T>) -> Option<Vec<T>> {
+        list.iter().map(of).collect()
+    }
+    let made = match value {
+        Stored::String(text) => Some(Value::String(text.clone())),
+        Stored::Bool(flag) => Some(Value::Bool(*flag)),
+        Stored::F32(x) => Some(Value::F32(*x)),
+        Stored::Array(list) => match list.first() {
+            Some(Stored::F32(_)) => all(list, |v| v.to_f32().ok()).map(Value::F32s),
+            Some(Stored::I32(_)) => all(list, |v| v.to_i32().ok()).map(Value::I32s),
+            Some(Stored::Bool(_)) => all(list, |v| v.to_bool().ok()).map(Value::Bools),
+            _ => all(list, |v| v.to_string().ok().cloned()).map(Value::Strings),
+        },
+        other => number(other).map(Value::U32),
+    };
+    Ok((key.to_owned(), made.ok_or_else(unknown)?))
 }
 
 fn key(name: &str, value: Value) -> (String, Value) {

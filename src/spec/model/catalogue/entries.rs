@@ -67,7 +67,9 @@ impl Raw {
 
     fn text(&self, by_id: &HashMap<&str, &Self>) -> Map<String, Value> {
         let mut whole = match &self.sister {
-            Some(id) => by_id.get(id.as_str()).unwrap_or_else(|| panic!("{} is as {id}, as a test holds", self.id)).text(by_id),
+            Some(id) => {
+                by_id.get(id.as_str()).unwrap_or_else(|| panic!("{} is as {id}, as a test holds", self.id)).text(by_id)
+            }
             None => Map::new(),
         };
         whole.extend(self.config.clone());
@@ -80,8 +82,27 @@ const MAKERS: [&str; 7] = ["Qwen", "meta-llama", "google", "mistralai", "microso
 
 /// Uses that a model without a given task should not be planned on, by what their names say.
 const SPECIALISED: [&str; 21] = [
-    "coder", "codellama", "starcoder", "math", "codestral", "devstral", "magistral", "reasoning", "thinking", "qwq",
-    "guard", "shield", "safeguard", "medgemma", "jpn", "-vl-", "small-3.1", "-1m", "preview", "distill", "zephyr",
+    "coder",
+    "codellama",
+    "starcoder",
+    "math",
+    "codestral",
+    "devstral",
+    "magistral",
+    "reasoning",
+    "thinking",
+    "qwq",
+    "guard",
+    "shield",
+    "safeguard",
+    "medgemma",
+    "jpn",
+    "-vl-",
+    "small-3.1",
+    "-1m",
+    "preview",
+    "distill",
+    "zephyr",
 ];
 
 /// Older models are known, but not offered unasked: every size has a better one since.
