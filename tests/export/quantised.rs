@@ -209,3 +209,26 @@ fn dora_is_worked_in_as_peft_computes_it() {
         assert!(code == 2 && said.contains("peft, fused or gguf for a DoRA adapter"), "{said}");
     }
 }
+
+#[test]
+fn layers_of_other_ranks_and_alphas_are_worked_in_as_peft_computes_them() {
+    let work = tempfile::tempdir().unwrap();
+    let model = fixture("reference/llama").display().to_string();
+    for name in ["plain", "rslora", "dora"] {
+        let folder = fixture("patterns").join(name);
+        let answer: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(folder.join("logits.json")).unwrap()).unwrap();
+        let tokens: Vec<u32> = serde_json::from_value(answer["tokens"].clone()).unwrap();
+        let expected: Vec<Vec<f32>> = serde_json::from_value(answer["logits"].clone()).unwrap();
+        let adapter = folder.display().to_string();
+        exported(work.path(), &[&adapter, "--model", &model, "--format", "fused", "--out", name]);
+        let found = logits(&work.path().join(name), &tokens);
+        assert!(apart(&found, &expected) < 1e-5, "{name}: {}", apart(&found, &expected));
+        // Made even, it is an adapter that every tool reads.
+        let even = format!("even-{name}");
+        exported(work.path(), &[&adapter, "--model", &model, "--format", "peft", "--out", &even]);
+        exported(work.path(), &[&even, "--model", &model, "--format", "fused", "--out", &format!("again-{name}")]);
+        let again = logits(&work.path().join(format!("again-{name}")), &tokens);
+        assert!(apart(&again, &expected) < 1e-5, "{name}: {}", apart(&again, &expected));
+    }
+}

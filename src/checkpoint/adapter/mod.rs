@@ -14,6 +14,7 @@
 mod description;
 mod layout;
 mod pair;
+mod patterns;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -26,6 +27,7 @@ use self::description::*;
 pub use self::layout::Layout;
 use self::layout::*;
 pub use self::pair::{Adapter, AdapterGrad};
+use self::patterns::Patterns;
 use crate::checkpoint::tensor_file;
 use crate::error::{Error, Result};
 use crate::spec::model::ModelSpec;
@@ -49,20 +51,31 @@ pub struct AdapterFile {
     others: Vec<String>,
     /// Settings of the adapter that are not supported, as messages.
     refused: Vec<String>,
+    /// Whether its layers differed in rank or alpha, and were made even: it computes the same, and would learn otherwise.
+    pub(crate) evened: bool,
 }
 
 impl AdapterFile {
     /// Reads an adapter of either layout; which one it is shows in its description.
     pub fn read(folder: &Path) -> Result<Self> {
+        // The file of the weights stands for its folder.
+        let folder = match folder.parent() {
+            Some(parent) if folder.is_file() && folder.extension().is_some_and(|end| end == "safetensors") => parent,
+            _ => folder,
+        };
         if let Checked::Damaged(reason) = checksums::check(folder, &[]) {
             let remedy =
                 format!("resume the run that wrote it; or, if it was changed on purpose, remove `{SUMS}` there");
             return Err(Error::Damaged { path: folder.into(), reason, remedy });
         }
         let path = folder.join(CONFIG_FILE);
+        if !path.is_file() && folder.join("adapters.npz").is_file() {
+            let reason = "it has no adapter_config.json, which tells rank and scale".into();
+            return Err(Error::Mismatch { path: folder.into(), reason });
+        }
         let config: Value = store::load_json(&path)?;
         let bad = |message: String| Error::Parse { path: path.clone(), line: None, message, hint: None };
-        let (layout, about, refused) = if config.get("peft_type").is_some() {
+        let (layout, about, mut refused) = if config.get("peft_type").is_some() {
             let (about, refused) = peft_about(&config).map_err(|e| bad(e.to_string()))?;
             (Layout::Peft, about, refused)
         } else if config.get("fine_tune_type").is_some() || config.get("lora_parameters").is_some() {
@@ -74,6 +87,7 @@ impl AdapterFile {
         if about.rank == 0 {
             return Err(bad("its rank is 0".into()));
         }
+        older_weights(folder, layout)?;
         let (mut parts, mut others) = (BTreeMap::<String, [Option<Tensor>; 3]>::new(), Vec::new());
         for (name, tensor) in tensor_file::load(&folder.join(layout.weights_file()))? {
             match layout.part(&name) {
@@ -87,7 +101,13 @@ impl AdapterFile {
             }
         }
         others.sort();
-        Ok(Self { layout, about, parts, others, refused })
+        let patterns = Patterns::of(&config).filter(|_| layout == Layout::Peft);
+        let evened = patterns.is_some();
+        let (about, parts) = match patterns {
+            Some(patterns) => patterns.even(about, parts, &mut refused)?,
+            None => (about, parts),
+        };
+        Ok(Self { layout, about, parts, others, refused, evened })
     }
 
     /// Factor on the low-rank update.
@@ -176,6 +196,26 @@ impl AdapterFile {
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.parts.keys().map(String::as_str)
     }
+}
+
+/// Refuses files that the weights lay in once, with what converts them.
+fn older_weights(folder: &Path, layout: Layout) -> Result<()> {
+    let (old, convert) = match layout {
+        Layout::Peft => (
+            "adapter_model.bin",
+            "is a pickle, which can run code, and is not read: `PeftModel.from_pretrained(BASE, DIR).save_pretrained(DIR)` \
+             in Python writes adapter_model.safetensors",
+        ),
+        Layout::MlxLm => (
+            "adapters.npz",
+            "is of an older mlx-lm, and is not read: `mx.save_safetensors(\"adapters.safetensors\", \
+             dict(mx.load(\"adapters.npz\")))` in Python converts it",
+        ),
+    };
+    if !folder.join(layout.weights_file()).exists() && folder.join(old).is_file() {
+        return Err(Error::Mismatch { path: folder.into(), reason: format!("its `{old}` {convert}") });
+    }
+    Ok(())
 }
 
 /// Whether the sum of all magnitudes is a number; adapters are small.

@@ -92,6 +92,16 @@ pub fn load(decoder: &mut Decoder, run: &RunConfig, folder: &Path) -> Result<()>
     Ok(())
 }
 
+/// Loads an adapter to be trained on: one whose layers differ is made even for computing, and would learn otherwise.
+pub(crate) fn start_from(decoder: &mut Decoder, run: &RunConfig, folder: &Path) -> Result<()> {
+    if AdapterFile::read(folder)?.evened {
+        let reason = "its layers differ in rank or alpha (`rank_pattern`, `alpha_pattern`): it can be exported and tried, \
+                      but not be trained on";
+        return Err(Error::Mismatch { path: folder.into(), reason: reason.into() });
+    }
+    load(decoder, run, folder)
+}
+
 /// Differences as one clause each; a file of another shape differs in every tensor, of which a few say it all.
 fn listed(wrong: &[String]) -> String {
     const SHOWN: usize = 8;
