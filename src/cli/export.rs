@@ -35,6 +35,12 @@ pub(crate) struct GenerateArgs {
     /// Maximum number of new tokens
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = tokens)]
     pub max_tokens: usize,
+    /// Continue the prompt as plain text [default: as the run's rows were trained]
+    #[arg(long, conflicts_with = "chat")]
+    pub raw: bool,
+    /// Put the prompt into the model's chat template, as a user's message
+    #[arg(long)]
+    pub chat: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
 }

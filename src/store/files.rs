@@ -1,7 +1,7 @@
 //! Whole files, written at once or not at all.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::string::FromUtf8Error;
@@ -132,6 +132,15 @@ pub(crate) fn begins_with(path: &Path, bytes: &[u8]) -> Result<bool> {
     let mut start = Vec::new();
     File::open(path).and_then(|file| file.take(bytes.len() as u64).read_to_end(&mut start)).map_err(reading(path))?;
     Ok(start == bytes)
+}
+
+/// The first line of a text file that is not blank, without the mark that may stand before it; `None` where there is none, or
+/// where it is longer than `most` bytes.
+pub(crate) fn opening_line(path: &Path, most: usize) -> Result<Option<String>> {
+    let mut lines = BufReader::new(open_regular(path)?.take(most as u64)).lines();
+    let line = lines.find(|line| line.as_ref().map_or(true, |line| !line.trim().is_empty()));
+    let line = line.transpose().map_err(reading(path))?;
+    Ok(line.map(|line| line.trim_start_matches('\u{feff}').to_owned()))
 }
 
 /// Puts a whole file in place, so that a reader sees the old bytes or the new ones and never a part.
