@@ -47,7 +47,8 @@ pub(crate) fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
     let hours = args.time_limit.map_or(DEFAULT_HOURS, Seconds::hours);
     let model = args.given.model.as_deref().map(source::model).transpose()?;
     let mut start = start(&args.given)?;
-    let asked = model.as_ref().and_then(|model| start.hold_as_named(model));
+    let named = model.as_ref().filter(|_| args.given.weights.is_none());
+    let asked = named.and_then(|model| start.hold_as_named(model));
     let counted = lengths(&args.given, model.as_ref(), output)?;
     let longest = args.given.seq.unwrap_or(LONGEST);
     let lengths = counted.clone().unwrap_or_else(|| TokenLengths::assumed(ASSUMED_EXAMPLES, longest));

@@ -164,21 +164,14 @@ fn loss_chunks(spec: &ModelSpec, accelerator: Accelerator) -> Vec<usize> {
 /// Every execution of a recipe, the one with the least memory first.
 pub(crate) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig, accelerator: Accelerator) -> Vec<RunConfig> {
     let e = &recipe.execution;
-    let stored = Weights::of(spec.storage.format);
     let effective = recipe.recipe.effective_batch_size;
     let batches: Vec<usize> = if held.batch_size {
         vec![e.batch_size]
     } else {
         BATCH_SIZES.into_iter().filter(|b| effective.is_multiple_of(*b)).collect()
     };
-    // Never below the stored format, which would change the model.
-    let weights = if held.weights {
-        vec![e.weights]
-    } else if stored == Weights::F32 {
-        vec![stored]
-    } else {
-        vec![stored, Weights::F32]
-    };
+    // Below the stored format it would be another model, and above it the memory buys a few percent of speed.
+    let weights = if held.weights { e.weights } else { Weights::of(spec.storage.format) };
     let checkpoints = if held.grad_checkpoint { vec![e.grad_checkpoint] } else { vec![true, false] };
     // mlx-lm has no chunks to choose.
     let ours = recipe.engine == Engine::Candle;
@@ -190,19 +183,17 @@ pub(crate) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig, accel
     let attention_chunks = if ours { ATTENTION_CHUNKS.to_vec() } else { vec![e.attention_chunk] };
     let mut all = Vec::new();
     for &batch_size in &batches {
-        for &weights in &weights {
-            for &grad_checkpoint in &checkpoints {
-                for &loss_chunk in &loss_chunks {
-                    for &attention_chunk in &attention_chunks {
-                        let mut run = recipe.clone();
-                        run.execution.batch_size = batch_size;
-                        run.execution.weights = weights;
-                        run.execution.grad_checkpoint = grad_checkpoint;
-                        run.execution.loss_chunk = loss_chunk;
-                        run.execution.mlp_chunk = mlp_chunk;
-                        run.execution.attention_chunk = attention_chunk;
-                        all.push(run);
-                    }
+        for &grad_checkpoint in &checkpoints {
+            for &loss_chunk in &loss_chunks {
+                for &attention_chunk in &attention_chunks {
+                    let mut run = recipe.clone();
+                    run.execution.batch_size = batch_size;
+                    run.execution.weights = weights;
+                    run.execution.grad_checkpoint = grad_checkpoint;
+                    run.execution.loss_chunk = loss_chunk;
+                    run.execution.mlp_chunk = mlp_chunk;
+                    run.execution.attention_chunk = attention_chunk;
+                    all.push(run);
                 }
             }
         }
