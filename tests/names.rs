@@ -128,10 +128,7 @@ fn what_is_refused_is_refused_by_its_family_and_what_is_unknown_gets_near_names(
         assert!(code == Some(2) && err.contains(said), "{name}: {err}");
     }
     let (_, out, _) = plan(&["--ram", "64G", "--seq", "512", "--model", "mlx-community/Qwen3-8B-4bit"]);
-    assert!(
-        out.contains("model: `mlx-community/Qwen3-8B-4bit` is understood as `Qwen/Qwen3-8B` in MLX's 4 bits"),
-        "{out}"
-    );
+    assert!(out.contains("model: `mlx-community/Qwen3-8B-4bit` is `Qwen/Qwen3-8B` in MLX's 4 bits"), "{out}");
 }
 
 #[test]
@@ -141,26 +138,39 @@ fn each_engine_is_offered_what_it_has() {
         code == Some(2) && err.contains("must be one of stored, f32, f16, bf16, 8bit, 4bit: mlx-lm has no other"),
         "{err}"
     );
+    // What does not fit as it is stored is planned in the widest format that fits, of those the engine has.
     for engine in ["mlx-lm", "candle"] {
-        let (code, _, err) = plan(&["--ram", "16G", "--engine", engine, "--model", "Qwen/Qwen3-8B", "--seq", "512"]);
-        assert!(code == Some(1) && err.contains("it fits with `--weights"), "{engine}: {err}");
-        let format = err.split("--weights ").nth(1).unwrap().split('`').next().unwrap();
-        let again = [
-            "--ram",
-            "16G",
-            "--engine",
-            engine,
-            "--model",
-            "Qwen/Qwen3-8B",
-            "--seq",
-            "512",
-            "--weights",
-            format,
-            "--time-limit",
-            "900h",
-        ];
-        assert_eq!(plan(&again).0, Some(0), "{engine} {format}");
+        let asked =
+            ["--ram", "16G", "--engine", engine, "--model", "Qwen/Qwen3-8B", "--seq", "512", "--time-limit", "900h"];
+        let (code, out, err) = plan(&[&asked[..], &["--json"]].concat());
+        assert_eq!(code, Some(0), "{engine}: {err}");
+        let found: Value = serde_json::from_str(&out).unwrap();
+        let format = found["run"]["execution"]["weights"].as_str().unwrap();
+        assert!(["8bit", "4bit"].contains(&format), "{engine}: {format}");
+        assert!(found["quality"]["loss"].as_f64().unwrap() > 0.0);
+        assert!(plan(&asked).1.contains("of a benchmark's score at this size"), "{engine}");
     }
     let (code, _, err) = plan(&["--ram", "64G", "--engine", "mlx-lm", "--model", "x/Llama-3.2-3B-Instruct-Q4_K_M"]);
     assert!(code == Some(2) && err.contains("mlx-lm trains on no GGUF file"), "{err}");
+}
+
+#[test]
+fn the_order_of_a_plan_can_be_turned() {
+    let planned = |prefer: &str| {
+        let (code, out, err) =
+            plan(&["--ram", "16G", "--seq", "256", "--time-limit", "900h", "--prefer", prefer, "--json"]);
+        assert_eq!(code, Some(0), "{prefer}: {err}");
+        let found: Value = serde_json::from_str(&out).unwrap();
+        let time = found["total_time_s"]["point"].as_f64().unwrap();
+        (
+            found["total_params"].as_u64().unwrap(),
+            found["run"]["execution"]["weights"].as_str().unwrap().to_owned(),
+            time,
+        )
+    };
+    let (size, quality, speed) = (planned("size"), planned("quality"), planned("speed"));
+    // The largest model is quantised here; unquantised, it is a smaller one.
+    assert!(["8bit", "4bit"].contains(&size.1.as_str()), "{size:?}");
+    assert!(quality.1 == "bf16" && quality.0 < size.0, "{size:?} {quality:?}");
+    assert!(speed.0 >= size.0 * 9 / 10 && speed.2 <= size.2 * 1.001, "{size:?} {speed:?}");
 }

@@ -194,7 +194,12 @@ fn leanest() -> Vec<(String, Replay)> {
         let run = RunConfig::from_toml(&text, Path::new("run.toml")).unwrap();
         (entry.id.clone(), seen(spec, &run, &[length - 1]).0)
     };
-    let mut all: Vec<_> = catalogue::all().iter().filter(|e| e.spec.experts.is_none()).map(of).collect();
+    // Many are sisters, of one shape.
+    let mut shapes = std::collections::HashSet::new();
+    let shape =
+        |e: &&catalogue::Entry| (e.parameters, e.spec.num_hidden_layers, e.spec.vocab_size, e.spec.part_of.clone());
+    let ours = catalogue::all().iter().filter(|e| e.spec.experts.is_none());
+    let mut all: Vec<_> = ours.filter(|e| shapes.insert(shape(e))).map(of).collect();
     all.sort_by(|a, b| beside(&b.1).total_cmp(&beside(&a.1)));
     all
 }

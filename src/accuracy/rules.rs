@@ -7,7 +7,7 @@ use crate::spec::machine::Machine;
 use crate::spec::model::catalogue::{self, Copy, Said, Understood};
 use crate::spec::model::storage::{AFFINE_BITS, Format, Storage};
 use crate::spec::model::{Dtype, MLX_GROUP, ModelSpec};
-use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, TokenLengths};
+use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, TokenLengths, Weights};
 use crate::units::Bytes;
 
 /// Reason for which a published run, or one figure of it, is not compared.
@@ -166,7 +166,9 @@ impl Case {
             return Err(Rule::Version);
         }
         let mut spec = entry.spec.clone();
-        spec.storage = Storage::uniform(stored(row, &known, spec.dtype).ok_or(Rule::Format)?);
+        let format = stored(row, &known, spec.dtype).ok_or(Rule::Format)?;
+        spec.storage = Storage::uniform(format);
+        let named = [Weights::FourBit, Weights::EightBit].into_iter().find(|w| w.format(spec.dtype) == Some(format));
         let (Some(batch), Some(rank), Some(layers)) = (row.batch_size, row.lora_rank, row.lora_layers) else {
             return Err(Rule::Settings);
         };
@@ -194,6 +196,7 @@ impl Case {
             execution: Execution {
                 batch_size: batch,
                 grad_checkpoint: row.grad_checkpoint.unwrap_or(false),
+                weights: named.unwrap_or(Weights::of(format)),
                 ..Execution::default()
             },
         };

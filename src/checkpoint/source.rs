@@ -89,6 +89,14 @@ impl ModelSource {
         }
     }
 
+    /// The open GGUF file, where the model is one and has no file of this name beside it, which would tell more.
+    pub(crate) fn gguf_without(&self, file: &str) -> Result<Option<GgufFile>> {
+        match self {
+            Self::Gguf(path) if !self.has(file) => GgufFile::open(path).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// A file of the model's folder, or beside its file.
     pub(super) fn beside(&self, file: &str) -> Option<PathBuf> {
         match self {

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::values::{Sizes, duration, probability, sizes, weights};
 use crate::spec::machine::Accelerator;
-use crate::spec::run::{Engine, Weights};
+use crate::spec::run::{Engine, Prefer, Weights};
 use crate::units::{Bytes, Seconds};
 
 /// Which device computes.
@@ -62,6 +62,9 @@ pub(crate) struct PlanArgs {
     /// Longest run, such as 90m or 8h [default: 8h]
     #[arg(long, value_name = "TIME", help_heading = "Limits", value_parser = duration)]
     pub time_limit: Option<Seconds>,
+    /// What comes first, after the sequence length that the data needs [default: size]
+    #[arg(long, value_enum, value_name = "ORDER", help_heading = "Limits")]
+    pub prefer: Option<Prefer>,
     #[command(flatten)]
     pub given: GivenArgs,
     /// File to write the run to, for `headroom launch`
@@ -137,7 +140,7 @@ pub(crate) struct DoctorArgs {
     /// List those of a family alone: a `model_type` such as qwen3, or how names begin, such as llama-3.2
     #[arg(long, value_name = "FAMILY", requires = "models", help_heading = "Output")]
     pub family: Option<String>,
-    /// List those of a size alone: 8B for about so many parameters, or a range such as 3B..9B, ..4B or 30B..
+    /// List those of a size alone: 8B for about so many parameters, or a range such as 3B..9B, 30B.. or ..4B
     #[arg(long, value_name = "SIZE", requires = "models", value_parser = sizes, help_heading = "Output")]
     pub size: Option<Sizes>,
     /// Train the built-in model on this machine's device and on its CPU, and compare

@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use crate::spec::machine::Accelerator;
 use crate::spec::model::catalogue::SAME_SIZE;
 use crate::spec::run::export_format::ExportFormat;
-use crate::spec::run::{Engine, Weights};
+use crate::spec::run::{Engine, Prefer, Weights};
 use crate::units::Seconds;
 
 /// Longest time that may be asked for: eleven years.
@@ -47,6 +47,16 @@ impl ValueEnum for Accelerator {
             Self::Metal => "The GPU of a Mac with Apple silicon and macOS 15 or later",
         };
         Some(PossibleValue::new(self.name()).help(about))
+    }
+}
+
+impl ValueEnum for Prefer {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()).help(self.about()))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::experiment::workload::Workload;
 use crate::measure::awake::Awake;
 use crate::plan::{Ask, DEFAULT_CONFIDENCE, DEFAULT_HOURS, Held, Plan, plan};
 use crate::spec::model::Model;
-use crate::spec::run::{BUILTIN, Execution, Recipe, RunConfig};
+use crate::spec::run::{BUILTIN, Execution, Prefer, Recipe, RunConfig};
 use crate::store::RunFolder;
 use crate::units::Seconds;
 
@@ -96,6 +96,7 @@ fn search(session: &Session, workload: &Workload, start: &RunConfig, (hours, epo
         held: Held::default(),
         model: Some(Model::new(&start.model, workload.spec.clone())),
         lengths: &workload.lengths,
+        prefer: Prefer::default(),
         hours,
         confidence: DEFAULT_CONFIDENCE,
         budget: Some(session.limit),

@@ -67,6 +67,7 @@ pub(crate) fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
         held,
         model,
         lengths: &lengths,
+        prefer: args.prefer.unwrap_or_default(),
         hours,
         confidence,
         budget: args.limits.memory_limit,

@@ -1,10 +1,20 @@
-//! What to do about an error.
+//! What to do about an error, and how a process ends with it.
 
 use std::io;
 
 use crate::error::Error;
 
 impl Error {
+    /// The exit code: 1 where the answer is "no", 2 where there is no answer, 130 where it was interrupted (by another signal
+    /// than SIGINT, whose number is not known here, `main` takes 128 and that).
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::DoesNotFit { .. } | Self::NothingFits { .. } | Self::TooSlow { .. } | Self::OutOfMemory { .. } => 1,
+            Self::Interrupted { .. } => 130,
+            _ => 2,
+        }
+    }
+
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -53,11 +63,10 @@ impl Error {
             Self::OutOfMemory { remedy, .. } | Self::Gpu { remedy, .. } => Some((*remedy).into()),
             Self::NoMetal { .. } => Some("`--device cpu` computes on the processor".into()),
             Self::DoesNotFit { .. } => Some("`headroom plan` finds a run that fits; `--force` trains anyway".into()),
-            Self::NothingFits { weights, larger, .. } => {
-                let weights = weights.map(|w| format!("it fits with `--weights {w}`, which quantises the base"));
-                let larger = larger.as_ref().map(|mac| format!("the smallest Mac that fits it unchanged: {mac}"));
+            Self::NothingFits { larger, .. } => {
+                let larger = larger.as_ref().map(|mac| format!("the smallest Mac that fits it: {mac}"));
                 let smaller = Some("`headroom plan` without `--model` finds what fits here".to_owned());
-                Some(weights.into_iter().chain(larger).chain(smaller).collect::<Vec<_>>().join("\nhint: "))
+                Some(larger.into_iter().chain(smaller).collect::<Vec<_>>().join("\nhint: "))
             }
             Self::TooSlow { .. } => {
                 Some("allow more time with `--time-limit`, or reduce `--seq`, `--epochs` or the model".into())

@@ -7,8 +7,6 @@ use candle_core::Tensor;
 use candle_core::quantized::GgmlDType;
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::gguf::GgufFile;
-use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
 use crate::export::companions::companions;
 use crate::export::merged::{Merged, pieces};
@@ -75,9 +73,9 @@ fn described(subject: &Subject, dtype: Dtype) -> Result<(Map<String, Value>, Mod
     if subject.spec.part_of.is_some() {
         return Err(wrong("it is a quantised vision-language model, of which only the text part could be written"));
     }
-    let mut config: Map<String, Value> = match &subject.source {
-        ModelSource::Gguf(path) if !subject.source.has("config.json") => GgufFile::open(path)?.config,
-        source => match serde_json::from_str(&source.config()?) {
+    let mut config: Map<String, Value> = match subject.source.gguf_without("config.json")? {
+        Some(file) => file.config,
+        None => match serde_json::from_str(&subject.source.config()?) {
             Ok(Value::Object(config)) => config,
             _ => return Err(wrong("its config.json is not a table")),
         },

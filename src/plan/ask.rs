@@ -6,7 +6,7 @@ use crate::predict::Request;
 use crate::predict::calibration::Calibration;
 use crate::spec::machine::{Accelerator, Machine};
 use crate::spec::model::{Model, ModelSpec, catalogue};
-use crate::spec::run::{Engine, RunConfig, TokenLengths, Weights};
+use crate::spec::run::{Engine, Prefer, RunConfig, TokenLengths, Weights};
 use crate::units::Bytes;
 
 /// Share of the examples that are to stay uncut.
@@ -27,6 +27,9 @@ const BITS_PER_PARAMETER: f64 = 2.0;
 /// Batch sizes to choose from: examples of a micro-batch.
 const BATCH_SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
 
+/// Formats below the stored one, the widest first.
+const QUANTISED: [Weights; 2] = [Weights::EightBit, Weights::FourBit];
+
 const LOSS_CHUNKS: [usize; 3] = [128, 512, 2048];
 
 const ATTENTION_CHUNKS: [usize; 2] = [128, 256];
@@ -46,7 +49,9 @@ pub struct Ask<'a> {
     pub model: Option<Model>,
     /// Token lengths of the examples, counted or assumed.
     pub lengths: &'a TokenLengths,
-    /// Time limit of the whole run, hours.
+    /// Order in which the plan gives way.
+    pub prefer: Prefer,
+    /// Time limit of the whole run, hours: its upper bound must stay under it.
     pub hours: f64,
     /// Probability with which the upper bounds are to hold, such as 0.99.
     pub confidence: f64,
@@ -117,10 +122,44 @@ impl<'a> Ask<'a> {
         Ok(ranks)
     }
 
-    /// The ask's run with a model, a length and a rank.
-    pub(super) fn recipe(&self, model: &Model, seq: usize, rank: usize) -> RunConfig {
+    /// Formats of a model to choose from, the widest first: the stored one, and those below it that the engine has.
+    pub(super) fn formats(&self, spec: &ModelSpec) -> Vec<Weights> {
+        if self.held.weights {
+            return vec![self.run.execution.weights];
+        }
+        let stored = spec.storage.format.bits();
+        let narrower = |w: &Weights| spec.usual_format(*w).bits() < stored && self.run.engine.weights().contains(w);
+        std::iter::once(Weights::Stored).chain(QUANTISED.into_iter().filter(narrower)).collect()
+    }
+
+    /// Models and formats in the order of the preference; the soonest done of a group is taken.
+    pub(super) fn choices(&self, models: &[Model]) -> Vec<Vec<(usize, Weights)>> {
+        let each = models.iter().enumerate();
+        let of = |(at, model): (usize, &Model)| -> Vec<(usize, Weights)> {
+            self.formats(&model.spec).into_iter().map(|weights| (at, weights)).collect()
+        };
+        match self.prefer {
+            Prefer::Size => each.flat_map(of).map(|choice| vec![choice]).collect(),
+            Prefer::Speed => each.map(of).collect(),
+            Prefer::Quality => {
+                let mut all: Vec<(usize, Weights)> = each.flat_map(of).collect();
+                // Stable: among one format the models stay in their order.
+                all.sort_by_key(|(_, weights)| *weights != Weights::Stored);
+                all.into_iter().map(|choice| vec![choice]).collect()
+            }
+        }
+    }
+
+    /// Memory that nothing larger than can fit in.
+    pub(super) fn memory(&self) -> Bytes {
+        self.budget.map_or(self.machine.memory, |budget| budget.min(self.machine.memory))
+    }
+
+    /// The ask's run with a model in a format, a length and a rank.
+    pub(super) fn recipe(&self, model: &Model, weights: Weights, seq: usize, rank: usize) -> RunConfig {
         let mut run = self.run.clone();
         run.model = model.name.clone();
+        run.execution.weights = weights;
         run.recipe.max_seq_length = seq.min(model.spec.max_position_embeddings);
         if rank != run.recipe.lora.rank {
             // The customary alpha of twice the rank.
@@ -170,8 +209,8 @@ pub(crate) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig, accel
     } else {
         BATCH_SIZES.into_iter().filter(|b| effective.is_multiple_of(*b)).collect()
     };
-    // Below the stored format it would be another model, and above it the memory buys a few percent of speed.
-    let weights = if held.weights { e.weights } else { Weights::of(spec.storage.format) };
+    // What is stored has a name in a run file, where it is one format.
+    let weights = if e.weights == Weights::Stored { Weights::of(spec.storage.format) } else { e.weights };
     let checkpoints = if held.grad_checkpoint { vec![e.grad_checkpoint] } else { vec![true, false] };
     // mlx-lm has no chunks to choose.
     let ours = recipe.engine == Engine::Candle;

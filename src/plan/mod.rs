@@ -7,6 +7,7 @@ mod defaults;
 mod levers;
 mod limit;
 pub(crate) mod prediction_file;
+pub(crate) mod quality;
 pub(crate) mod risks;
 pub(crate) mod search;
 

@@ -3,7 +3,7 @@ use crate::predict::Request;
 use crate::predict::calibration::Calibration;
 use crate::spec::machine::Machine;
 use crate::spec::model::{Model, catalogue};
-use crate::spec::run::{Engine, RunConfig, TokenLengths};
+use crate::spec::run::{Engine, Prefer, RunConfig, TokenLengths};
 use crate::units::Bytes;
 
 fn base() -> RunConfig {
@@ -34,6 +34,7 @@ impl Case {
             held: Held::default(),
             model: None,
             lengths: &self.lengths,
+            prefer: Prefer::default(),
             hours: 8.0,
             confidence: 0.99,
             budget: None,
@@ -47,7 +48,7 @@ fn the_plan_fits_and_finishes_and_more_memory_or_time_is_never_worse() {
         let case = Case::new(gib);
         let plan = plan(&Ask { hours, ..case.ask() }).unwrap();
         assert!(plan.best.assessment.fits());
-        assert!(plan.best.assessment.prediction.total_time.point.hours() <= hours);
+        assert!(plan.best.assessment.prediction.total_time.high.hours() <= hours);
         assert!(plan.best.assessment.limits.iter().all(|l| l.high <= l.limit));
         plan.best.assessment.prediction.total_params
     };

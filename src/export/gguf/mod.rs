@@ -8,8 +8,6 @@ mod file;
 mod tensors;
 mod tokenizer;
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -23,10 +21,7 @@ use crate::export::merged::{Merged, encode, pieces};
 use crate::export::request::{Plain, Progress, Subject, short_name};
 use crate::spec::run::Weights;
 use crate::spec::run::export_format::ExportFormat;
-use crate::store::stream::Streamed;
-
-/// Bytes copied at a time.
-const COPY: usize = 8 << 20;
+use crate::store::stream::{self, Streamed};
 
 /// Writes the base, with the adapter worked in where there is one.
 pub(crate) fn write_model(
@@ -39,7 +34,7 @@ pub(crate) fn write_model(
     let asked = weights.filter(|w| *w != Weights::Stored);
     if let (ModelSource::Gguf(base), None, None) = (&subject.source, asked, &subject.adapter) {
         // It is one already.
-        copied(base, out, progress)?;
+        stream::copied(base, out, progress)?;
         return Ok(vec!["the base is a GGUF file, and was copied as it is".into()]);
     }
     let merged = Merged::open(subject)?;
@@ -72,24 +67,6 @@ pub(crate) fn write_model(
     }
     out.finish()?;
     Ok(notes)
-}
-
-/// Copies a file, a piece at a time.
-fn copied(from: &Path, to: &Path, progress: Progress<'_>) -> Result<()> {
-    let reading = |source| Error::Read { path: from.into(), source };
-    let mut file = File::open(from).map_err(reading)?;
-    let total = file.metadata().map_err(reading)?.len();
-    let (mut out, mut piece, mut done) = (Streamed::create(to)?, vec![0; COPY], 0);
-    loop {
-        match file.read(&mut piece).map_err(reading)? {
-            0 => return out.finish(),
-            n => {
-                out.write(&piece[..n])?;
-                done += n as u64;
-                progress(done, total)?;
-            }
-        }
-    }
 }
 
 /// Writes the adapter alone: A and B of each layer under the name of the tensor they are for.

@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use candle_core::quantized::gguf_file::Value as Stored;
 use serde_json::Value as Json;
 
-use crate::checkpoint::gguf::GgufFile;
 use crate::checkpoint::source::ModelSource;
 use crate::checkpoint::text::{chat_template, special};
 use crate::error::Error;
@@ -33,11 +32,8 @@ const SPACE: char = '\u{2581}';
 
 /// The tokenizer's metadata, and a note where there is none; or why llama.cpp cannot have it.
 pub(crate) fn describe(source: &ModelSource, spec: &ModelSpec) -> Result<(Metadata, Option<String>), String> {
-    if let ModelSource::Gguf(path) = source
-        && !source.has("tokenizer.json")
-    {
+    if let Some(file) = source.gguf_without("tokenizer.json").map_err(|e| e.to_string())? {
         // llama.cpp's own words for it are there.
-        let file = GgufFile::open(path).map_err(|e| e.to_string())?;
         return Ok((file.tokenizer_metadata().into_iter().map(carried).collect::<Result<_, _>>()?, None));
     }
     let text = match source.tokenizer() {

@@ -73,7 +73,7 @@ pub(crate) enum Copy {
     Same,
     /// It is a mirror or a conversion of the entry, or of its base or its instruction-tuned sister: of one shape.
     Copy,
-    /// It contains the entry's name, and is taken for a fine-tune of it.
+    /// It is another owner's and contains the entry's name: it is taken for a fine-tune of it.
     FineTune,
 }
 
@@ -147,7 +147,12 @@ pub(crate) fn understand(name: &str) -> Result<Understood> {
     if let Some(entry) = alike(&words) {
         return Ok(Understood { entry, format, copy: Copy::Copy });
     }
-    match contained(&words) {
+    // Who made the model would have another name for it: then the name is misspelt.
+    let by_another = |entry: &&Entry| {
+        let owner = name.trim().split_once('/').map(|(owner, _)| owner);
+        owner.is_some_and(|owner| !entry.id.split('/').next().unwrap_or_default().eq_ignore_ascii_case(owner))
+    };
+    match contained(&words).filter(by_another) {
         Some(entry) => Ok(Understood { entry, format, copy: Copy::FineTune }),
         None => Err(unknown(name)),
     }
@@ -220,7 +225,7 @@ impl Understood {
         let (held, weights) = self.hold(&mut spec, owned);
         let of = match self.copy {
             Copy::FineTune => format!("`{name}` contains the name of `{id}`, and is taken for a fine-tune of it"),
-            _ => format!("`{name}` is understood as `{id}`"),
+            _ => format!("`{name}` is `{id}`"),
         };
         // What has no owner is no name on the hub, and what nothing here reads is of no use: then it is the entry itself.
         let named = if owned && weights.is_none() { name.to_owned() } else { id.clone() };

@@ -39,7 +39,9 @@ fn copies_are_known_by_what_they_were_made_of() {
         assert_eq!(of(name), Some((base, Copy::Copy)), "{name}");
     }
     for (name, base) in [
-        ("Wolf-Llama3-70B-Chinese-Chat-v2", Some("shenzhi-wang/Llama3-70B-Chinese-Chat")),
+        ("wolf/Wolf-Llama3-70B-Chinese-Chat-v2", Some("shenzhi-wang/Llama3-70B-Chinese-Chat")),
+        ("Wolf-Llama3-70B-Chinese-Chat-v2", None),
+        ("Qwen/Qwen2.5-1.5B-Instuct", None),
         ("mlx-community/Josiefied-Qwen3-8B-abliterated-v1-4bit", Some("Qwen/Qwen3-8B")),
         ("someone/Qwen3-8B-vision-4bit", None),
         ("someone/Llama-3.2-1B-draft-of-8B", None),
@@ -63,7 +65,7 @@ fn what_is_understood_is_said_and_held() {
     assert_eq!(four.spec.storage.format, affine(4, 64));
     assert_eq!(
         four.understood.as_deref(),
-        Some("`mlx-community/Qwen3-8B-4bit` is understood as `Qwen/Qwen3-8B` in MLX's 4 bits, groups of 64")
+        Some("`mlx-community/Qwen3-8B-4bit` is `Qwen/Qwen3-8B` in MLX's 4 bits, groups of 64")
     );
     assert_eq!(model("a/Qwen3-8B-6bit-g32").spec.storage.format, affine(6, 32));
 
