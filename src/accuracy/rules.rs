@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::accuracy::field::{Ending, FieldRun};
 use crate::spec::machine::Machine;
-use crate::spec::model::catalogue::{self, Copy, Said, Understood};
+use crate::spec::model::catalogue::{self, Relation, Said, Understood};
 use crate::spec::model::storage::{AFFINE_BITS, Format, Storage};
 use crate::spec::model::{Dtype, MLX_GROUP, ModelSpec};
 use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, TokenLengths, Weights};
@@ -158,7 +158,7 @@ impl Case {
         }
         let known = catalogue::understand(&row.model).map_err(|_| Rule::UnknownModel)?;
         // A fine-tune's shape is a guess.
-        if known.copy == Copy::FineTune {
+        if known.relation == Relation::FineTune {
             return Err(Rule::UnknownModel);
         }
         let entry = known.entry;

@@ -8,7 +8,7 @@ use crate::checkpoint::safetensors::CheckpointFile;
 use crate::checkpoint::shards::{safetensors_files, wrong};
 use crate::checkpoint::weights::{BaseWeights, Files};
 use crate::error::{Error, Result};
-use crate::spec::model::catalogue::{self, Copy, Understood};
+use crate::spec::model::catalogue::{self, Relation, Understood};
 use crate::spec::model::{Model, ModelSpec, ModelType};
 use crate::spec::run::BUILTIN;
 use crate::{spec, store};
@@ -230,7 +230,7 @@ pub(crate) fn model(name: &str) -> Result<Model> {
     let repo = Repo::parse(name);
     let understood = catalogue::understand(repo.as_ref().map_or(name, |repo| &repo.id));
     if let Ok(known) = understood
-        && known.copy == Copy::Same
+        && known.relation == Relation::Same
     {
         return Ok(known.model(name));
     }
@@ -238,7 +238,7 @@ pub(crate) fn model(name: &str) -> Result<Model> {
         return Ok(Model::new(name, source.spec()?));
     }
     match understood {
-        Ok(known) if known.copy == Copy::Copy || repo.is_none() => Ok(known.model(name)),
+        Ok(known) if known.relation == Relation::Copy || repo.is_none() => Ok(known.model(name)),
         Err(Error::UnknownModel { .. }) | Ok(_) if repo.is_some() => asked(name, understood),
         other => Ok(other?.model(name)),
     }

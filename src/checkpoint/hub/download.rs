@@ -126,7 +126,7 @@ impl Fetch<'_> {
             // The whole was sent, or the part that is here is no beginning of it.
             begun.restart(disk, file).map_err(here)?;
             if answer.status().as_u16() != 200 {
-                return Err(Refusal::Broken("the hub cannot go on where the transfer broke off".into()).into());
+                return Err(Refusal::Broken("the hub does not resume where the transfer broke off".into()).into());
             }
         }
         let mut body = answer.into_body().into_reader();

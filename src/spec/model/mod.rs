@@ -13,10 +13,9 @@ mod quantization;
 mod rope;
 pub mod storage;
 pub mod tensors;
-mod weights;
+pub(crate) mod weights;
 mod windows;
 
 pub use self::architecture::*;
 pub(crate) use self::storage::Dtype;
-pub(crate) use self::weights::MLX_GROUP;
-pub use self::weights::Weights;
+pub(crate) use self::weights::{MLX_GROUP, Weights};

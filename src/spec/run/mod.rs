@@ -24,7 +24,7 @@ pub(crate) use self::names::{LONGEST_NAME, public_name, toml_error};
 pub use self::prefer::Prefer;
 pub(crate) use self::recipe::{DEFAULT_EPOCHS, OPTIMIZER_BLOCK};
 pub use self::recipe::{Lora, LrSchedule, Optimizer, Recipe};
-pub use crate::spec::model::Weights;
+pub use crate::spec::model::weights::Weights;
 
 #[cfg(test)]
 #[path = "tests.rs"]

@@ -68,7 +68,7 @@ const ANOTHER: [&str; 17] = [
 
 /// How a name relates to the entry that it is taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Copy {
+pub(crate) enum Relation {
     /// It is the entry's own.
     Same,
     /// It is a mirror or a conversion of the entry, or of its base or its instruction-tuned sister: of one shape.
@@ -85,7 +85,7 @@ pub(crate) struct Understood {
     /// Format that the name says.
     pub format: Option<Said>,
     /// How the name relates to the entry's.
-    pub copy: Copy,
+    pub relation: Relation,
 }
 
 static SHAPES: LazyLock<Vec<(Words, &Entry)>> =
@@ -137,7 +137,7 @@ impl StartsWith for Vec<String> {
 /// The model that a name means, as people write it: with any owner, as a base or tuned, converted or quantised.
 pub(crate) fn understand(name: &str) -> Result<Understood> {
     if let Some(entry) = exact(name) {
-        return Ok(Understood { entry, format: None, copy: Copy::Same });
+        return Ok(Understood { entry, format: None, relation: Relation::Same });
     }
     if name.len() > LONGEST_NAME || refused(name).is_some() {
         return Err(unknown(name));
@@ -145,7 +145,7 @@ pub(crate) fn understand(name: &str) -> Result<Understood> {
     let words = Words::of(name);
     let format = words.format;
     if let Some(entry) = alike(&words) {
-        return Ok(Understood { entry, format, copy: Copy::Copy });
+        return Ok(Understood { entry, format, relation: Relation::Copy });
     }
     // Who made the model would have another name for it: then the name is misspelt.
     let by_another = |entry: &&Entry| {
@@ -153,7 +153,7 @@ pub(crate) fn understand(name: &str) -> Result<Understood> {
         owner.is_some_and(|owner| !entry.id.split('/').next().unwrap_or_default().eq_ignore_ascii_case(owner))
     };
     match contained(&words).filter(by_another) {
-        Some(entry) => Ok(Understood { entry, format, copy: Copy::FineTune }),
+        Some(entry) => Ok(Understood { entry, format, relation: Relation::FineTune }),
         None => Err(unknown(name)),
     }
 }
@@ -218,13 +218,13 @@ impl Understood {
     pub(crate) fn model(&self, name: &str) -> Model {
         let name = name.trim();
         let (id, mut spec) = (&self.entry.id, self.entry.spec.clone());
-        if self.copy == Copy::Same {
+        if self.relation == Relation::Same {
             return Model::new(id.clone(), spec);
         }
         let owned = name.contains('/') && !name.contains([' ', '(']);
         let (held, weights) = self.hold(&mut spec, owned);
-        let of = match self.copy {
-            Copy::FineTune => format!("`{name}` contains the name of `{id}`, and is taken for a fine-tune of it"),
+        let of = match self.relation {
+            Relation::FineTune => format!("`{name}` contains the name of `{id}`, and is taken for a fine-tune of it"),
             _ => format!("`{name}` is `{id}`"),
         };
         // What has no owner is no name on the hub, and what nothing here reads is of no use: then it is the entry itself.

@@ -22,7 +22,7 @@ fn a_model_is_found_by_id_or_by_a_unique_ending() {
 
 #[test]
 fn copies_are_known_by_what_they_were_made_of() {
-    let of = |name: &str| understand(name).map(|u| (u.entry.id.as_str(), u.copy)).ok();
+    let of = |name: &str| understand(name).map(|u| (u.entry.id.as_str(), u.relation)).ok();
     for (name, base) in [
         ("mlx-community/Qwen3-8B-4bit", "Qwen/Qwen3-8B"),
         ("mlx-community/Llama-3.2-3B-4bit", "meta-llama/Llama-3.2-3B"),
@@ -36,7 +36,7 @@ fn copies_are_known_by_what_they_were_made_of() {
         ("Qwen3-VL-8B-Thinking-4bit", "Qwen/Qwen3-VL-8B-Thinking"),
         ("llama3.2:3b-instruct-q4_K_M", "meta-llama/Llama-3.2-3B-Instruct"),
     ] {
-        assert_eq!(of(name), Some((base, Copy::Copy)), "{name}");
+        assert_eq!(of(name), Some((base, Relation::Copy)), "{name}");
     }
     for (name, base) in [
         ("wolf/Wolf-Llama3-70B-Chinese-Chat-v2", Some("shenzhi-wang/Llama3-70B-Chinese-Chat")),
@@ -46,7 +46,7 @@ fn copies_are_known_by_what_they_were_made_of() {
         ("someone/Qwen3-8B-vision-4bit", None),
         ("someone/Llama-3.2-1B-draft-of-8B", None),
     ] {
-        assert_eq!(of(name), base.map(|b| (b, Copy::FineTune)), "{name}");
+        assert_eq!(of(name), base.map(|b| (b, Relation::FineTune)), "{name}");
     }
     assert_eq!([of("google/gemma-3n-E4B"), of("HuggingFaceTB/SmolLM3-3B"), of("")], [None; 3]);
     let hybrid = understand("mlx-community/Qwen3.5-9B-4bit").unwrap_err().to_string();

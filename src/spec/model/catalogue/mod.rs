@@ -7,5 +7,5 @@ mod names;
 pub use self::entries::{Entry, all};
 pub(crate) use self::entries::{SAME_SIZE, representatives};
 pub use self::find::find;
-pub(crate) use self::find::{Copy, Understood, refused, understand};
+pub(crate) use self::find::{Relation, Understood, refused, understand};
 pub(crate) use self::names::Said;
