@@ -115,6 +115,23 @@ fn the_doctor_judges_every_model() {
 }
 
 #[test]
+fn the_table_has_a_row_a_model_and_a_column_a_format() {
+    let out = headroom(&["plan", "--ram", "16G", "--seq", "512", "--table"]);
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    for row in ["model", "Qwen3-8B", "gemma-3-1b-it", "assumed: 2,000 examples"] {
+        assert!(text.contains(row), "{row} in\n{text}");
+    }
+    let json = headroom(&["plan", "--ram", "16G", "--seq", "512", "--table", "--json"]);
+    let cells: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(cells.as_array().unwrap().len() > 30);
+    // Nothing that fits in time is a no.
+    let late = headroom(&["plan", "--ram", "16G", "--time-limit", "1s", "--table"]);
+    assert_eq!(late.status.code(), Some(1));
+}
+
+#[test]
 fn the_readme_shows_what_the_command_prints() {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     let plan = String::from_utf8(headroom(&["plan", "--ram", "8G"]).stdout).unwrap();

@@ -70,6 +70,9 @@ pub(crate) struct PlanArgs {
     /// File to write the run to, for `headroom launch`
     #[arg(long, value_name = "RUN.toml", help_heading = "Output")]
     pub out: Option<PathBuf>,
+    /// Show every model in every format, with how far each goes
+    #[arg(long, conflicts_with = "out", help_heading = "Output")]
+    pub table: bool,
     /// Replace an existing file
     #[arg(long, requires = "out", help_heading = "Output")]
     pub force: bool,

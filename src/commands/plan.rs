@@ -12,9 +12,11 @@ use crate::commands::output::{Answer, Output};
 use crate::data::lengths;
 use crate::error::{Error, Result};
 use crate::experiment::session;
+use crate::plan::table::table;
 use crate::plan::{Ask, DEFAULT_HOURS, Held, Plan, plan};
 use crate::predict::ASSUMED_EXAMPLES;
-use crate::report::table::{self, Context};
+use crate::report::feasible;
+use crate::report::table::{self as page, Context};
 use crate::spec::model::Model;
 use crate::spec::run::{DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig, TokenLengths};
 use crate::units::Seconds;
@@ -72,6 +74,13 @@ pub(crate) fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
         confidence,
         budget: args.limits.memory_limit,
     };
+    if args.table {
+        let cells = table(&ask)?;
+        let assumed = counted.is_none().then(|| inputs::assumed(&ask.run, longest));
+        let about = feasible::About { machine: &machine, limit: Seconds::from_hours(hours), assumed };
+        output.answer(&cells, |_| feasible::table(&cells, &about))?;
+        return Ok(if cells.iter().any(|cell| cell.in_time) { Answer::Yes } else { Answer::No });
+    }
     let found = plan(&ask)?;
     if let Some(path) = &args.out {
         check_out(path, args.force)?;
@@ -81,7 +90,7 @@ pub(crate) fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
     let understood = ask.model.as_ref().and_then(|model| model.understood.clone());
     output.answer(&Answered { plan: &found, understood: understood.as_deref() }, |width| {
         let assumed = counted.is_none().then(|| inputs::assumed(&found.best.run, longest));
-        table::plan(&found, &machine, &Context { width, assumed, understood: understood.clone(), launch: launch(args) })
+        page::plan(&found, &machine, &Context { width, assumed, understood: understood.clone(), launch: launch(args) })
     })?;
     Ok(Answer::Yes)
 }

@@ -25,7 +25,7 @@ pub(super) const RANKS: [usize; 5] = [8, 16, 32, 64, 128];
 const BITS_PER_PARAMETER: f64 = 2.0;
 
 /// Batch sizes to choose from: examples of a micro-batch.
-const BATCH_SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
+pub(super) const BATCH_SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
 
 /// Formats below the stored one, the widest first.
 const QUANTISED: [Weights; 2] = [Weights::EightBit, Weights::FourBit];

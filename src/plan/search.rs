@@ -30,9 +30,9 @@ pub fn plan(ask: &Ask<'_>) -> Result<Plan> {
 /// Times that differ by less than this factor are one to a prediction.
 const AS_GOOD_AS: f64 = 1.02;
 
-struct Search<'a> {
-    ask: &'a Ask<'a>,
-    considered: usize,
+pub(super) struct Search<'a> {
+    pub(super) ask: &'a Ask<'a>,
+    pub(super) considered: usize,
 }
 
 impl Search<'_> {
@@ -63,7 +63,13 @@ impl Search<'_> {
     }
 
     /// The best run of a model in a format: the highest rank that finishes and fits.
-    fn in_format(&mut self, model: &Model, weights: Weights, seq: usize, hours: f64) -> Result<Option<Candidate>> {
+    pub(super) fn in_format(
+        &mut self,
+        model: &Model,
+        weights: Weights,
+        seq: usize,
+        hours: f64,
+    ) -> Result<Option<Candidate>> {
         // What does not fit alone fits with nothing.
         if model.spec.matrices_bytes(weights) > self.ask.memory().0 {
             return Ok(None);
@@ -98,7 +104,7 @@ impl Search<'_> {
         Ok(None)
     }
 
-    fn assess(&mut self, spec: &ModelSpec, run: &RunConfig) -> Result<Assessment> {
+    pub(super) fn assess(&mut self, spec: &ModelSpec, run: &RunConfig) -> Result<Assessment> {
         self.considered += 1;
         assess(&self.ask.request(spec, run), self.ask.confidence, self.ask.budget)
     }

@@ -186,3 +186,36 @@ fn stopwatch() {
     }
     println!("assess {:?}", t.elapsed() / 100);
 }
+
+#[test]
+fn the_table_says_how_far_each_model_goes_in_each_format() {
+    let lengths = TokenLengths::assumed(200, 512);
+    let of = |gib| {
+        let case = Case::new(gib);
+        let mut run = base();
+        run.recipe.max_seq_length = 512;
+        let held = Held { max_seq_length: true, ..Held::default() };
+        table::table(&Ask { run, held, lengths: &lengths, ..case.ask() }).unwrap()
+    };
+    let (small, large) = (of(8.0), of(16.0));
+    assert_eq!(small.len(), large.len());
+    let (mut yes, mut no) = (0, 0);
+    for (a, b) in small.iter().zip(&large) {
+        assert_eq!((&a.model, a.weights), (&b.model, b.weights));
+        // More memory never shortens, and what fits has no reason against it.
+        assert!(a.longest_seq <= b.longest_seq && a.largest_rank <= b.largest_rank, "{a:?} {b:?}");
+        assert_eq!(a.why_not.is_some(), a.total_time_s.is_none(), "{a:?}");
+        match a.longest_seq {
+            Some(longest) => {
+                yes += 1;
+                assert!(longest < 512 || a.largest_batch.is_some(), "{a:?}");
+            }
+            None => no += 1,
+        }
+    }
+    assert!(yes > 10 && no > 10, "{yes} {no}");
+    for pair in small.windows(2).filter(|pair| pair[0].model == pair[1].model) {
+        assert!(pair[0].bits > pair[1].bits && pair[0].longest_seq <= pair[1].longest_seq, "{pair:?}");
+        assert!(pair[0].least_memory_bytes >= pair[1].least_memory_bytes, "{pair:?}");
+    }
+}
