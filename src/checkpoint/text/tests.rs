@@ -280,3 +280,24 @@ fn the_end_of_text_is_found_wherever_the_folder_names_it() {
         std::fs::remove_file(folder.join(file)).unwrap();
     }
 }
+
+#[test]
+fn what_an_assistant_says_may_be_marked_and_the_date_be_asked() {
+    let tried = Tried::new();
+    let render = |template: &str| tried.with_template(template).unwrap().render(&chat(), false).unwrap();
+    let body = "{{ m.content }}";
+    let plain = "{%- for m in messages %}\n{%- if m.role == 'assistant' %}[A]{% if true %}{{ m.content }}{% endif %}\n{%- endif %}{%- endfor %}";
+    for (open, close) in [("{% generation %}", "{% endgeneration %}"), ("{%- generation -%}", "{%- endgeneration -%}")]
+    {
+        let marked =
+            plain.replace("{% if true %}", open).replace(&format!("{body}{{% endif %}}"), &format!("{body}{close}"));
+        assert!(marked.contains(open) && marked.contains(close));
+        assert!(render(&marked).contains("[A]A cow says moo."), "{}", render(&marked));
+    }
+    // A word in a text is no mark, and a mark that is not closed is an error.
+    assert_eq!(render("a {{ '{% generation %}' }} generation"), "a {% if true %} generation");
+    assert!(tried.with_template("{% generation %}x").unwrap().render(&chat(), false).is_err());
+    let today = jiff::ZonedDateTime::now().strftime("%Y").to_string();
+    assert!(render("{{ strftime_now('%d %b %Y') }}").ends_with(&today));
+    assert!(tried.with_template("{{ strftime_now('%!') }}").unwrap().render(&chat(), false).is_err());
+}
