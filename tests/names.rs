@@ -127,6 +127,16 @@ fn what_is_refused_is_refused_by_its_family_and_what_is_unknown_gets_near_names(
         let (code, _, err) = plan(&["--ram", "16G", "--model", name]);
         assert!(code == Some(2) && err.contains(said), "{name}: {err}");
     }
+    // A revision stays named, and an address becomes a name.
+    for (given, kept) in [
+        ("Qwen/Qwen3-0.6B@v1", "Qwen/Qwen3-0.6B@v1"),
+        ("https://huggingface.co/unsloth/Qwen3-0.6B/", "unsloth/Qwen3-0.6B"),
+        ("mlx-community/Qwen3-0.6B-4bit@abc", "mlx-community/Qwen3-0.6B-4bit@abc"),
+    ] {
+        let (_, out, err) = plan(&["--ram", "64G", "--seq", "512", "--json", "--model", given]);
+        let found: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{given}: {err}"));
+        assert_eq!(found["run"]["model"], kept);
+    }
     let (_, out, _) = plan(&["--ram", "64G", "--seq", "512", "--model", "mlx-community/Qwen3-8B-4bit"]);
     assert!(out.contains("model: `mlx-community/Qwen3-8B-4bit` is `Qwen/Qwen3-8B` in MLX's 4 bits"), "{out}");
 }

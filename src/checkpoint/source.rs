@@ -229,10 +229,14 @@ pub(crate) fn model(name: &str) -> Result<Model> {
     }
     let repo = Repo::parse(name);
     let understood = catalogue::understand(repo.as_ref().map_or(name, |repo| &repo.id));
+    // A revision stays named; an address becomes a name.
+    let written = repo.as_ref().map_or_else(|| name.to_owned(), Repo::name);
+    let name = written.as_str();
     if let Ok(known) = understood
         && known.relation == Relation::Same
     {
-        return Ok(known.model(name));
+        let model = known.model(name);
+        return Ok(if name.contains('@') { Model { name: written, ..model } } else { model });
     }
     if let Ok(source) = ModelSource::find(name) {
         return Ok(Model::new(name, source.spec()?));

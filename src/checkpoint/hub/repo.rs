@@ -31,6 +31,11 @@ impl Repo {
         (word(owner) && word(model) && revision_is_one).then(|| Self { id: id.into(), revision: revision.into() })
     }
 
+    /// Its name without what an address has around it: `org/name`, or with its revision.
+    pub(crate) fn name(&self) -> String {
+        if self.is_main() { self.id.clone() } else { format!("{}@{}", self.id, self.revision) }
+    }
+
     pub(super) fn is_main(&self) -> bool {
         self.revision == MAIN
     }
