@@ -297,7 +297,11 @@ fn what_does_not_belong_together_is_refused_by_name() {
         ),
         ("tokenizer.json", Box::new(truncate), "tokenizer of"),
         ("tokenizer.json", Box::new(|p| std::fs::remove_file(p).unwrap()), "has no tokenizer.json"),
-        ("config.json", Box::new(edit("\"vocab_size\": 336", "\"vocab_size\": 300")), "has token 307, but the model's vocabulary ends at 299"),
+        (
+            "config.json",
+            Box::new(edit("\"vocab_size\": 336", "\"vocab_size\": 300")),
+            "has token 307, but the model's vocabulary ends at 299",
+        ),
         ("train.jsonl", Box::new(|p| std::fs::write(p, "").unwrap()), "it has no example"),
         (
             "train.jsonl",

@@ -55,8 +55,7 @@ fn home(variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
         .or_else(|| std::env::home_dir().map(|home| home.join(".cache/huggingface")))
 }
 
-/// Hugging Face's cache, found as huggingface_hub finds it. hf-hub's own search knows `HF_HOME` alone, and fails hard
-/// where nobody has a home.
+/// Hugging Face's cache, found as huggingface_hub finds it.
 pub(super) fn cache_folder(variable: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let hub = folder(variable, "HF_HUB_CACHE").or_else(|| folder(variable, "HUGGINGFACE_HUB_CACHE"));
     hub.or_else(|| home(variable).map(|home| home.join("hub")))

@@ -121,17 +121,9 @@ fn unknown(name: &str) -> Error {
 /// Why a model of this name is refused although its family is known: `None` of any other name.
 pub(crate) fn refused(name: &str) -> Option<&'static str> {
     let words = Words::of(name).shape;
-    REFUSED.iter().find(|(begin, _)| words.starts_with_all(begin)).map(|(_, reason)| *reason)
-}
-
-trait StartsWith {
-    fn starts_with_all(&self, begin: &[&str]) -> bool;
-}
-
-impl StartsWith for Vec<String> {
-    fn starts_with_all(&self, begin: &[&str]) -> bool {
-        self.len() >= begin.len() && self.iter().zip(begin).all(|(word, wanted)| word == wanted)
-    }
+    let begins =
+        |begin: &[&str]| words.len() >= begin.len() && words.iter().zip(begin).all(|(word, wanted)| word == wanted);
+    REFUSED.iter().find(|(begin, _)| begins(begin)).map(|(_, reason)| *reason)
 }
 
 /// The model that a name means, as people write it: with any owner, as a base or tuned, converted or quantised.
