@@ -74,12 +74,34 @@ pub enum Error {
         name: String,
         /// Names that look like it.
         close: Vec<String>,
+        /// Why the hub does not know it either, where it was asked.
+        hub: Option<String>,
+    },
+    /// A model on the hub that cannot be fetched.
+    #[error("cannot fetch `{name}`: {reason}")]
+    Hub {
+        /// Name as it was given.
+        name: String,
+        /// Reason, in words.
+        reason: String,
+        /// What helps.
+        remedy: Option<String>,
     },
     /// The weights of a model that is known by name are not on this machine.
     #[error("the weights of `{name}` are not on this machine")]
     NoWeights {
         /// Name as it was given.
         name: String,
+        /// The model on the hub that is meant, where the name is none there.
+        meant: Option<String>,
+    },
+    /// A folder without a tokenizer.json, and without the files that one can be made of.
+    #[error("`{}` has no tokenizer.json", folder.display())]
+    NoTokenizer {
+        /// Folder of the model.
+        folder: PathBuf,
+        /// Whether it has a tokenizer.model.
+        model_file: bool,
     },
     /// A machine that is not in the chip table.
     #[error("unknown machine `{name}`")]
@@ -270,17 +292,15 @@ pub enum Error {
         name: &'static str,
         /// Amount that is available.
         limit: Bytes,
-        /// A weight format in which it fits.
-        weights: Option<&'static str>,
         /// Smallest Mac that holds it as it is.
         larger: Option<String>,
     },
     /// Refused, because it would not finish.
-    #[error("{what} takes about {needs}, over the time limit of {limit}")]
+    #[error("{what} may take {needs}, over the time limit of {limit}")]
     TooSlow {
         /// Run or model that was asked for.
         what: String,
-        /// Most likely time.
+        /// Upper bound of its time.
         needs: Seconds,
         /// Time that was given.
         limit: Seconds,
@@ -316,16 +336,6 @@ fn messages(errors: &[Error]) -> String {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// The exit code: 1 where the answer is "no", 2 where there is no answer, 130 where it was interrupted (by another signal
-    /// than SIGINT, whose number is not known here, `main` takes 128 and that).
-    pub(crate) fn exit_code(&self) -> u8 {
-        match self {
-            Self::DoesNotFit { .. } | Self::NothingFits { .. } | Self::TooSlow { .. } | Self::OutOfMemory { .. } => 1,
-            Self::Interrupted { .. } => 130,
-            _ => 2,
-        }
-    }
-
     /// An [`Error::Invalid`] in one line.
     pub(crate) fn invalid(field: impl Into<String>, got: impl ToString, must: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), got: got.to_string(), must: must.into() }

@@ -52,7 +52,7 @@ fn machines_get_every_row_and_every_rule() {
     let judged = json["judged"].as_array().unwrap().len() as u64;
     assert_eq!(left + judged + json["left_out"]["no_memory"].as_u64().unwrap_or(0), rows as u64);
     let fixed = json["cases"].as_array().unwrap().iter().find(|c| c["id"] == "FR168").unwrap();
-    assert_eq!((&fixed["tokens_per_row"], &fixed["run"]["execution"]["weights"]), (&8192.into(), &"q4_k".into()));
+    assert_eq!((&fixed["tokens_per_row"], &fixed["run"]["execution"]["weights"]), (&8192.into(), &"4bit".into()));
 }
 
 #[test]

@@ -84,3 +84,40 @@ fn other_quantisations_are_refused_by_name() {
     assert!(said.contains("is the download complete?"), "{said}");
     assert!(!place.path().join("runs").exists());
 }
+
+#[test]
+fn a_prompt_is_put_as_the_run_was_trained() {
+    let place = place();
+    let write = |name: &str, text: &str| std::fs::write(place.path().join(name), text).unwrap();
+    write("texts.jsonl", "\n{\"text\": \"The cow says moo and walks away.\"}\n{\"text\": \"The duck swims.\"}\n");
+    write(
+        "chats.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Hello.\"}]}\n",
+    );
+    for (name, plain) in [("texts", true), ("chats", false)] {
+        write(
+            &format!("{name}.toml"),
+            &format!(
+                "model = \"builtin\"\ndata = \"{name}.jsonl\"\n[recipe]\nsteps = 1\neffective_batch_size = 1\nmax_seq_length = 64\nlora = {{ rank = 2 }}\n"
+            ),
+        );
+        let (code, _, said) = headroom(place.path(), &["launch", &format!("{name}.toml"), "--quiet"]);
+        assert_eq!(code, 0, "{said}");
+        let run = format!("runs/{name}");
+        let ask =
+            |more: &[&str]| headroom(place.path(), &[&["generate", "The cow", "--max-tokens", "5"], more].concat());
+        for folder in [run.clone(), format!("{run}/adapter")] {
+            let (code, inferred, said) = ask(&["--adapter", &folder]);
+            assert_eq!(
+                (code, said.contains("continued as plain text, as the run was trained")),
+                (0, plain),
+                "{name}: {said}"
+            );
+            let (_, raw, said) = ask(&["--adapter", &folder, "--raw"]);
+            assert!(said.is_empty(), "{said}");
+            let (_, chat, _) = ask(&["--adapter", &folder, "--chat"]);
+            assert_ne!(raw, chat);
+            assert_eq!(inferred, if plain { raw } else { chat });
+        }
+    }
+}

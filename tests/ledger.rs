@@ -93,8 +93,8 @@ fn run(rng: &mut ChaCha8Rng, spec: &ModelSpec) -> RunConfig {
         dora = more.random_bool(0.4),
         dropout = [0.0, 0.1][usize::from(more.random_bool(0.3))],
         checkpoint = rng.random_bool(0.7),
-        weights =
-            ["f32", "f16", "bf16", "int8", "q8_0", "q6_k", "q4_k", "q4_0", "stored", "stored"][rng.random_range(0..10)],
+        weights = ["f32", "f16", "bf16", "8bit", "4bit", "int8", "q8_0", "q6_k", "q4_k", "q4_0", "stored", "stored"]
+            [rng.random_range(0..12)],
         loss = rng.random_range(16..400),
         attention = rng.random_range(16..300),
         mlp = rng.random_range(40..1200),

@@ -296,11 +296,11 @@ fn what_does_not_belong_together_is_refused_by_name() {
             "which is not a file in the folder",
         ),
         ("tokenizer.json", Box::new(truncate), "tokenizer of"),
-        ("tokenizer.json", Box::new(|p| std::fs::remove_file(p).unwrap()), "cannot read"),
+        ("tokenizer.json", Box::new(|p| std::fs::remove_file(p).unwrap()), "has no tokenizer.json"),
         (
             "config.json",
             Box::new(edit("\"vocab_size\": 336", "\"vocab_size\": 300")),
-            "the tokenizer belongs to another model",
+            "has token 307, but the model's vocabulary ends at 299",
         ),
         ("train.jsonl", Box::new(|p| std::fs::write(p, "").unwrap()), "it has no example"),
         (

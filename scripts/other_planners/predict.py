@@ -79,9 +79,7 @@ def main(headroom):
         report = [headroom, "report", "accuracy", "--json", "--quiet", "--reports", home / "reports"]
         answer = json.loads(subprocess.run(report, check=True, capture_output=True, text=True).stdout)
         models = json.loads((HERE / "../../src/spec/model/catalogue.json").read_text())
-        whole = {m["id"]: m["config"] for m in models if "as" not in m}
-        configs = {m["id"]: {**whole.get(m.get("as"), {}), **m.get("config", {})} for m in models}
-        configs = {name: config.get("text_config", config) for name, config in configs.items()}
+        configs = {m["id"]: m["config"].get("text_config", m["config"]) for m in models}
         planners = {
             f"mlx-train-perf {version('mlx-train-perf')}": mlx_train_perf,
             f"fitcheck {version('fitcheck-llm')}": lambda config, case: fitcheck(config, case, home),

@@ -4,7 +4,9 @@ use serde::Serialize;
 
 use crate::accuracy::field::{Ending, FieldRun};
 use crate::spec::machine::Machine;
-use crate::spec::model::{ModelSpec, catalogue};
+use crate::spec::model::catalogue::{self, Relation, Said, Understood};
+use crate::spec::model::storage::{AFFINE_BITS, Format, Storage};
+use crate::spec::model::{Dtype, MLX_GROUP, ModelSpec};
 use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, TokenLengths, Weights};
 use crate::units::Bytes;
 
@@ -154,11 +156,19 @@ impl Case {
         if catalogue::refused(&row.model).is_some() {
             return Err(Rule::Architecture);
         }
-        let entry = catalogue::find_copy(&row.model).ok_or(Rule::UnknownModel)?;
+        let known = catalogue::understand(&row.model).map_err(|_| Rule::UnknownModel)?;
+        // A fine-tune's shape is a guess.
+        if known.relation == Relation::FineTune {
+            return Err(Rule::UnknownModel);
+        }
+        let entry = known.entry;
         if !row.date.is_empty() && row.date.as_str() < LIKE_TODAY_SINCE {
             return Err(Rule::Version);
         }
-        let weights = weights(row).ok_or(Rule::Format)?;
+        let mut spec = entry.spec.clone();
+        let format = stored(row, &known, spec.dtype).ok_or(Rule::Format)?;
+        spec.storage = Storage::uniform(format);
+        let named = [Weights::FourBit, Weights::EightBit].into_iter().find(|w| w.format(spec.dtype) == Some(format));
         let (Some(batch), Some(rank), Some(layers)) = (row.batch_size, row.lora_rank, row.lora_layers) else {
             return Err(Rule::Settings);
         };
@@ -186,7 +196,7 @@ impl Case {
             execution: Execution {
                 batch_size: batch,
                 grad_checkpoint: row.grad_checkpoint.unwrap_or(false),
-                weights,
+                weights: named.unwrap_or(Weights::of(format)),
                 ..Execution::default()
             },
         };
@@ -196,7 +206,7 @@ impl Case {
         Ok(Self {
             id: row.id.clone(),
             chip: row.chip.clone(),
-            spec: entry.spec.clone(),
+            spec,
             machines: machines(row),
             known: LengthKnowledge::of(row, cap, batch),
             run,
@@ -267,15 +277,21 @@ fn stock(framework: &str) -> bool {
     lower.starts_with("mlx-lm") && !lower.starts_with("mlx-lm-") && !other.iter().any(|word| lower.contains(word))
 }
 
-fn weights(row: &FieldRun) -> Option<Weights> {
+/// Format of the base: by the row's columns, or else by the model's name.
+fn stored(row: &FieldRun, known: &Understood, dtype: Dtype) -> Option<Format> {
+    let affine = |bits: f64, group: Option<u8>| {
+        let bits = AFFINE_BITS.into_iter().find(|b| *b as f64 == bits)? as u8;
+        Some(Format::Affine { bits, group: group.unwrap_or(MLX_GROUP), scales: dtype })
+    };
     match row.quant_bits {
-        Some(4.0) => Some(Weights::Q4K),
-        Some(6.0) => Some(Weights::Q6K),
-        Some(8.0) => Some(Weights::Int8),
-        Some(_) => None,
-        None if row.dtype.contains("bf16") => Some(Weights::Bf16),
-        None if row.dtype.contains("fp16") || row.dtype.contains("f16") => Some(Weights::F16),
-        None => None,
+        Some(bits) => affine(bits, row.quant_group.map(|g| g as u8)),
+        None if row.dtype.contains("bf16") => Some(Format::Bf16),
+        None if row.dtype.contains("fp16") || row.dtype.contains("f16") => Some(Format::F16),
+        None => match known.format? {
+            Said::Affine { bits, group, mixed: false } => affine(bits.into(), Some(group)),
+            Said::Dense(dtype) => Some(dtype.into()),
+            _ => None,
+        },
     }
 }
 

@@ -27,7 +27,8 @@ fn row() -> FieldRun {
 #[test]
 fn a_row_becomes_the_run_that_it_tells_of() {
     let case = Case::of(&row()).unwrap();
-    assert_eq!((case.run.model.as_str(), case.run.execution.weights), ("Qwen/Qwen3-8B", Weights::Q4K));
+    let four = Format::Affine { bits: 4, group: 64, scales: Dtype::Bf16 };
+    assert_eq!((case.run.model.as_str(), case.spec.storage.format), ("Qwen/Qwen3-8B", four));
     assert_eq!((case.run.recipe.lora.num_layers, case.run.execution.grad_checkpoint), (16, false));
     // Both bins of the M1 Max were sold with 32 GB, and the row does not say which it was.
     assert_eq!(case.machines.iter().map(|m| m.cores).collect::<Vec<_>>(), [24, 32]);
@@ -73,9 +74,11 @@ fn every_rule_leaves_out_what_it_is_for() {
         (Rule::NoModel, |r| r.model = "1B (unspecified)".into()),
         (Rule::Architecture, |r| r.model = "mlx-community/Qwen3.5-9B-4bit".into()),
         (Rule::Architecture, |r| r.model = "LiquidAI/LFM2-2.6B-Exp (bf16)".into()),
-        (Rule::UnknownModel, |r| r.model = "somebody/gemma-3n-E4B".into()),
+        (Rule::Architecture, |r| r.model = "somebody/gemma-3n-E4B".into()),
+        (Rule::UnknownModel, |r| r.model = "somebody/Tortoise-8B".into()),
+        (Rule::UnknownModel, |r| r.model = "dolphin-of-Qwen3-8B".into()),
         (Rule::Version, |r| r.date = "2024-09-12".into()),
-        (Rule::Format, |r| r.quant_bits = None),
+        (Rule::Format, |r| (r.quant_bits, r.model) = (None, "Qwen/Qwen3-8B".into())),
         (Rule::Format, |r| r.quant_bits = Some(1.58)),
         (Rule::Settings, |r| r.batch_size = None),
         (Rule::Settings, |r| r.lora_rank = None),

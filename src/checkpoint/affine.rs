@@ -43,6 +43,38 @@ impl Affine {
         Ok(Self { bits, group: columns / groups, columns, codes, scales, biases })
     }
 
+    /// A matrix of `(rows, columns)` quantised as `mlx.core.quantize` does it, from spans of whole rows in f32; `format`
+    /// is the bits of a code, the numbers of a group and the format of scales and biases.
+    pub(crate) fn of_rows(
+        spans: impl Iterator<Item = Result<Tensor>>,
+        (rows, columns): (usize, usize),
+        (bits, group, scales): (u8, u8, Dtype),
+        device: &Device,
+    ) -> Result<Self> {
+        let (bits, group) = (usize::from(bits), usize::from(group));
+        let (row_codes, row_groups) = (columns * bits / 8, columns / group);
+        let mut codes = vec![0u8; rows * row_codes];
+        let (mut factors, mut offsets) = (vec![0f32; rows * row_groups], vec![0f32; rows * row_groups]);
+        let mut done = 0;
+        for span in spans {
+            let span = span?;
+            let ends = (done, done + span.dim(0)?);
+            let of = |width: usize| ends.0 * width..ends.1 * width;
+            let parts = (&mut codes[of(row_codes)], &mut factors[of(row_groups)], &mut offsets[of(row_groups)]);
+            crate::ops::with_slice(&span, |numbers| encode(numbers, (bits, group), parts))?;
+            done = ends.1;
+        }
+        let small = |numbers| {
+            let small = Tensor::from_vec(numbers, (rows, row_groups), &Device::Cpu)?.to_dtype(candle_dtype(scales))?;
+            if !all_finite_tensor(&small)? {
+                bail!("it has numbers that are larger than {scales:?} can hold")
+            }
+            small.to_device(device)
+        };
+        let codes = Tensor::from_vec(codes, (rows, row_codes), device)?;
+        Self::new(codes, small(factors)?, small(offsets)?, columns)
+    }
+
     /// Codes, scales and biases.
     pub(crate) fn parts(&self) -> [&Tensor; 3] {
         [&self.codes, &self.scales, &self.biases]
@@ -154,6 +186,46 @@ impl Affine {
     }
 }
 
+fn candle_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::Bf16 => DType::BF16,
+    }
+}
+
+fn all_finite_tensor(numbers: &Tensor) -> Result<bool> {
+    crate::ops::with_slice(&numbers.to_dtype(DType::F32)?, |numbers| numbers.iter().all(|x| x.is_finite()))
+}
+
+/// Codes, scales and biases of groups of numbers.
+fn encode(numbers: &[f32], (bits, group): (usize, usize), parts: (&mut [u8], &mut [f32], &mut [f32])) {
+    let (codes, scales, biases) = parts;
+    let groups = numbers.par_chunks(group).zip(codes.par_chunks_mut(group * bits / 8));
+    groups.zip(scales).zip(biases).for_each(|(((numbers, codes), scale), bias)| {
+        (*scale, *bias) = encode_group(numbers, bits, codes);
+    });
+}
+
+/// Packs the codes of one group and returns its scale and bias, as MLX's `affine_quantize` does it: the end of the range
+/// that is further from zero is held exactly, and so is zero.
+fn encode_group(numbers: &[f32], bits: usize, codes: &mut [u8]) -> (f32, f32) {
+    const LEAST: f32 = 1e-7;
+    let (low, high) = numbers.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), w| (l.min(*w), h.max(*w)));
+    let largest = ((1u32 << bits) - 1) as f32;
+    let step = ((high - low) / largest).max(LEAST);
+    let (step, edge) = if low.abs() > high.abs() { (step, low) } else { (-step, high) };
+    let steps = (edge / step).round();
+    let (scale, bias) = if steps == 0.0 { (step, 0.0) } else { (edge / steps, edge) };
+    let code = |w: &f32| ((w - bias) / scale).round().clamp(0.0, largest) as u32;
+    let (bytes, values) = pack(bits);
+    for (codes, numbers) in codes.chunks_exact_mut(bytes).zip(numbers.chunks_exact(values)) {
+        let word = numbers.iter().rev().fold(0u32, |word, w| word << bits | code(w));
+        codes.copy_from_slice(&word.to_le_bytes()[..bytes]);
+    }
+    (scale, bias)
+}
+
 /// Unpacks the codes of a row into numbers.
 fn unpack<const BITS: usize>(codes: &[u8], out: &mut [f32]) {
     let (bytes, values) = pack(BITS);
@@ -166,60 +238,5 @@ fn unpack<const BITS: usize>(codes: &[u8], out: &mut [f32]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ops::testing::{random, values, worst};
-
-    /// Codes counted up from `start`, packed as MLX packs them, with random scales and biases.
-    fn matrix(bits: usize, group: usize, dtype: DType) -> (Affine, Vec<f32>) {
-        let (rows, columns) = (3, 3 * group);
-        let codes: Vec<u64> = (0..rows * columns).map(|i| (i * 37 + i / 7) as u64 % (1 << bits)).collect();
-        let mut bytes = Vec::new();
-        for row in codes.chunks(columns) {
-            // 32 codes fill `bits` words of 32 bits: place each bit where it belongs.
-            let mut stream = vec![0u8; columns * bits / 8];
-            for (i, code) in row.iter().enumerate() {
-                (0..bits)
-                    .filter(|b| code >> b & 1 == 1)
-                    .for_each(|b| stream[(i * bits + b) / 8] |= 1 << ((i * bits + b) % 8));
-            }
-            bytes.extend(stream);
-        }
-        let small = |seed| random((rows, 3), 0.1, seed).to_dtype(dtype).unwrap();
-        let (scales, biases) = (small(1), small(2));
-        let wide = |t: &Tensor| values(&t.to_dtype(DType::F32).unwrap());
-        let (s, b) = (wide(&scales), wide(&biases));
-        let expected = codes.iter().enumerate().map(|(i, c)| *c as f32 * s[i / group] + b[i / group]).collect();
-        let codes = Tensor::from_vec(bytes, (rows, columns * bits / 8), &Device::Cpu).unwrap();
-        (Affine::new(codes, scales, biases, columns).unwrap(), expected)
-    }
-
-    #[test]
-    fn both_decoders_give_scale_times_code_plus_bias() {
-        for bits in [2, 3, 4, 6, 8] {
-            for (group, dtype, scales) in
-                [(32, DType::F32, Dtype::F32), (64, DType::F16, Dtype::F16), (128, DType::BF16, Dtype::Bf16)]
-            {
-                let (m, expected) = matrix(bits, group, dtype);
-                assert_eq!(m.format(), Format::Affine { bits: bits as u8, group: group as u8, scales });
-                let all = m.panel(Backend::Fused, 0, 3).unwrap();
-                assert_eq!(values(&all), expected, "{bits} bits, groups of {group}");
-                let composed = m.decode_composed(&m.codes, &m.scales, &m.biases).unwrap();
-                assert_eq!(worst(&all, &composed), 0.0, "{bits} bits, groups of {group}");
-                assert_eq!(worst(&m.panel(Backend::Fused, 1, 2).unwrap(), &all.narrow(0, 1, 2).unwrap()), 0.0);
-                let ids = Tensor::new(&[2u32, 0, 2], &Device::Cpu).unwrap();
-                assert_eq!(worst(&m.rows(Backend::Fused, &ids).unwrap(), &all.index_select(&ids, 0).unwrap()), 0.0);
-            }
-        }
-    }
-
-    #[test]
-    fn parts_that_do_not_belong_together_are_refused() {
-        let (m, _) = matrix(4, 32, DType::F32);
-        let new = |columns, scales: &Tensor| Affine::new(m.codes.clone(), scales.clone(), m.biases.clone(), columns);
-        assert!(new(96, &m.scales).is_ok());
-        assert!(new(100, &m.scales).is_err());
-        assert!(new(96, &m.scales.narrow(0, 0, 2).unwrap()).is_err());
-        assert!(new(96, &m.scales.to_dtype(DType::F16).unwrap()).is_err());
-    }
-}
+#[path = "affine_tests.rs"]
+mod tests;

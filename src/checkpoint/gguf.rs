@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufReader, Seek};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::quantized::tokenizer::TokenizerFromGguf;
 use candle_core::{DType, Device, Tensor};
-use serde_json::json;
+use serde_json::{Map, json};
 use tokenizers::Tokenizer;
 
 use crate::checkpoint::finite::{NOT_FINITE, all_finite_ggml};
@@ -19,6 +20,7 @@ use crate::checkpoint::stored::{Stored, from_bytes};
 use crate::checkpoint::{ggml, gguf_header};
 use crate::error::{Error, Result};
 use crate::memory::bounded::{self, Bounds};
+use crate::ops::Backend;
 use crate::spec::model::ModelSpec;
 use crate::spec::model::storage::{Format, Other, Storage};
 
@@ -39,6 +41,8 @@ pub struct GgufFile {
     content: Content,
     /// Architecture of the model in the file.
     pub spec: ModelSpec,
+    /// The config.json that says the same, in transformers' words.
+    pub(crate) config: Map<String, serde_json::Value>,
     /// Tensors of the file, by transformers' names.
     tensors: HashMap<String, Info>,
 }
@@ -82,8 +86,8 @@ impl GgufFile {
         if let Some(parts) = number(&content, "split.count").filter(|n| *n > 1.0) {
             return Err(wrong(format!("it is one of {parts} parts: join them with `llama-gguf-split --merge`")));
         }
-        let mut opened =
-            Self { spec: describe(&content, &file).map_err(wrong)??, file, content, tensors: HashMap::new() };
+        let (spec, config) = describe(&content, &file).map_err(wrong)??;
+        let mut opened = Self { spec, config, file, content, tensors: HashMap::new() };
         for tensor in opened.spec.tensors() {
             let Some(stored) = opened.spec.gguf_name(&tensor.name) else { continue };
             let Some(info) = opened.content.tensor_infos.get(&stored) else { continue };
@@ -143,6 +147,42 @@ impl GgufFile {
                 .ok_or_else(|| format!("it is in {:?}", info.dtype))
                 .and_then(|d| self.plain(info, d, device)),
         )
+    }
+
+    /// Some rows (first dimension) of a tensor in f32, if it is here.
+    pub(crate) fn rows(&self, name: &str, rows: Range<usize>) -> Option<Result<Tensor, String>> {
+        let info = self.tensors.get(name)?;
+        let load = || {
+            let all = info.shape[0];
+            // Rows of heads are turned a head at a time.
+            let unit = info.heads.map_or(1, |heads| all / heads);
+            let whole = rows.start / unit * unit..rows.end.next_multiple_of(unit).min(all);
+            let row = info.bytes()? / all as u64;
+            let mut bytes = vec![0u8; (row * whole.len() as u64) as usize];
+            let start = info.start + row * whole.start as u64;
+            self.file.read_exact_at(&mut bytes, start).map_err(|e| e.to_string())?;
+            if !all_finite_ggml(&bytes, info.dtype) {
+                return Err(NOT_FINITE.into());
+            }
+            let bytes = if unit == 1 { bytes } else { uninterleaved(&bytes, whole.len(), whole.len() / unit) };
+            let shape = [&[whole.len()], &info.shape[1..]].concat();
+            let tensor = match plain(info.dtype) {
+                Some(dtype) => Tensor::from_raw_buffer(&bytes, dtype, &shape, &Device::Cpu)
+                    .and_then(|t| t.to_dtype(DType::F32))
+                    .map_err(|e| e.to_string())?,
+                None => {
+                    let &[count, columns] = shape.as_slice() else { return Err("it is not a matrix".into()) };
+                    let blocks = from_bytes(bytes, info.dtype, (count, columns), &Device::Cpu);
+                    let panel = blocks.and_then(|b| Stored::Blocks(b).panel(Backend::Fused, 0, count));
+                    panel.map_err(|e| e.to_string())?
+                }
+            };
+            tensor
+                .narrow(0, rows.start - whole.start, rows.len())
+                .and_then(|t| t.contiguous())
+                .map_err(|e| e.to_string())
+        };
+        Some(load())
     }
 
     fn plain(&self, info: &Info, dtype: DType, device: &Device) -> Result<Tensor, String> {
@@ -206,6 +246,14 @@ impl GgufFile {
             "eos_token": token("eos"),
         })
         .to_string()
+    }
+
+    /// What the metadata say of the tokenizer, by llama.cpp's keys in their order.
+    pub(crate) fn tokenizer_metadata(&self) -> Vec<(&str, &Value)> {
+        let own = self.content.metadata.iter().filter(|(key, _)| key.starts_with("tokenizer."));
+        let mut all: Vec<(&str, &Value)> = own.map(|(key, value)| (key.as_str(), value)).collect();
+        all.sort_by_key(|(key, _)| *key);
+        all
     }
 
     fn text(&self, key: &str) -> Option<&str> {

@@ -45,8 +45,11 @@ fn as_number(value: &Value) -> Option<f64> {
     })
 }
 
+/// The architecture, and the config.json that says the same.
+type Architecture = (ModelSpec, Map<String, serde_json::Value>);
+
 /// The architecture, from the metadata and the few tensors that belong to them.
-pub(super) fn describe(content: &Content, file: &File) -> Result<Result<ModelSpec>, String> {
+pub(super) fn describe(content: &Content, file: &File) -> Result<Result<Architecture>, String> {
     let mut metadata = Map::new();
     for (key, value) in &content.metadata {
         metadata.extend(plain_value(value).map(|plain| (key.clone(), plain)));

@@ -224,14 +224,14 @@ impl CheckpointFile {
         Some(load())
     }
 
-    /// The bytes of a matrix of u32 words, `[rows, 4 * words]`, u8, if it is here.
-    pub(crate) fn load_words(&self, name: &str, device: &Device) -> Option<Result<Tensor, String>> {
+    /// The bytes of some rows of a matrix of u32 words, `[rows, 4 * words]`, u8, if it is here.
+    pub(crate) fn load_words(&self, name: &str, rows: Range<usize>, device: &Device) -> Option<Result<Tensor, String>> {
         let info = self.tensors.get(name)?;
         let load = || {
-            let bytes = self.whole(info)?.into_owned();
-            let rows = info.shape.first().copied().unwrap_or(1);
-            let shape = (rows, bytes.len() / rows.max(1));
-            Tensor::from_vec(bytes, shape, device).map_err(|e| e.to_string())
+            let (start, end) = info.data_offsets;
+            let row = (end - start) / (info.shape.first().copied().unwrap_or(1) as u64).max(1);
+            let bytes = self.bytes(start + rows.start as u64 * row, rows.len() as u64 * row)?.into_owned();
+            Tensor::from_vec(bytes, (rows.len(), row as usize), device).map_err(|e| e.to_string())
         };
         Some(load())
     }

@@ -1,15 +1,15 @@
 //! Where a model is: inside the binary, in a folder, or in Hugging Face's cache.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use hf_hub::Cache;
-
 use crate::checkpoint::gguf::GgufFile;
+use crate::checkpoint::hub::{self, Part, Repo};
 use crate::checkpoint::safetensors::CheckpointFile;
+use crate::checkpoint::shards::{safetensors_files, wrong};
 use crate::checkpoint::weights::{BaseWeights, Files};
 use crate::error::{Error, Result};
-use crate::spec::model::{Model, ModelSpec, ModelType, catalogue};
+use crate::spec::model::catalogue::{self, Relation, Understood};
+use crate::spec::model::{Model, ModelSpec, ModelType};
 use crate::spec::run::BUILTIN;
 use crate::{spec, store};
 
@@ -17,13 +17,25 @@ const BUILTIN_CONFIG: &str = include_str!("../../assets/model/config.json");
 
 const BUILTIN_WEIGHTS: &[u8] = include_bytes!("../../assets/model/model.safetensors");
 
-const BUILTIN_TOKENIZER: &str = include_str!("../../assets/model/tokenizer.json");
+pub(super) const BUILTIN_TOKENIZER: &str = include_str!("../../assets/model/tokenizer.json");
 
-const BUILTIN_TOKENIZER_CONFIG: &str = include_str!("../../assets/model/tokenizer_config.json");
+pub(super) const BUILTIN_TOKENIZER_CONFIG: &str = include_str!("../../assets/model/tokenizer_config.json");
 
 const BUILTIN_TRAIN: &str = include_str!("../../assets/data/train.jsonl");
 
 const BUILTIN_VALID: &str = include_str!("../../assets/data/valid.jsonl");
+
+/// Files beside config.json that are read of a folder.
+const TEXTS: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+];
 
 /// Source of a model whose files can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,9 +65,12 @@ impl ModelSource {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(Error::Read { path: folder.into(), source });
         }
-        match hub_folder(|name| std::env::var_os(name)).and_then(|hub| cached(hub, model)) {
+        match hub::cached(model) {
             Some(folder) => Self::in_folder(&folder),
-            None => Err(Error::NoWeights { name: model.into() }),
+            None => {
+                let meant = catalogue::find(model).ok().map(|entry| entry.id.clone()).filter(|id| id != model);
+                Err(Error::NoWeights { name: model.into(), meant })
+            }
         }
     }
 
@@ -74,8 +89,16 @@ impl ModelSource {
         }
     }
 
+    /// The open GGUF file, where the model is one and has no file of this name beside it, which would tell more.
+    pub(crate) fn gguf_without(&self, file: &str) -> Result<Option<GgufFile>> {
+        match self {
+            Self::Gguf(path) if !self.has(file) => GgufFile::open(path).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// A file of the model's folder, or beside its file.
-    fn beside(&self, file: &str) -> Option<PathBuf> {
+    pub(super) fn beside(&self, file: &str) -> Option<PathBuf> {
         match self {
             Self::Builtin => None,
             Self::Folder(folder) => Some(folder.join(file)),
@@ -83,7 +106,7 @@ impl ModelSource {
         }
     }
 
-    fn text(&self, file: &str, builtin: &'static str) -> Result<String> {
+    pub(super) fn text(&self, file: &str, builtin: &'static str) -> Result<String> {
         self.beside(file).map_or_else(|| Ok(builtin.to_owned()), |path| store::read_text(&path))
     }
 
@@ -121,41 +144,7 @@ impl ModelSource {
         self.beside(file).is_some_and(|path| path.is_file())
     }
 
-    /// Text of the model's tokenizer.json.
-    pub fn tokenizer(&self) -> Result<String> {
-        if let (Self::Gguf(path), Some(beside)) = (self, self.beside("tokenizer.json"))
-            && !beside.is_file()
-        {
-            let rebuilt = GgufFile::open(path)?.tokenizer();
-            return rebuilt.map_err(|reason| Error::Tokenizer { model: path.display().to_string(), reason });
-        }
-        self.text("tokenizer.json", BUILTIN_TOKENIZER)
-    }
-
-    /// tokenizer_config.json, or nothing where there is none.
-    pub fn tokenizer_config(&self) -> Result<Option<String>> {
-        if let (Self::Gguf(path), Some(beside)) = (self, self.beside("tokenizer_config.json"))
-            && !beside.is_file()
-        {
-            return Ok(Some(GgufFile::open(path)?.tokenizer_config()));
-        }
-        self.optional("tokenizer_config.json", BUILTIN_TOKENIZER_CONFIG)
-    }
-
-    /// Text of generation_config.json, where the model has one.
-    pub(crate) fn generation_config(&self) -> Result<Option<String>> {
-        self.optional("generation_config.json", include_str!("../../assets/model/generation_config.json"))
-    }
-
-    /// chat_template.jinja of a folder, where newer checkpoints keep the template.
-    pub(crate) fn chat_template_file(&self) -> Result<Option<String>> {
-        match self {
-            Self::Builtin => Ok(None),
-            _ => self.optional("chat_template.jinja", ""),
-        }
-    }
-
-    fn optional(&self, file: &str, builtin: &'static str) -> Result<Option<String>> {
+    pub(super) fn optional(&self, file: &str, builtin: &'static str) -> Result<Option<String>> {
         match self.beside(file) {
             Some(path) if !path.is_file() => Ok(None),
             _ => self.text(file, builtin).map(Some),
@@ -164,8 +153,8 @@ impl ModelSource {
 
     /// Every file that is read of it, weights last; none of the model inside the binary.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
-        let described = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
-        let described = described.into_iter().filter(|name| self.has(name)).filter_map(|name| self.beside(name));
+        let described = ["config.json"].into_iter().chain(TEXTS);
+        let described = described.filter(|name| self.has(name)).filter_map(|name| self.beside(name));
         let weights = match self {
             Self::Builtin => Vec::new(),
             Self::Gguf(path) => vec![path.clone()],
@@ -205,10 +194,6 @@ impl ModelSource {
     }
 }
 
-fn wrong(path: &Path, reason: String) -> Error {
-    Error::Weights { path: path.into(), reason }
-}
-
 /// The name of a model as others may know it, in what is handed on: a hub id, or the last part of a path.
 pub fn public_name(model: &str) -> String {
     let path = Path::new(model);
@@ -228,7 +213,7 @@ pub(crate) fn builtin_rows() -> (&'static str, &'static str) {
 pub(crate) fn looks_like_path(model: &str) -> bool {
     model.starts_with(['.', '/', '~'])
         || is_gguf(Path::new(model))
-        || model.matches('/').count() > 1
+        || (model.matches('/').count() > 1 && Repo::parse(model).is_none())
         || model.contains('\\')
 }
 
@@ -236,88 +221,49 @@ fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }
 
-/// A larger index is none: real ones have about 100 bytes a tensor.
-const LARGEST_INDEX: u64 = 16 << 20;
-
-/// The weights of a folder: those its index names, or every *.safetensors in it.
-fn safetensors_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let index = folder.join("model.safetensors.index.json");
-    if index.is_file() {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: std::collections::BTreeMap<String, String>,
-        }
-        if index.metadata().is_ok_and(|meta| meta.len() > LARGEST_INDEX) {
-            return Err(wrong(&index, format!("it is not a weight index: it has more than {LARGEST_INDEX} bytes")));
-        }
-        let index: Index = store::load_json(&index)?;
-        let mut names: Vec<String> = index.weight_map.into_values().collect();
-        names.sort();
-        names.dedup();
-        return names.into_iter().map(|name| shard(folder, &name)).collect();
-    }
-    let single = folder.join("model.safetensors");
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    Err(wrong(folder, "there is no model.safetensors and no model.safetensors.index.json".into()))
-}
-
-/// A shard that an index names: a plain file name inside the folder, nothing that leads out of it.
-fn shard(folder: &Path, name: &str) -> Result<PathBuf> {
-    let plain = Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)));
-    let path = folder.join(name);
-    if !plain {
-        return Err(wrong(folder, format!("its index names `{name}`, which is not a file in the folder")));
-    }
-    if !path.is_file() {
-        return Err(wrong(folder, format!("`{name}` is missing, though the index names it")));
-    }
-    Ok(path)
-}
-
-/// Hugging Face's cache, found as huggingface_hub finds it. hf-hub's own search knows `HF_HOME` alone, and fails hard
-/// where nobody has a home.
-fn hub_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let folder = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let hub = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
-    hub.or_else(|| folder("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
-        .or_else(|| std::env::home_dir().map(|home| home.join(".cache/huggingface/hub")))
-}
-
-/// The snapshot of a hub id in a cache: the one that `main` names, or the last by name where none is named, as after a
-/// download of one revision, which hf-hub does not look for.
-fn cached(hub: PathBuf, model: &str) -> Option<PathBuf> {
-    let repo = Cache::new(hub).model(model.into());
-    let named = repo.get("config.json").and_then(|config| config.parent().map(PathBuf::from));
-    named.or_else(|| {
-        // The folder of a snapshot without a name is that of all of them.
-        let mut snapshots = store::folders_in(&repo.pointer_path("")).ok()?;
-        snapshots.retain(|p| p.join("config.json").is_file());
-        snapshots.pop()
-    })
-}
-
-/// A model by its name or folder; only its shape is needed, so its weights may be elsewhere.
+/// A model by its name or folder; only its shape is needed, so its weights may be elsewhere. A name is an entry of the
+/// catalogue, or what is in Hugging Face's cache, or else what its words say.
 pub(crate) fn model(name: &str) -> Result<Model> {
     if name == BUILTIN || Path::new(name).is_dir() || looks_like_path(name) {
-        return Ok(Model { name: name.into(), spec: ModelSource::find(name)?.spec()? });
+        return Ok(Model::new(name, ModelSource::find(name)?.spec()?));
     }
-    match catalogue::find(name) {
-        Ok(entry) => Ok(Model { name: entry.id.clone(), spec: entry.spec.clone() }),
-        // Not in the catalogue, but perhaps in Hugging Face's cache.
-        Err(unknown) => match ModelSource::find(name) {
-            Ok(source) => Ok(Model { name: name.into(), spec: source.spec()? }),
-            Err(_) => Err(unknown),
-        },
+    let repo = Repo::parse(name);
+    let understood = catalogue::understand(repo.as_ref().map_or(name, |repo| &repo.id));
+    // A revision stays named; an address becomes a name.
+    let written = repo.as_ref().map_or_else(|| name.to_owned(), Repo::name);
+    let name = written.as_str();
+    if let Ok(known) = understood
+        && known.relation == Relation::Same
+    {
+        let model = known.model(name);
+        return Ok(if name.contains('@') { Model { name: written, ..model } } else { model });
+    }
+    if let Ok(source) = ModelSource::find(name) {
+        return Ok(Model::new(name, source.spec()?));
+    }
+    match understood {
+        Ok(known) if known.relation == Relation::Copy || repo.is_none() => Ok(known.model(name)),
+        Err(Error::UnknownModel { .. }) | Ok(_) if repo.is_some() => asked(name, understood),
+        other => Ok(other?.model(name)),
+    }
+}
+
+/// A model that only the hub knows, by its config.json; where that is not to be had, what was understood of the name.
+fn asked(name: &str, understood: Result<Understood>) -> Result<Model> {
+    match (hub::fetch(name, Part::Config, &mut |_| Ok(())), understood) {
+        (Ok(_), _) => Ok(Model::new(name, ModelSource::find(name)?.spec()?)),
+        (Err(_), Ok(known)) => Ok(known.model(name)),
+        (Err(Error::Hub { reason, .. }), Err(Error::UnknownModel { name, close, .. })) => {
+            Err(Error::UnknownModel { name, close, hub: Some(reason) })
+        }
+        (Err(error), Err(_)) => Err(error),
     }
 }
 
 /// Whether an error says that a file, or the weights of a model, are not on this machine.
 pub(crate) fn is_absent(error: &Error) -> bool {
     match error {
-        Error::NoWeights { .. } => true,
+        Error::NoWeights { .. } | Error::NoTokenizer { .. } => true,
         Error::Read { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
         _ => false,
     }

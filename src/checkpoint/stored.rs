@@ -59,7 +59,10 @@ impl Stored {
             Format::Bf16 => self.dense(DType::BF16, device),
             Format::Int8 => to_int8(self, device),
             Format::Gguf(block) => quantise(self, block, device),
-            Format::Affine { .. } => bail!("MLX's format can be read but not written"),
+            Format::Affine { bits, group, scales } => {
+                let (rows, columns) = self.dims()?;
+                Affine::of_rows(row_spans(self)?, (rows, columns), (bits, group, scales), device).map(Self::Affine)
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::ops::testing::{self, worst};
+use crate::spec::model::Dtype;
 use crate::spec::run::Weights;
 
 fn matrix(rows: usize, columns: usize) -> Tensor {
@@ -7,7 +8,7 @@ fn matrix(rows: usize, columns: usize) -> Tensor {
 }
 
 fn put(matrix: &Tensor, weights: Weights) -> Stored {
-    Stored::Dense(matrix.clone()).put(weights.format().unwrap(), &Device::Cpu).unwrap()
+    Stored::Dense(matrix.clone()).put(weights.format(Dtype::F32).unwrap(), &Device::Cpu).unwrap()
 }
 
 #[test]
@@ -92,11 +93,11 @@ fn numbers_that_a_format_cannot_hold_are_refused() {
     numbers[300] = 3e8;
     let w = Stored::Dense(Tensor::from_vec(numbers, (2, 256), &Device::Cpu).unwrap());
     for weights in [Weights::F16, Weights::Q8_0, Weights::Q6K, Weights::Q4K, Weights::Q4_0] {
-        let error = w.put(weights.format().unwrap(), &Device::Cpu).unwrap_err().to_string();
+        let error = w.put(weights.format(Dtype::F32).unwrap(), &Device::Cpu).unwrap_err().to_string();
         assert!(error.contains("larger than"), "{weights:?}: {error}");
     }
     for weights in [Weights::F32, Weights::Bf16, Weights::Int8] {
-        w.put(weights.format().unwrap(), &Device::Cpu).unwrap();
+        w.put(weights.format(Dtype::F32).unwrap(), &Device::Cpu).unwrap();
     }
 }
 
@@ -105,11 +106,19 @@ fn one_format_becomes_another_by_its_own_values() {
     let w = matrix(5, 512);
     for from in [Weights::F16, Weights::Int8, Weights::Q4_0, Weights::Q6K] {
         let stored = put(&w, from);
-        assert_eq!(stored.format(), from.format());
+        assert_eq!(stored.format(), from.format(Dtype::F32));
         let values = stored.panel(Backend::Fused, 0, 5).unwrap();
-        for to in [Weights::F32, Weights::Bf16, Weights::Int8, Weights::Q8_0, Weights::Q4K] {
-            let (again, direct) = (stored.put(to.format().unwrap(), &Device::Cpu).unwrap(), put(&values, to));
-            assert_eq!(again.format(), to.format());
+        for to in [
+            Weights::F32,
+            Weights::Bf16,
+            Weights::FourBit,
+            Weights::EightBit,
+            Weights::Int8,
+            Weights::Q8_0,
+            Weights::Q4K,
+        ] {
+            let (again, direct) = (stored.put(to.format(Dtype::F32).unwrap(), &Device::Cpu).unwrap(), put(&values, to));
+            assert_eq!(again.format(), to.format(Dtype::F32));
             assert_eq!(
                 worst(&again.panel(Backend::Fused, 0, 5).unwrap(), &direct.panel(Backend::Fused, 0, 5).unwrap()),
                 0.0,

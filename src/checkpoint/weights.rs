@@ -1,5 +1,6 @@
 //! The open files of a base model, whatever their kind, and its tensors by the names that transformers gives them.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
@@ -9,6 +10,7 @@ use crate::checkpoint::gguf::GgufFile;
 use crate::checkpoint::safetensors::CheckpointFile;
 use crate::checkpoint::stored::Stored;
 use crate::error::{Error, Result};
+use crate::ops::Backend;
 use crate::spec::model::storage::{AFFINE_BITS, AFFINE_GROUPS, Format, Other, Storage};
 use crate::spec::model::{Dtype, ModelSpec};
 use crate::spec::run::Weights;
@@ -32,11 +34,12 @@ pub enum Files {
 }
 
 /// Prefixes that other writers put before transformers' names, or leave out.
-const PREFIXES: [(&str, &str); 5] = [
+const PREFIXES: [(&str, &str); 6] = [
     ("transformer.", ""),
     ("transformer.", "model."),
     ("model.", "language_model.model."),
     ("model.", "model.language_model."),
+    ("model.", "model.text_model."),
     ("lm_head.", "language_model.lm_head."),
 ];
 
@@ -115,12 +118,31 @@ impl<'a> Found<'a> {
         Ok(Format::Affine { bits: bits as u8, group: group as u8, scales })
     }
 
+    /// Some rows in f32.
+    fn rows(&self, shape: &[usize], rows: Range<usize>) -> Result<Tensor, String> {
+        let part = |name: &str| {
+            let part = self.get(name, |f, n| f.load_rows(n, rows.clone(), &Device::Cpu));
+            part.unwrap_or_else(|| Err("tensor not found".into()))
+        };
+        let wide = match self.format(shape)? {
+            Format::Affine { .. } => {
+                let codes = self.get("weight", |f, n| f.load_words(n, rows.clone(), &Device::Cpu));
+                let codes = codes.unwrap_or_else(|| Err("tensor not found".into()))?;
+                let affine = Affine::new(codes, part("scales")?, part("biases")?, shape[1]);
+                affine.and_then(|affine| affine.panel(Backend::Fused, 0, rows.len()))
+            }
+            _ => part("weight")?.to_dtype(DType::F32),
+        };
+        wide.map_err(|e| e.to_string())
+    }
+
     fn matrix(&self, format: Format, columns: usize, device: &Device) -> Result<Stored, String> {
         if !matches!(format, Format::Affine { .. }) {
             return self.load("weight", device).map(Stored::Dense);
         }
-        let codes =
-            self.get("weight", |f, n| f.load_words(n, device)).unwrap_or_else(|| Err("tensor not found".into()))?;
+        let all = |f: &CheckpointFile, n: &str| 0..f.shape(n).and_then(|s| s.first().copied()).unwrap_or(0);
+        let codes = self.get("weight", |f, n| f.load_words(n, all(f, n), device));
+        let codes = codes.unwrap_or_else(|| Err("tensor not found".into()))?;
         let (scales, biases) = (self.load("scales", device)?, self.load("biases", device)?);
         Affine::new(codes, scales, biases, columns).map(Stored::Affine).map_err(|e| e.to_string())
     }
@@ -208,12 +230,14 @@ impl BaseWeights {
         self.find(name).map(|found| found.name)
     }
 
-    /// Some rows (first dimension) of a tensor of plain numbers that [`BaseWeights::check`] has seen, in f32.
-    pub fn rows(&self, name: &str, rows: std::ops::Range<usize>) -> Result<Tensor> {
-        let found = self.find(name).ok_or_else(|| self.wrong(format!("`{name}` is missing")))?;
-        let tensor = found.get("weight", |f, n| f.load_rows(n, rows.clone(), &Device::Cpu));
-        let tensor = tensor.unwrap_or_else(|| Err("tensor not found".into())).map_err(|e| self.unreadable(name, e))?;
-        Ok(tensor.to_dtype(DType::F32)?)
+    /// Some rows (first dimension) of a tensor of this shape that [`BaseWeights::check`] has seen, in f32.
+    pub fn rows(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Tensor> {
+        let tensor = match &self.files {
+            Files::Gguf(file) => file.rows(name, rows),
+            Files::Safetensors(_) => self.find(name).map(|found| found.rows(shape, rows)),
+            Files::Blank(_) => None,
+        };
+        tensor.unwrap_or_else(|| Err("tensor not found".into())).map_err(|e| self.unreadable(name, e))
     }
 
     /// Checks that every tensor of the model is there in its right shape, and lists all that are not.

@@ -35,6 +35,12 @@ pub(crate) struct GenerateArgs {
     /// Maximum number of new tokens
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = tokens)]
     pub max_tokens: usize,
+    /// Continue the prompt as plain text [default: as the run's rows were trained]
+    #[arg(long, conflicts_with = "chat")]
+    pub raw: bool,
+    /// Put the prompt into the model's chat template, as a user's message
+    #[arg(long)]
+    pub chat: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -42,7 +48,7 @@ pub(crate) struct GenerateArgs {
 /// `headroom export`
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ExportArgs {
-    /// Folder of a run, or of an adapter written by PEFT or mlx-lm [default: the base model alone, as GGUF]
+    /// Folder of a run, or of an adapter written by PEFT or mlx-lm [default: the base model alone]
     #[arg(value_name = "DIR")]
     pub source: Option<PathBuf>,
     /// Format to write
@@ -54,7 +60,7 @@ pub(crate) struct ExportArgs {
     /// Base model name or folder [default: the run's, or the one the adapter names]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
-    /// Weight format of a GGUF's matrices [default: as stored]
+    /// Weight format of the matrices of a GGUF or a fused model [default: as stored, or 16 bits where the base is quantised]
     #[arg(long, value_name = "FORMAT", value_parser = weights())]
     pub weights: Option<Weights>,
     /// Replace what is there

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::values::{duration, probability, weights};
+use super::values::{Sizes, duration, probability, sizes, weights};
 use crate::spec::machine::Accelerator;
-use crate::spec::model::filter::Sizes;
-use crate::spec::run::{Engine, Weights};
+use crate::spec::run::{Engine, Prefer, Weights};
 use crate::units::{Bytes, Seconds};
 
 /// Which device computes.
@@ -63,11 +62,17 @@ pub(crate) struct PlanArgs {
     /// Longest run, such as 90m or 8h [default: 8h]
     #[arg(long, value_name = "TIME", help_heading = "Limits", value_parser = duration)]
     pub time_limit: Option<Seconds>,
+    /// What comes first, after the sequence length that the data needs [default: size]
+    #[arg(long, value_enum, value_name = "ORDER", help_heading = "Limits")]
+    pub prefer: Option<Prefer>,
     #[command(flatten)]
     pub given: GivenArgs,
     /// File to write the run to, for `headroom launch`
     #[arg(long, value_name = "RUN.toml", help_heading = "Output")]
     pub out: Option<PathBuf>,
+    /// Show every model in every format, with how far each goes
+    #[arg(long, conflicts_with = "out", help_heading = "Output")]
+    pub table: bool,
     /// Replace an existing file
     #[arg(long, requires = "out", help_heading = "Output")]
     pub force: bool,
@@ -135,11 +140,11 @@ pub(crate) struct DoctorArgs {
     /// List every known model and whether it fits
     #[arg(long, help_heading = "Output")]
     pub models: bool,
-    /// Only models of a family: a model_type such as qwen3, or the beginning of a name, such as llama-3.2
-    #[arg(long, value_name = "NAME", requires = "models", help_heading = "Output")]
+    /// List those of a family alone: a `model_type` such as qwen3, or how names begin, such as llama-3.2
+    #[arg(long, value_name = "FAMILY", requires = "models", help_heading = "Output")]
     pub family: Option<String>,
-    /// Only models of so many parameters: 8B (within 25 %), 3B..9B, 3B.. or ..9B
-    #[arg(long, value_name = "N", requires = "models", help_heading = "Output")]
+    /// List those of a size alone: 8B for about so many parameters, or a range such as 3B..9B, 30B.. or ..4B
+    #[arg(long, value_name = "SIZE", requires = "models", value_parser = sizes, help_heading = "Output")]
     pub size: Option<Sizes>,
     /// Train the built-in model on this machine's device and on its CPU, and compare
     #[arg(long, conflicts_with = "models")]

@@ -5,8 +5,9 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use jiff::SignedDuration;
 
 use crate::spec::machine::Accelerator;
+use crate::spec::model::catalogue::SAME_SIZE;
 use crate::spec::run::export_format::ExportFormat;
-use crate::spec::run::{Engine, Weights};
+use crate::spec::run::{Engine, Prefer, Weights};
 use crate::units::Seconds;
 
 /// Longest time that may be asked for: eleven years.
@@ -46,6 +47,16 @@ impl ValueEnum for Accelerator {
             Self::Metal => "The GPU of a Mac with Apple silicon and macOS 15 or later",
         };
         Some(PossibleValue::new(self.name()).help(about))
+    }
+}
+
+impl ValueEnum for Prefer {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()).help(self.about()))
     }
 }
 
@@ -108,9 +119,49 @@ pub(super) fn tokens(text: &str) -> Result<usize, String> {
     up_to(text, 1 << 20)
 }
 
+/// Numbers of parameters from one to another, both in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Sizes {
+    /// Fewest parameters.
+    pub(crate) least: f64,
+    /// Most parameters.
+    pub(crate) most: f64,
+}
+
+/// A size as people name it, within a quarter, or a range of sizes.
+pub(super) fn sizes(text: &str) -> Result<Sizes, String> {
+    let one = |text: &str| {
+        let upper = text.trim().to_uppercase();
+        let unit = [("B", 1e9), ("M", 1e6)].into_iter().find_map(|(u, f)| Some((upper.strip_suffix(u)?, f)));
+        let number = unit.and_then(|(digits, factor)| Some(digits.parse::<f64>().ok().filter(|n| *n > 0.0)? * factor));
+        number.ok_or_else(|| format!("`{text}` is not a size such as 8B, 270M or 3B..9B"))
+    };
+    let Some((least, most)) = text.split_once("..") else {
+        let size = one(text)?;
+        return Ok(Sizes { least: size / SAME_SIZE, most: size * SAME_SIZE });
+    };
+    let or = |text: &str, open: f64| if text.trim().is_empty() { Ok(open) } else { one(text) };
+    let range = Sizes { least: or(least, 0.0)?, most: or(most, f64::INFINITY)? };
+    if range.least > range.most { Err("its ends are the wrong way round".into()) } else { Ok(range) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_one_or_a_range() {
+        let within = |text: &str, size: f64| sizes(text).map(|s| (s.least..=s.most).contains(&size));
+        for (text, size) in
+            [("8B", 8.19e9), ("270m", 268e6), ("3B..9B", 3e9), ("..4B", 1e6), ("30B..", 70e9), ("1.7B", 1.72e9)]
+        {
+            assert_eq!(within(text, size), Ok(true), "{text}");
+        }
+        assert_eq!(within("8B", 14e9), Ok(false));
+        for bad in ["", "8", "B", "-1B", "nanB", "9B..3B", "3B..x", "..x"] {
+            assert!(sizes(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn times_have_units() {

@@ -15,7 +15,7 @@ use crate::experiment::workload::Workload;
 use crate::measure::awake::Awake;
 use crate::plan::{Ask, DEFAULT_CONFIDENCE, DEFAULT_HOURS, Held, Plan, plan};
 use crate::spec::model::Model;
-use crate::spec::run::{BUILTIN, Execution, Recipe, RunConfig};
+use crate::spec::run::{BUILTIN, Execution, Prefer, Recipe, RunConfig};
 use crate::store::RunFolder;
 use crate::units::Seconds;
 
@@ -94,8 +94,9 @@ fn search(session: &Session, workload: &Workload, start: &RunConfig, (hours, epo
         calibration: &session.calibration,
         run: start.clone(),
         held: Held::default(),
-        model: Some(Model { name: start.model.clone(), spec: workload.spec.clone() }),
+        model: Some(Model::new(&start.model, workload.spec.clone())),
         lengths: &workload.lengths,
+        prefer: Prefer::default(),
         hours,
         confidence: DEFAULT_CONFIDENCE,
         budget: Some(session.limit),

@@ -2,10 +2,11 @@
 
 use serde::Serialize;
 
+use crate::checkpoint::hub::Part;
 use crate::cli::measure::CalibrateArgs;
-use crate::commands::inputs;
 use crate::commands::interrupt::{interrupted, typed_again};
 use crate::commands::output::Output;
+use crate::commands::{fetch, inputs};
 use crate::error::{Error, Result};
 use crate::experiment::calibration::{self, Calibrating, Ended, Price, TrialEvent};
 use crate::experiment::run_file;
@@ -62,6 +63,7 @@ pub(crate) fn run(args: &CalibrateArgs, output: &Output) -> Result<()> {
 
 /// Makes the trials that are missing and says what they changed.
 pub(crate) fn calibrate(session: &mut Session, what: &Calibrating<'_>, output: &Output) -> Result<Calibrated> {
+    fetch::model(&what.run.model, Part::Weights, output)?;
     let _awake = Awake::during("calibrating");
     let old = session.calibration.clone();
     let trials = make_trials(session, what, output)?;

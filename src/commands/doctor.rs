@@ -1,13 +1,15 @@
 //! `headroom doctor`: what this machine is, and what it can train.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::cli::plan::DoctorArgs;
 use crate::commands::inputs;
 use crate::commands::output::{Answer, Output};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::measure::devices;
 use crate::plan::{Verdict, assess};
 use crate::predict::calibration::Calibration;
@@ -17,7 +19,6 @@ use crate::report::doctor::{
 };
 use crate::spec::machine::Machine;
 use crate::spec::model::catalogue;
-use crate::spec::model::filter::Filter;
 use crate::spec::run::{Engine, RunConfig, TokenLengths};
 use crate::store;
 use crate::trainer::candle::self_test::{self, Check, SelfTest};
@@ -34,9 +35,6 @@ struct Report<'a> {
     /// Why this Mac does not train on its GPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     no_metal: Option<&'a str>,
-    /// Number of models in the catalogue, of which `models` are those asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    known_models: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     models: Option<&'a [Row]>,
 }
@@ -47,16 +45,14 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
     if args.self_test {
         return self_test(&machine, &args.out, output);
     }
-    let filter = Filter { family: args.family.as_deref(), sizes: args.size };
-    let models = args.models.then(|| judge(&machine, &filter)).transpose()?;
-    let known_models = models.is_some().then(|| catalogue::all().len());
+    let models = args.models.then(|| judge(&machine, args)).transpose()?;
     let named = args.machine.machine.is_some() || args.machine.ram.is_some();
     let no_metal = devices::why_not_metal().filter(|_| !named);
-    let report = Report { machine: &machine, no_metal: no_metal.as_deref(), known_models, models: models.as_deref() };
-    output.answer(&report, |width| {
+    let report = Report { machine: &machine, no_metal: no_metal.as_deref(), models: models.as_deref() };
+    output.answer(&report, |_| {
         let mut text = page::machine(&machine, no_metal.as_deref());
-        match models.as_deref().zip(known_models) {
-            Some((rows, known)) => text += &page::models(rows, known, SEQ, width),
+        match &models {
+            Some(rows) => text += &page::models(rows, SEQ, catalogue::all().len()),
             None => text += "\nmodels it can train: `headroom doctor --models`\n",
         }
         text
@@ -91,25 +87,42 @@ fn self_test(machine: &Machine, out: &Path, output: &Output) -> Result<Answer> {
     Ok(if agrees { Answer::Yes } else { Answer::No })
 }
 
-/// The models at their leanest: batches of one, checkpointing, weights as stored. What Headroom does not train itself is
-/// judged as mlx-lm would train it.
-fn judge(machine: &Machine, filter: &Filter<'_>) -> Result<Vec<Row>> {
-    let [here, mlx] = [Engine::Candle, Engine::MlxLm].map(|engine| Calibration::prior(machine, engine));
+/// The models of the catalogue that are asked for.
+fn asked(args: &DoctorArgs) -> Result<Vec<&'static catalogue::Entry>> {
+    let mut entries: Vec<_> = catalogue::all().iter().collect();
+    if let Some(family) = &args.family {
+        entries.retain(|e| e.is_of(family));
+        if entries.is_empty() {
+            let known: BTreeSet<&str> = catalogue::all().iter().map(catalogue::Entry::family).collect();
+            let known: Vec<&str> = known.into_iter().collect();
+            let must = format!("one of {}, or how a model's name begins", known.join(", "));
+            return Err(Error::invalid("--family", family, must));
+        }
+    }
+    if let Some(size) = args.size {
+        entries.retain(|e| (size.least..=size.most).contains(&(e.parameters as f64)));
+    }
+    entries.sort_by_key(|e| e.parameters);
+    Ok(entries)
+}
+
+/// The models that are asked for at their leanest: batches of one, checkpointing, weights as stored. Mixtures of experts
+/// are planned for mlx-lm.
+fn judge(machine: &Machine, args: &DoctorArgs) -> Result<Vec<Row>> {
+    let priors = Engine::ALL.map(|engine| (engine, Calibration::prior(machine, engine)));
     let lengths = TokenLengths::assumed(ASSUMED_EXAMPLES, SEQ);
-    let row = |entry: &catalogue::Entry| {
-        let spec = &entry.spec;
+    let row = |entry: &&catalogue::Entry| {
         let mut run = RunConfig::of_model(&entry.id);
-        run.recipe.max_seq_length = SEQ.min(spec.max_position_embeddings);
-        let calibration = if spec.trained_here().is_ok() { &here } else { &mlx };
-        run.engine = if spec.trained_here().is_ok() { Engine::Candle } else { Engine::MlxLm };
-        let request = Request { spec, machine, run: &run, lengths: Some(&lengths), calibration };
+        run.recipe.max_seq_length = SEQ.min(entry.spec.max_position_embeddings);
+        let (engine, calibration) = &priors[usize::from(entry.spec.trained_here().is_err())];
+        run.engine = *engine;
+        let request = Request { spec: &entry.spec, machine, run: &run, lengths: Some(&lengths), calibration };
         let found = assess(&request, CONFIDENCE, None)?;
         Ok(Row {
             model: entry.id.clone(),
-            family: spec.family(),
+            family: entry.family(),
+            engine: *engine,
             parameters: entry.parameters,
-            released: entry.released.clone(),
-            engine: run.engine,
             verdict: match found.verdict {
                 Verdict::Fits => Trains::Yes,
                 Verdict::Tight | Verdict::Pages => Trains::Tight,
@@ -119,5 +132,5 @@ fn judge(machine: &Machine, filter: &Filter<'_>) -> Result<Vec<Row>> {
             tokens_per_s: found.prediction.tokens_per_s.point,
         })
     };
-    filter.models()?.into_iter().map(row).collect()
+    asked(args)?.par_iter().map(row).collect()
 }

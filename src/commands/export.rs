@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use crate::checkpoint::adapter::AdapterFile;
+use crate::checkpoint::hub::Part;
 use crate::checkpoint::source::ModelSource;
 use crate::cli::export::ExportArgs;
 use crate::commands::output::{Answer, Output};
-use crate::commands::{inputs, interrupt};
+use crate::commands::{fetch, inputs, interrupt};
 use crate::error::{Error, Result};
 use crate::export::{Exported, Request, export};
 use crate::spec::run::BUILTIN;
@@ -16,6 +17,7 @@ use crate::spec::run::export_format::ExportFormat;
 /// Runs `headroom export`: writes a model or an adapter for another tool.
 pub(crate) fn run(args: &ExportArgs, output: &Output) -> Result<Answer> {
     let request = request(args)?;
+    fetch::model(&request.model, Part::Weights, output)?;
     let interrupted = interrupt::interrupted();
     let bar = output.bar(0);
     let exported = export(&request, &mut |done, total| {
@@ -41,7 +43,7 @@ fn request(args: &ExportArgs) -> Result<Request> {
         None => (None, None),
     };
     let named = || adapter.as_deref().map(named_base).transpose().map(Option::flatten);
-    let model = match args.model.clone().or(of_run) {
+    let model = match args.model.clone().or(of_run.map(|run| run.model)) {
         Some(model) => model,
         None => {
             named()?.ok_or_else(|| Error::invalid("--model", "absent", "given; nothing else names the base model"))?
@@ -50,14 +52,8 @@ fn request(args: &ExportArgs) -> Result<Request> {
     Ok(Request { model, adapter, format: args.format, weights: args.weights, out: args.out.clone(), force: args.force })
 }
 
-/// The base of an adapter: what the run file beside it names, or else its own description, which gives no more than a hub
-/// id or the last name of a folder.
+/// The base of an adapter by its own description, which gives no more than a hub id or the last name of a folder.
 fn named_base(folder: &Path) -> Result<Option<String>> {
-    if let Some(run) = folder.canonicalize().ok().filter(|f| f.ends_with("adapter")).as_deref().and_then(Path::parent)
-        && let (Some(model), _) = inputs::run_or_adapter(run)?
-    {
-        return Ok(Some(model));
-    }
     let Some(base) = AdapterFile::read(folder)?.about.base else { return Ok(None) };
     // A folder of that name in the working folder may be another model.
     let ambiguous = base != BUILTIN && !base.contains('/') && Path::new(&base).exists();

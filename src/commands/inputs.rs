@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::hub::Part;
 use crate::cli::measure::MeasureArgs;
 use crate::cli::plan::MachineArgs;
+use crate::commands::fetch;
 use crate::commands::output::Output;
 use crate::data::lengths::Counted;
 use crate::error::Result;
@@ -36,14 +38,17 @@ pub(crate) fn confidence(asked: Option<f64>) -> f64 {
     asked.unwrap_or(DEFAULT_CONFIDENCE)
 }
 
-/// The base that a run folder names, where it is one, and its adapter; any other folder is an adapter itself.
-pub(crate) fn run_or_adapter(folder: &Path) -> Result<(Option<String>, Option<PathBuf>)> {
-    let run_file = folder.join("run.toml");
-    if !run_file.is_file() {
-        return Ok((None, Some(folder.into())));
+/// The run of a run folder, and its adapter; the adapter folder of a run is that run too, and any other folder is an
+/// adapter alone.
+pub(crate) fn run_or_adapter(folder: &Path) -> Result<(Option<RunConfig>, Option<PathBuf>)> {
+    let read = |file: PathBuf| RunConfig::from_toml(&store::read_text(&file)?, &file);
+    let file = folder.join("run.toml");
+    if file.is_file() {
+        return Ok((Some(read(file)?), Some(folder.join("adapter"))));
     }
-    let run = RunConfig::from_toml(&crate::store::read_text(&run_file)?, &run_file)?;
-    Ok((Some(run.model), Some(folder.join("adapter"))))
+    let whole = folder.canonicalize().ok().filter(|f| f.ends_with("adapter"));
+    let beside = whole.as_deref().and_then(Path::parent).map(|run| run.join("run.toml")).filter(|file| file.is_file());
+    Ok((beside.map(read).transpose()?, Some(folder.into())))
 }
 
 /// The data that was given; `builtin` is a name and no path.
@@ -76,6 +81,7 @@ pub(crate) fn session(engine: Engine, args: &MeasureArgs) -> Result<Session> {
 
 /// Model and data of a run that is to be done; what is to be said of its rows is said.
 pub(crate) fn workload(run: &RunConfig, output: &Output) -> Result<Workload> {
+    fetch::model(&run.model, Part::Texts, output)?;
     let (workload, note) = Workload::to_train(run)?;
     note.iter().for_each(|note| output.note(note));
     Ok(workload)

@@ -6,6 +6,7 @@ pub(crate) mod calibrate;
 pub(crate) mod doctor;
 mod entry;
 pub(crate) mod export;
+mod fetch;
 pub(crate) mod generate;
 pub(crate) mod inputs;
 pub(crate) mod interrupt;

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::Serialize;
+
 use crate::checkpoint::source;
 use crate::cli::plan::{GivenArgs, PlanArgs};
 use crate::commands::inputs;
@@ -10,9 +12,11 @@ use crate::commands::output::{Answer, Output};
 use crate::data::lengths;
 use crate::error::{Error, Result};
 use crate::experiment::session;
-use crate::plan::{Ask, DEFAULT_HOURS, Held, plan};
+use crate::plan::table::table;
+use crate::plan::{Ask, DEFAULT_HOURS, Held, Plan, plan};
 use crate::predict::ASSUMED_EXAMPLES;
-use crate::report::table::{self, Context};
+use crate::report::feasible;
+use crate::report::table::{self as page, Context};
 use crate::spec::model::Model;
 use crate::spec::run::{DEFAULT_EPOCHS, Data, Execution, Recipe, RunConfig, TokenLengths};
 use crate::units::Seconds;
@@ -26,6 +30,15 @@ const DATA: &str = "train.jsonl";
 /// First line of a run file that was planned: what tells it from all other files.
 const HEADER: &str = "# Written by `headroom plan`.\n";
 
+/// Result of `headroom plan` for `--json`.
+#[derive(Serialize)]
+struct Answered<'a> {
+    #[serde(flatten)]
+    plan: &'a Plan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    understood: Option<&'a str>,
+}
+
 /// Runs `headroom plan`: searches for the best run and writes it.
 pub(crate) fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
     if let Some(path) = &args.out {
@@ -35,7 +48,9 @@ pub(crate) fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
     let confidence = inputs::confidence(args.limits.confidence);
     let hours = args.time_limit.map_or(DEFAULT_HOURS, Seconds::hours);
     let model = args.given.model.as_deref().map(source::model).transpose()?;
-    let start = start(&args.given)?;
+    let mut start = start(&args.given)?;
+    let named = model.as_ref().filter(|_| args.given.weights.is_none());
+    let asked = named.and_then(|model| start.hold_as_named(model));
     let counted = lengths(&args.given, model.as_ref(), output)?;
     let longest = args.given.seq.unwrap_or(LONGEST);
     let lengths = counted.clone().unwrap_or_else(|| TokenLengths::assumed(ASSUMED_EXAMPLES, longest));
@@ -44,7 +59,7 @@ pub(crate) fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
         max_seq_length: args.given.seq.is_some(),
         rank: args.given.rank.is_some(),
         batch_size: args.given.batch_size.is_some(),
-        weights: args.given.weights.is_some(),
+        weights: args.given.weights.is_some() || asked.is_some(),
         grad_checkpoint: false,
     };
     let ask = Ask {
@@ -54,19 +69,28 @@ pub(crate) fn run(args: &PlanArgs, output: &Output) -> Result<Answer> {
         held,
         model,
         lengths: &lengths,
+        prefer: args.prefer.unwrap_or_default(),
         hours,
         confidence,
         budget: args.limits.memory_limit,
     };
+    if args.table {
+        let cells = table(&ask)?;
+        let assumed = counted.is_none().then(|| inputs::assumed(&ask.run, longest));
+        let about = feasible::About { machine: &machine, limit: Seconds::from_hours(hours), assumed };
+        output.answer(&cells, |_| feasible::table(&cells, &about))?;
+        return Ok(if cells.iter().any(|cell| cell.in_time) { Answer::Yes } else { Answer::No });
+    }
     let found = plan(&ask)?;
     if let Some(path) = &args.out {
         check_out(path, args.force)?;
         crate::store::write(path, format!("{HEADER}{}", found.best.run.to_toml()?).as_bytes())?;
         output.note(&format!("wrote `{}`", path.display()));
     }
-    output.answer(&found, |width| {
+    let understood = ask.model.as_ref().and_then(|model| model.understood.clone());
+    output.answer(&Answered { plan: &found, understood: understood.as_deref() }, |width| {
         let assumed = counted.is_none().then(|| inputs::assumed(&found.best.run, longest));
-        table::plan(&found, &machine, &Context { width, assumed, launch: launch(args) })
+        page::plan(&found, &machine, &Context { width, assumed, understood: understood.clone(), launch: launch(args) })
     })?;
     Ok(Answer::Yes)
 }
@@ -126,7 +150,7 @@ fn lengths(given: &GivenArgs, model: Option<&Model>, output: &Output) -> Result<
     let Some(path) = &given.data else { return Ok(None) };
     let data = inputs::data(path);
     let counted = match model.map(|m| lengths::lengths_or_estimate(m, &data)) {
-        Some(Err(Error::NoWeights { .. })) | None => lengths::estimate(&data)?,
+        Some(Err(Error::NoWeights { .. } | Error::NoTokenizer { .. })) | None => lengths::estimate(&data)?,
         Some(counted) => counted?,
     };
     Ok(Some(inputs::said(counted, output)))

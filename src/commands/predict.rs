@@ -27,6 +27,8 @@ struct Whole<'a> {
     paging: Option<Slowdown>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replay: Option<Replay>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    understood: Option<&'a str>,
 }
 
 /// The step of a run as a Mac's GPU would see it, recorded here and played through candle's allocator: the memory of all of
@@ -48,10 +50,11 @@ fn replayed(request: &Request<'_>) -> Result<Replay> {
 
 /// Runs `headroom predict`: predicts memory and time of a run file.
 pub(crate) fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
-    let run = RunConfig::from_toml(&crate::store::read_text(&args.run)?, &args.run)?;
+    let mut run = RunConfig::from_toml(&crate::store::read_text(&args.run)?, &args.run)?;
     let machine = inputs::machine(&args.machine)?;
     let confidence = inputs::confidence(args.limits.confidence);
     let model = source::model(&run.model)?;
+    run.hold_as_named(&model);
     if run.recipe.max_seq_length > model.spec.max_position_embeddings {
         let must = format!("at most {}, the longest sequence of `{}`", model.spec.max_position_embeddings, run.model);
         return Err(Error::invalid("max_seq_length", run.recipe.max_seq_length, must));
@@ -75,9 +78,12 @@ pub(crate) fn run(args: &PredictArgs, output: &Output) -> Result<Answer> {
     let (risks, paging) = (risks(&request, &assessment), slowdown(&request, &assessment));
     let replay = if args.replay { Some(replayed(&request)?) } else { None };
     let found = Candidate { run: run.clone(), assessment };
-    output.answer(&Whole { assessment: &found.assessment, risks: &risks, paging, replay }, |width| {
+    let understood = model.understood.as_deref();
+    let whole = Whole { assessment: &found.assessment, risks: &risks, paging, replay, understood };
+    output.answer(&whole, |width| {
         let assumed = counted.is_none().then(|| inputs::assumed(&run, longest));
-        let context = Context { width, assumed, launch: Vec::new() };
+        let understood = understood.map(str::to_owned);
+        let context = Context { width, assumed, understood, launch: Vec::new() };
         let mut text = table::prediction(&found, &machine, &levers, &context);
         text += &table::risks(&risks, paging);
         if args.timeline {

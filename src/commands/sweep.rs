@@ -5,11 +5,12 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use crate::checkpoint::hub::Part;
 use crate::checkpoint::source;
 use crate::cli::measure::SweepArgs;
 use crate::commands::interrupt::{interrupted, typed_again};
 use crate::commands::output::{Answer, Output};
-use crate::commands::{calibrate, inputs, pages};
+use crate::commands::{calibrate, fetch, inputs, pages};
 use crate::data::lengths;
 use crate::error::{Error, Result};
 use crate::experiment::run_file;
@@ -24,6 +25,7 @@ use crate::predict::{ASSUMED_EXAMPLES, Request, predict};
 use crate::report::sweep::{Checked, Row, Sweep};
 use crate::report::sweep_page;
 use crate::spec::machine::Machine;
+use crate::spec::model::Model;
 use crate::spec::run::grid::Grid;
 use crate::spec::run::{Engine, RunConfig, TokenLengths, grids};
 use crate::store;
@@ -37,7 +39,7 @@ const LEVEL: f64 = 0.9;
 
 /// Runs `headroom sweep`: ranks the configurations of a grid, and measures them if asked to.
 pub(crate) fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
-    let grid = grid(&args.grid)?;
+    let mut grid = grid(&args.grid)?;
     let results = inputs::results(args.machine.results.as_ref())?;
     let confidence = inputs::confidence(args.limits.confidence);
     let named = args.machine.machine.is_some() || args.machine.ram.is_some();
@@ -45,7 +47,7 @@ pub(crate) fn run(args: &SweepArgs, output: &Output) -> Result<Answer> {
         (false, false) => grid.machines.iter().map(|m| m.find()).collect::<Result<Vec<_>>>()?,
         _ => vec![inputs::machine(&args.machine)?],
     };
-    let workloads = workloads(&grid, output)?;
+    let workloads = workloads(&mut grid, output)?;
     let name = args.grid.file_stem().map_or_else(|| "sweep".into(), |n| n.to_string_lossy().into_owned());
     let folder = args.reports.join(store::file_name(&name));
     // Found out before the trials and not after them.
@@ -83,14 +85,23 @@ fn grid(path: &Path) -> Result<Grid> {
 
 /// Models and data of all runs; where the data is not here, or only the rows that ship, its lengths are assumed, and that
 /// is said.
-fn workloads(grid: &Grid, output: &Output) -> Result<Workloads> {
+fn workloads(grid: &mut Grid, output: &Output) -> Result<Workloads> {
+    let longest = grid.runs.iter().map(|(r, _)| r.recipe.max_seq_length).max().unwrap_or_default();
+    let mut models: HashMap<String, Model> = HashMap::new();
+    for (run, _) in &mut grid.runs {
+        if !models.contains_key(&run.model) {
+            let model = source::model(&run.model)?;
+            model.understood.iter().for_each(|understood| output.note(understood));
+            models.insert(run.model.clone(), model);
+        }
+        run.hold_as_named(&models[&run.model]);
+    }
     let mut found = Workloads::new();
     for (run, _) in &grid.runs {
         if found.contains_key(&key(run)) {
             continue;
         }
-        let model = source::model(&run.model)?;
-        let longest = grid.runs.iter().map(|(r, _)| r.recipe.max_seq_length).max().unwrap_or_default();
+        let model = models[&run.model].clone();
         let lengths = match lengths::lengths_or_estimate(&model, &run.data) {
             Ok(counted) => inputs::said(counted, output),
             Err(error) if source::is_absent(&error) => {
@@ -193,6 +204,9 @@ fn measure(
     confidence: f64,
     output: &Output,
 ) -> Result<()> {
+    for (run, _) in &grid.runs {
+        fetch::model(&run.model, Part::Weights, output)?;
+    }
     let settings = Settings { results, memory_limit: args.limits.memory_limit, script: args.script.as_deref() };
     let what = Sweeping { grid, workloads, repeats: args.repeats, trial_time: args.trial_time, confidence, settings };
     let _awake = Awake::during("measuring a grid");

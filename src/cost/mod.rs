@@ -37,6 +37,7 @@ pub fn ledger(spec: &ModelSpec, run: &RunConfig, machine: &Machine, heaviest: He
             candle::ledger(spec, run, &micro(heaviest.tokens_per_row), validation.as_ref())
         }
         Engine::MlxLm => {
+            spec.read_by_mlx(run.execution.weights)?;
             let mut ledger = match machine.accelerator {
                 // Experts were not measured on a CPU.
                 Accelerator::Cpu if spec.experts.is_none() => mlx::cpu::ledger(spec, run, heaviest.tokens_per_row)?,

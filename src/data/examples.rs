@@ -124,6 +124,18 @@ fn example(row: &str, (path, line): (&Path, usize), text: &Text, vocab_size: usi
     Ok((tokens.len() >= 2).then_some(Example { tokens, prompt }))
 }
 
+/// Whether the rows of a data set are chats, which are put into the model's template, by the first of them; `None` where
+/// that cannot be read.
+pub(crate) fn are_chats(data: &Data) -> Option<bool> {
+    let path = data.train();
+    let first = match path.as_os_str() == BUILTIN {
+        true => builtin_rows().0.lines().next()?.to_owned(),
+        false => store::opening_line(path, LONGEST_TEXT).ok()??,
+    };
+    let row: serde_json::Value = parsed(&first, path, 1).ok()?;
+    Some(row.get("messages").is_some())
+}
+
 /// A row as JSON, if it is not too long.
 pub(crate) fn parsed(row: &str, path: &Path, line: usize) -> Result<serde_json::Value> {
     let wrong = |message: String, hint: &str| Error::Parse {

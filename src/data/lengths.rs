@@ -26,9 +26,14 @@ impl From<TokenLengths> for Counted {
 
 /// The data's examples under a model's tokenizer.
 fn rows(model: &Model, data: &Data) -> Result<Rows> {
+    Ok(texts_and_rows(model, data)?.1)
+}
+
+fn texts_and_rows(model: &Model, data: &Data) -> Result<(Text, Rows)> {
     let source = ModelSource::find(&model.name)?;
     let text = Text::open(&source, &model.spec, &model.name)?;
-    Rows::read(data, &text, model.spec.vocab_size)
+    let rows = Rows::read(data, &text, model.spec.vocab_size)?;
+    Ok((text, rows))
 }
 
 /// Lengths of the data's examples under a model's tokenizer.
@@ -39,16 +44,25 @@ pub(crate) fn lengths(model: &Model, data: &Data) -> Result<TokenLengths> {
 /// Lengths of a run's examples, as [`lengths_or_estimate`] has them. Rows from which the run learns nothing are said; if
 /// there are no others, it is an error.
 pub(crate) fn lengths_of_run(model: &Model, run: &RunConfig) -> Result<Counted> {
-    match rows(model, &run.data) {
-        Ok(rows) => {
+    match texts_and_rows(model, &run.data) {
+        Ok((text, rows)) => {
             let (without, all) = (rows.untrained(run)?, rows.train.len());
             let cut = run.recipe.max_seq_length;
-            let note = (without > 0).then(|| format!(
+            let masked = (without > 0).then(|| format!(
                 "{without} of {all} rows have no target tokens: their masked prompts fill the {cut} tokens of `max_seq_length`"
             ));
+            let endless = (!text.has_end()).then(|| {
+                format!(
+                    "`{}` names no end-of-text token: no row ends with one, and the model will not learn to stop",
+                    model.name
+                )
+            });
+            let note = masked.into_iter().chain(endless).reduce(|a, b| format!("{a}\n{b}"));
             Ok(Counted { lengths: rows.lengths(), note })
         }
-        Err(Error::NoWeights { .. }) if run.data.train().as_os_str() != BUILTIN => estimate(&run.data),
+        Err(Error::NoWeights { .. } | Error::NoTokenizer { .. }) if run.data.train().as_os_str() != BUILTIN => {
+            estimate(&run.data)
+        }
         Err(error) => Err(error),
     }
 }
@@ -57,7 +71,9 @@ pub(crate) fn lengths_of_run(model: &Model, run: &RunConfig) -> Result<Counted> 
 /// one's data, so with another model they are not estimated.
 pub(crate) fn lengths_or_estimate(model: &Model, data: &Data) -> Result<Counted> {
     match lengths(model, data) {
-        Err(Error::NoWeights { .. }) if data.train().as_os_str() != BUILTIN => estimate(data),
+        Err(Error::NoWeights { .. } | Error::NoTokenizer { .. }) if data.train().as_os_str() != BUILTIN => {
+            estimate(data)
+        }
         counted => Ok(counted?.into()),
     }
 }

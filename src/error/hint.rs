@@ -1,10 +1,20 @@
-//! What to do about an error.
+//! What to do about an error, and how a process ends with it.
 
 use std::io;
 
 use crate::error::Error;
 
 impl Error {
+    /// The exit code: 1 where the answer is "no", 2 where there is no answer, 130 where it was interrupted (by another signal
+    /// than SIGINT, whose number is not known here, `main` takes 128 and that).
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::DoesNotFit { .. } | Self::NothingFits { .. } | Self::TooSlow { .. } | Self::OutOfMemory { .. } => 1,
+            Self::Interrupted { .. } => 130,
+            _ => 2,
+        }
+    }
+
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -13,13 +23,29 @@ impl Error {
             }
             Self::Parse { hint, .. } => hint.clone(),
             Self::UnknownArchitecture { supported, .. } => Some(format!("supported: {supported}")),
-            Self::UnknownModel { close, .. } if !close.is_empty() => Some(format!("did you mean {}?", close.join(", "))),
-            Self::UnknownModel { .. } => {
-                Some("give a folder with config.json, *.safetensors and tokenizer.json, or a name from `headroom doctor --models`".into())
+            Self::UnknownModel { close, hub, .. } => {
+                let asked = hub.as_ref().map(|reason| format!("on the hub: {reason}"));
+                let near = (!close.is_empty()).then(|| format!("did you mean {}?", close.join(", ")));
+                let other = close.is_empty().then(|| "give a folder with config.json, *.safetensors and tokenizer.json, or a name from `headroom doctor --models`".into());
+                Some(near.into_iter().chain(other).chain(asked).collect::<Vec<String>>().join("\nhint: "))
             }
-            Self::NoWeights { name } => Some(format!("fetch them with `hf download {name}`, or give a folder with `--model DIR`")),
+            Self::Hub { remedy, .. } => remedy.clone(),
+            Self::NoWeights { meant: Some(id), .. } => {
+                Some(format!("its name on the hub is `{id}`: by that name it is downloaded when it is trained"))
+            }
+            Self::NoWeights { name, .. } => {
+                Some(format!("fetch them with `hf download {name}`, or give a folder with `--model DIR`"))
+            }
+            Self::NoTokenizer { folder, model_file: true } => Some(format!(
+                "its tokenizer.model is not read; this writes a tokenizer.json: python -c \"from transformers import \
+                 AutoTokenizer as T; T.from_pretrained('{0}').save_pretrained('{0}')\"",
+                folder.display()
+            )),
+            Self::NoTokenizer { .. } => Some("put the model's tokenizer.json into the folder".into()),
             Self::UnknownMachine { known, .. } => Some(format!("known: {known}; or give --ram alone")),
-            Self::NotFinite { .. } => Some("lower `learning_rate`, or set `max_grad_norm`; the last checkpoint is intact".into()),
+            Self::NotFinite { .. } => {
+                Some("lower `learning_rate`, or set `max_grad_norm`; the last checkpoint is intact".into())
+            }
             Self::Schema { .. } => Some("move it aside; a new file is started and the old one is kept".into()),
             Self::RunExists { .. } => Some("continue it with `--resume`, or choose another folder with `--out`".into()),
             Self::NotEmpty { .. } => Some("choose an empty or new folder with `--out`".into()),
@@ -37,13 +63,14 @@ impl Error {
             Self::OutOfMemory { remedy, .. } | Self::Gpu { remedy, .. } => Some((*remedy).into()),
             Self::NoMetal { .. } => Some("`--device cpu` computes on the processor".into()),
             Self::DoesNotFit { .. } => Some("`headroom plan` finds a run that fits; `--force` trains anyway".into()),
-            Self::NothingFits { weights, larger, .. } => {
-                let weights = weights.map(|w| format!("it fits with `--weights {w}`, which quantises the base"));
-                let larger = larger.as_ref().map(|mac| format!("the smallest Mac that fits it unchanged: {mac}"));
+            Self::NothingFits { larger, .. } => {
+                let larger = larger.as_ref().map(|mac| format!("the smallest Mac that fits it: {mac}"));
                 let smaller = Some("`headroom plan` without `--model` finds what fits here".to_owned());
-                Some(weights.into_iter().chain(larger).chain(smaller).collect::<Vec<_>>().join("\nhint: "))
+                Some(larger.into_iter().chain(smaller).collect::<Vec<_>>().join("\nhint: "))
             }
-            Self::TooSlow { .. } => Some("allow more time with `--time-limit`, or reduce `--seq`, `--epochs` or the model".into()),
+            Self::TooSlow { .. } => {
+                Some("allow more time with `--time-limit`, or reduce `--seq`, `--epochs` or the model".into())
+            }
             _ => None,
         }
     }

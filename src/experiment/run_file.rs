@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::Result;
+use crate::spec::model::catalogue;
 use crate::spec::run::{BUILTIN, Data, RunConfig};
 use crate::store;
 
@@ -13,7 +14,7 @@ pub(crate) fn read_run(path: &Path) -> Result<RunConfig> {
     Ok(run)
 }
 
-/// Makes every path of a run absolute.
+/// Makes every path of a run absolute, and a name without its owner the one that the hub knows.
 pub(crate) fn anchor(run: &mut RunConfig) {
     let fix = |path: &mut PathBuf| {
         if path.as_os_str() != BUILTIN {
@@ -32,5 +33,26 @@ pub(crate) fn anchor(run: &mut RunConfig) {
         let mut folder = PathBuf::from(&run.model);
         fix(&mut folder);
         run.model = folder.to_string_lossy().into_owned();
+    } else if let Some(entry) = catalogue::find(&run.model).ok().filter(|_| !Path::new(&run.model).exists()) {
+        run.model.clone_from(&entry.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_has_its_whole_name_and_a_folder_its_whole_path() {
+        let anchored = |model: &str| {
+            let mut run = RunConfig::of_model(model);
+            anchor(&mut run);
+            run.model
+        };
+        assert_eq!(anchored("qwen3-0.6b"), "Qwen/Qwen3-0.6B");
+        assert_eq!(anchored("src"), std::env::current_dir().unwrap().join("src").to_string_lossy());
+        for kept in [BUILTIN, "org/Qwen3-0.6B", "Qwen/Qwen3-0.6B@v1", "./nowhere", "nothing-of-the-kind"] {
+            assert_eq!(anchored(kept), kept);
+        }
     }
 }

@@ -22,10 +22,11 @@ impl Workload {
         Ok(Self { spec: model.spec, lengths })
     }
 
-    /// The workload of a run that is to be trained, and a note about its rows, if any.
+    /// The workload of a run that is to be trained, and a note about the model and its rows, if any.
     pub(crate) fn to_train(run: &RunConfig) -> Result<(Self, Option<String>)> {
         let model = found(run)?;
         let Counted { lengths, note } = lengths_of_run(&model, run)?;
+        let note = model.understood.into_iter().chain(note).reduce(|a, b| format!("{a}\n{b}"));
         Ok((Self { spec: model.spec, lengths }, note))
     }
 
@@ -37,5 +38,5 @@ impl Workload {
 
 /// The model of a run, whose files must be there.
 fn found(run: &RunConfig) -> Result<Model> {
-    Ok(Model { name: run.model.clone(), spec: ModelSource::find(&run.model)?.spec()? })
+    Ok(Model::new(&run.model, ModelSource::find(&run.model)?.spec()?))
 }

@@ -14,7 +14,7 @@ pub(crate) fn write(subject: &Subject, format: ExportFormat, place: &Place) -> R
     let pairs = file.paths().filter_map(|path| Some((path.to_owned(), file.adapter(path)?))).collect();
     let about = About { base: Some(public_name(&subject.name)), ..file.about.clone() };
     let staged = place.stage()?;
-    adapter::write(staged.folder(), layout, &about, &pairs, (spec.num_hidden_layers, spec.conv1d()))?;
+    adapter::write(staged.folder(), layout, &about, &pairs, spec)?;
     place.finish(staged)?;
     Ok(vec![])
 }

@@ -2,7 +2,7 @@
 //! base, so the header of every shard stays as it is and only the bytes of adapted matrices change.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::DType;
 use candle_core::quantized::GgmlDType;
@@ -10,21 +10,18 @@ use safetensors::Dtype;
 
 use crate::checkpoint::finite::{NOT_FINITE, all_finite};
 use crate::checkpoint::safetensors::{CheckpointFile, Info};
-use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
+use crate::export::companions::companions;
 use crate::export::merged::{Merged, pieces};
 use crate::export::place::Place;
 use crate::export::request::{Progress, Subject};
-use crate::spec::run::export_format::ExportFormat;
-use crate::store;
-use crate::store::stream::{Streamed, copy};
+use crate::store::stream::Streamed;
 
 /// Number of bytes copied at a time.
 const COPY: u64 = 8 << 20;
 
 /// Writes the merged model as a folder of safetensors.
 pub(crate) fn write(subject: &Subject, place: &Place, progress: Progress<'_>) -> Result<Vec<String>> {
-    subject.adapter(ExportFormat::Fused)?;
     let merged = Merged::open(subject)?;
     if let Some(file) = merged.base.safetensors().iter().find(|file| Path::new(&file.name).components().count() > 1) {
         let reason = format!("`{}` is in a subfolder; an export has no subfolders", file.name);
@@ -136,62 +133,4 @@ fn fused(
         tick(done)?;
     }
     Ok(())
-}
-
-/// A file of the export beside the weights.
-enum Companion {
-    Text(&'static str, String),
-    Copy(PathBuf),
-}
-
-impl Companion {
-    fn write(&self, to: &Path) -> Result<()> {
-        match self {
-            Self::Text(name, text) => store::write(&to.join(name), text.as_bytes()),
-            Self::Copy(file) => copy(file, &to.join(file.file_name().unwrap_or_default())),
-        }
-    }
-}
-
-/// What a model folder holds beside its weights: descriptions, tokenizer, templates, licence.
-fn companions(source: &ModelSource) -> Result<Vec<Companion>> {
-    let ModelSource::Folder(folder) = source else {
-        return Ok(vec![
-            Companion::Text("config.json", source.config()?),
-            Companion::Text("tokenizer.json", source.tokenizer()?),
-            Companion::Text("tokenizer_config.json", source.tokenizer_config()?.unwrap_or_default()),
-            Companion::Text("generation_config.json", source.generation_config()?.unwrap_or_default()),
-        ]);
-    };
-    let kept = |name: &str| {
-        let upper = name.to_uppercase();
-        let kind = [".json", ".model", ".txt", ".jinja", ".tiktoken"].iter().any(|end| name.ends_with(end));
-        let other_weights = name.ends_with(".index.json") && name != "model.safetensors.index.json";
-        (kind && !other_weights && name != "adapter_config.json") || upper.starts_with("LICENSE") || upper == "NOTICE"
-    };
-    let mut files = store::files_in(folder)?;
-    files.retain(|file| kept(&file.file_name().unwrap_or_default().to_string_lossy()));
-    if let Some(file) = files.iter().find(|file| leads_out(folder, file)) {
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        let reason = format!(
-            "`{name}` is a link to a file outside the folder, which is not exported: replace the link \
-             by the file, or remove it"
-        );
-        return Err(Error::Weights { path: folder.clone(), reason });
-    }
-    Ok(files.into_iter().map(Companion::Copy).collect())
-}
-
-/// Whether a file of the folder is a link to elsewhere. In Hugging Face's cache every file is one, from
-/// `REPO/snapshots/COMMIT` into `REPO/blobs`.
-fn leads_out(folder: &Path, file: &Path) -> bool {
-    if !file.is_symlink() {
-        return false;
-    }
-    let (Ok(folder), Ok(target)) = (folder.canonicalize(), file.canonicalize()) else { return true };
-    let blobs = match folder.parent() {
-        Some(snapshots) if snapshots.ends_with("snapshots") => snapshots.parent().map(|repo| repo.join("blobs")),
-        _ => None,
-    };
-    !target.starts_with(&folder) && (blobs.is_none() || target.parent() != blobs.as_deref())
 }

@@ -7,7 +7,8 @@ use serde::Serialize;
 use crate::checkpoint::adapter::AdapterFile;
 use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
-use crate::spec::model::ModelSpec;
+use crate::spec::model::storage::Format;
+use crate::spec::model::{Dtype, ModelSpec};
 use crate::spec::run::Weights;
 use crate::spec::run::export_format::ExportFormat;
 use crate::trainer::candle::nn::adapter;
@@ -67,11 +68,11 @@ impl Subject {
         Ok(Self { name: request.model.clone(), source, spec, adapter })
     }
 
-    /// DoRA is more than a product of two matrices added to a third, which is all that the other forms know.
+    /// DoRA is more than a product of two matrices added to a third, which is all that other adapters know.
     pub(super) fn check(&self, format: ExportFormat) -> Result<()> {
         match self.adapter.as_ref().filter(|file| file.about.use_dora) {
-            Some(_) if format != ExportFormat::Peft => {
-                Err(Error::invalid("--format", format.name(), "peft for a DoRA adapter"))
+            Some(_) if matches!(format, ExportFormat::MlxLm | ExportFormat::GgufAdapter) => {
+                Err(Error::invalid("--format", format.name(), "peft, fused or gguf for a DoRA adapter"))
             }
             _ => Ok(()),
         }
@@ -79,8 +80,38 @@ impl Subject {
 
     pub(super) fn adapter(&self, format: ExportFormat) -> Result<&AdapterFile> {
         self.adapter.as_ref().ok_or_else(|| {
-            Error::invalid("--format", format.name(), "gguf where no run and no adapter is given".to_owned())
+            Error::invalid("--format", format.name(), "fused or gguf where no run and no adapter is given".to_owned())
         })
+    }
+}
+
+/// The plain numbers that an export of a base is made of where nothing else is asked for.
+pub(super) enum Plain {
+    /// The base's own.
+    As(Dtype),
+    /// The base is quantised, in this format: these instead, which hold its values best.
+    Instead(String, Dtype),
+}
+
+impl Plain {
+    pub(super) fn of(spec: &ModelSpec) -> Self {
+        match spec.storage.format {
+            Format::F32 => Self::As(Dtype::F32),
+            Format::F16 => Self::As(Dtype::F16),
+            Format::Bf16 => Self::As(Dtype::Bf16),
+            Format::Affine { bits, group, scales } => {
+                Self::Instead(format!("MLX's {bits} bits, groups of {group}"), scales)
+            }
+            // GGUF's own scales are in f16.
+            Format::Gguf(block) => Self::Instead(format!("GGUF's {}", format!("{block:?}").to_uppercase()), Dtype::F16),
+            Format::Int8 => Self::Instead("int8".into(), Dtype::F16),
+        }
+    }
+
+    pub(super) fn dtype(&self) -> Dtype {
+        match self {
+            Self::As(dtype) | Self::Instead(_, dtype) => *dtype,
+        }
     }
 }
 

@@ -31,7 +31,7 @@ fn logits_alone_can_make_a_claim_impossible() {
 
 #[test]
 fn generation_is_bounded_by_bandwidth_and_weights_by_counting() {
-    let base = "model = \"Llama-3.1-8B-Instruct\"\nmachine = \"M2 Pro\"\nram_gib = 32\nweights = \"q4_k\"\n";
+    let base = "model = \"Llama-3.1-8B-Instruct\"\nmachine = \"M2 Pro\"\nram_gib = 32\nweights = \"4bit\"\n";
     let generated = |n: u32| one(&format!("{base}says = {{ generated_per_s = {n} }}")).verdict;
     // 200 GB/s over 4.9 GB: 41 times at most, 15 to 34 in practice.
     assert_eq!(

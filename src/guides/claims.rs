@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::spec::machine::Machine;
+use crate::spec::model::Dtype;
 use crate::spec::model::catalogue;
 use crate::spec::model::storage::Format;
 use crate::spec::run::{Data, Engine, Execution, Lora, Recipe, RunConfig, Weights, toml_error};
@@ -189,7 +190,7 @@ impl Claim {
 
     /// Bits of a weight; a model as it is published has 16.
     pub(super) fn bits(&self) -> f64 {
-        self.weights.format().map_or(16.0, Format::bits)
+        self.weights.format(Dtype::Bf16).map_or(16.0, Format::bits)
     }
 
     pub(super) fn what(&self, model: &str) -> String {

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::plan::assessment::Assessment;
 use crate::plan::levers::Lever;
 use crate::plan::limit::LimitKind;
+use crate::plan::quality::Quality;
 use crate::spec::run::RunConfig;
 
 /// A run together with its assessment.
@@ -61,6 +62,9 @@ pub struct Plan {
     pub levers: Vec<Lever>,
     /// Runs that other wishes would lead to.
     pub neighbours: Vec<Neighbour>,
+    /// What the format of the base costs, where it is quantised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) quality: Option<Quality>,
     /// Number of configurations that were assessed.
     pub considered: usize,
 }

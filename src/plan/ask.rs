@@ -5,8 +5,8 @@ use crate::error::Result;
 use crate::predict::Request;
 use crate::predict::calibration::Calibration;
 use crate::spec::machine::{Accelerator, Machine};
-use crate::spec::model::{Model, ModelSpec, offered};
-use crate::spec::run::{Engine, RunConfig, TokenLengths, Weights};
+use crate::spec::model::{Model, ModelSpec, catalogue};
+use crate::spec::run::{Engine, Prefer, RunConfig, TokenLengths, Weights};
 use crate::units::Bytes;
 
 /// Share of the examples that are to stay uncut.
@@ -25,7 +25,10 @@ pub(super) const RANKS: [usize; 5] = [8, 16, 32, 64, 128];
 const BITS_PER_PARAMETER: f64 = 2.0;
 
 /// Batch sizes to choose from: examples of a micro-batch.
-const BATCH_SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
+pub(super) const BATCH_SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
+
+/// Formats below the stored one, the widest first.
+const QUANTISED: [Weights; 2] = [Weights::EightBit, Weights::FourBit];
 
 const LOSS_CHUNKS: [usize; 3] = [128, 512, 2048];
 
@@ -46,7 +49,9 @@ pub struct Ask<'a> {
     pub model: Option<Model>,
     /// Token lengths of the examples, counted or assumed.
     pub lengths: &'a TokenLengths,
-    /// Time limit of the whole run, hours.
+    /// Order in which the plan gives way.
+    pub prefer: Prefer,
+    /// Time limit of the whole run, hours: its upper bound must stay under it.
     pub hours: f64,
     /// Probability with which the upper bounds are to hold, such as 0.99.
     pub confidence: f64,
@@ -70,8 +75,8 @@ impl<'a> Ask<'a> {
         match &self.model {
             Some(model) => vec![model.clone()],
             None => {
-                let general = offered::representatives();
-                general.into_iter().map(|e| Model { name: e.id.clone(), spec: e.spec.clone() }).collect()
+                let general = catalogue::representatives();
+                general.into_iter().map(|e| Model::new(&e.id, e.spec.clone())).collect()
             }
         }
     }
@@ -117,10 +122,44 @@ impl<'a> Ask<'a> {
         Ok(ranks)
     }
 
-    /// The ask's run with a model, a length and a rank.
-    pub(super) fn recipe(&self, model: &Model, seq: usize, rank: usize) -> RunConfig {
+    /// Formats of a model to choose from, the widest first: the stored one, and those below it that the engine has.
+    pub(super) fn formats(&self, spec: &ModelSpec) -> Vec<Weights> {
+        if self.held.weights {
+            return vec![self.run.execution.weights];
+        }
+        let stored = spec.storage.format.bits();
+        let narrower = |w: &Weights| spec.usual_format(*w).bits() < stored && self.run.engine.weights().contains(w);
+        std::iter::once(Weights::Stored).chain(QUANTISED.into_iter().filter(narrower)).collect()
+    }
+
+    /// Models and formats in the order of the preference; the soonest done of a group is taken.
+    pub(super) fn choices(&self, models: &[Model]) -> Vec<Vec<(usize, Weights)>> {
+        let each = models.iter().enumerate();
+        let of = |(at, model): (usize, &Model)| -> Vec<(usize, Weights)> {
+            self.formats(&model.spec).into_iter().map(|weights| (at, weights)).collect()
+        };
+        match self.prefer {
+            Prefer::Size => each.flat_map(of).map(|choice| vec![choice]).collect(),
+            Prefer::Speed => each.map(of).collect(),
+            Prefer::Quality => {
+                let mut all: Vec<(usize, Weights)> = each.flat_map(of).collect();
+                // Stable: among one format the models stay in their order.
+                all.sort_by_key(|(_, weights)| *weights != Weights::Stored);
+                all.into_iter().map(|choice| vec![choice]).collect()
+            }
+        }
+    }
+
+    /// Memory that nothing larger than can fit in.
+    pub(super) fn memory(&self) -> Bytes {
+        self.budget.map_or(self.machine.memory, |budget| budget.min(self.machine.memory))
+    }
+
+    /// The ask's run with a model in a format, a length and a rank.
+    pub(super) fn recipe(&self, model: &Model, weights: Weights, seq: usize, rank: usize) -> RunConfig {
         let mut run = self.run.clone();
         run.model = model.name.clone();
+        run.execution.weights = weights;
         run.recipe.max_seq_length = seq.min(model.spec.max_position_embeddings);
         if rank != run.recipe.lora.rank {
             // The customary alpha of twice the rank.
@@ -164,21 +203,14 @@ fn loss_chunks(spec: &ModelSpec, accelerator: Accelerator) -> Vec<usize> {
 /// Every execution of a recipe, the one with the least memory first.
 pub(crate) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig, accelerator: Accelerator) -> Vec<RunConfig> {
     let e = &recipe.execution;
-    let stored = spec.storage.format.weights();
     let effective = recipe.recipe.effective_batch_size;
     let batches: Vec<usize> = if held.batch_size {
         vec![e.batch_size]
     } else {
         BATCH_SIZES.into_iter().filter(|b| effective.is_multiple_of(*b)).collect()
     };
-    // Never below the stored format, which would change the model.
-    let weights = if held.weights {
-        vec![e.weights]
-    } else if stored == Weights::F32 {
-        vec![stored]
-    } else {
-        vec![stored, Weights::F32]
-    };
+    // What is stored has a name in a run file, where it is one format.
+    let weights = if e.weights == Weights::Stored { Weights::of(spec.storage.format) } else { e.weights };
     let checkpoints = if held.grad_checkpoint { vec![e.grad_checkpoint] } else { vec![true, false] };
     // mlx-lm has no chunks to choose.
     let ours = recipe.engine == Engine::Candle;
@@ -190,19 +222,17 @@ pub(crate) fn executions(held: Held, spec: &ModelSpec, recipe: &RunConfig, accel
     let attention_chunks = if ours { ATTENTION_CHUNKS.to_vec() } else { vec![e.attention_chunk] };
     let mut all = Vec::new();
     for &batch_size in &batches {
-        for &weights in &weights {
-            for &grad_checkpoint in &checkpoints {
-                for &loss_chunk in &loss_chunks {
-                    for &attention_chunk in &attention_chunks {
-                        let mut run = recipe.clone();
-                        run.execution.batch_size = batch_size;
-                        run.execution.weights = weights;
-                        run.execution.grad_checkpoint = grad_checkpoint;
-                        run.execution.loss_chunk = loss_chunk;
-                        run.execution.mlp_chunk = mlp_chunk;
-                        run.execution.attention_chunk = attention_chunk;
-                        all.push(run);
-                    }
+        for &grad_checkpoint in &checkpoints {
+            for &loss_chunk in &loss_chunks {
+                for &attention_chunk in &attention_chunks {
+                    let mut run = recipe.clone();
+                    run.execution.batch_size = batch_size;
+                    run.execution.weights = weights;
+                    run.execution.grad_checkpoint = grad_checkpoint;
+                    run.execution.loss_chunk = loss_chunk;
+                    run.execution.mlp_chunk = mlp_chunk;
+                    run.execution.attention_chunk = attention_chunk;
+                    all.push(run);
                 }
             }
         }

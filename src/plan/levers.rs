@@ -55,9 +55,9 @@ const CHANGES: [Change; 10] = [
     ("weights", true, |r, spec| {
         // Eight bits round the base a little, which is close to nothing, but not nothing.
         let wide = spec.usual_format(r.execution.weights).bits() >= 16.0;
-        (wide && r.engine == Engine::Candle).then(|| {
-            r.execution.weights = Weights::Int8;
-            format!("\"{}\"", Weights::Int8.name())
+        wide.then(|| {
+            r.execution.weights = Weights::EightBit;
+            format!("\"{}\"", Weights::EightBit.name())
         })
     }),
     ("optimizer", true, |r, _| {

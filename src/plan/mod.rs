@@ -7,8 +7,10 @@ mod defaults;
 mod levers;
 mod limit;
 pub(crate) mod prediction_file;
+pub(crate) mod quality;
 pub(crate) mod risks;
 pub(crate) mod search;
+pub(crate) mod table;
 
 pub(crate) use self::answer::*;
 pub use self::ask::{Ask, Held};

@@ -154,7 +154,7 @@ mod tests {
     fn many_widths_use_up_the_buffers() {
         let machine = Machine::named("M1 Max", Some(Bytes::from_gib(32.0)), None).unwrap();
         let of = |lengths: Vec<u32>| {
-            let extra = "[recipe]\nmax_seq_length = 40000\n[execution]\nweights = \"q4_k\"";
+            let extra = "[recipe]\nmax_seq_length = 40000\n[execution]\nweights = \"4bit\"";
             with("mlx-lm", extra, &machine, &TokenLengths::new(lengths), |request, _| buffers(request))
         };
         // 1,000 rows of 20 to 39 tokens have two widths, 33 and 65.
@@ -168,7 +168,7 @@ mod tests {
     fn long_commands_are_told_of() {
         let machine = Machine::named("M1 Max", Some(Bytes::from_gib(32.0)), Some(32)).unwrap();
         let lengths = TokenLengths::new(vec![8192]);
-        let extra = "[recipe]\nmax_seq_length = 8192\neffective_batch_size = 1\n[execution]\nweights = \"q4_k\"";
+        let extra = "[recipe]\nmax_seq_length = 8192\neffective_batch_size = 1\n[execution]\nweights = \"4bit\"";
         let (theirs, ours) = ["mlx-lm", "candle"].map(|engine| with(engine, extra, &machine, &lengths, risks)).into();
         let named = |all: &[Risk], name: &str| all.iter().find(|r| r.name == name).cloned().unwrap();
         // 10 TFLOP over the vocabulary in one product, against 512 rows of it at a time.
@@ -183,7 +183,7 @@ mod tests {
         // and at 1024 tokens, where it does not page, 7.7 s: about 1.8 times as long as it should. Its peak is predicted
         // 3 % too high, which with what the process takes would be more than there is: with 128 tokens less it is what it was.
         let machine = Machine::named("M1 Max", Some(Bytes::from_gib(32.0)), Some(32)).unwrap();
-        let extra = "[recipe]\nmax_seq_length = 1920\neffective_batch_size = 1\n[recipe.lora]\nrank = 8\n[execution]\nweights = \"q4_k\"\ngrad_checkpoint = false";
+        let extra = "[recipe]\nmax_seq_length = 1920\neffective_batch_size = 1\n[recipe.lora]\nrank = 8\n[execution]\nweights = \"4bit\"\ngrad_checkpoint = false";
         let lengths = TokenLengths::new(vec![1920]);
         let (verdict, slower) = with("mlx-lm", extra, &machine, &lengths, |r, a| (a.verdict, slowdown(r, a)));
         assert_eq!(verdict, Verdict::Pages);

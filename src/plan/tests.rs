@@ -3,7 +3,7 @@ use crate::predict::Request;
 use crate::predict::calibration::Calibration;
 use crate::spec::machine::Machine;
 use crate::spec::model::{Model, catalogue};
-use crate::spec::run::{Engine, RunConfig, TokenLengths};
+use crate::spec::run::{Engine, Prefer, RunConfig, TokenLengths};
 use crate::units::Bytes;
 
 fn base() -> RunConfig {
@@ -34,6 +34,7 @@ impl Case {
             held: Held::default(),
             model: None,
             lengths: &self.lengths,
+            prefer: Prefer::default(),
             hours: 8.0,
             confidence: 0.99,
             budget: None,
@@ -47,7 +48,7 @@ fn the_plan_fits_and_finishes_and_more_memory_or_time_is_never_worse() {
         let case = Case::new(gib);
         let plan = plan(&Ask { hours, ..case.ask() }).unwrap();
         assert!(plan.best.assessment.fits());
-        assert!(plan.best.assessment.prediction.total_time.point.hours() <= hours);
+        assert!(plan.best.assessment.prediction.total_time.high.hours() <= hours);
         assert!(plan.best.assessment.limits.iter().all(|l| l.high <= l.limit));
         plan.best.assessment.prediction.total_params
     };
@@ -74,7 +75,7 @@ fn what_was_given_is_kept() {
     run.recipe.lora.rank = 4;
     run.execution.batch_size = 2;
     let entry = catalogue::find("Qwen2.5-0.5B-Instruct").unwrap();
-    let model = Some(Model { name: entry.id.clone(), spec: entry.spec.clone() });
+    let model = Some(Model::new(&entry.id, entry.spec.clone()));
     let held = Held { rank: true, batch_size: true, ..Held::default() };
     let found = plan(&Ask { run, held, model, ..case.ask() }).unwrap().best.run;
     assert_eq!((found.model.as_str(), found.recipe.lora.rank), ("Qwen/Qwen2.5-0.5B-Instruct", 4));
@@ -85,7 +86,7 @@ fn what_was_given_is_kept() {
 fn an_honest_no_says_what_is_needed() {
     let case = Case::new(8.0);
     let entry = catalogue::find("Llama-3.3-70B-Instruct").unwrap();
-    let model = Some(Model { name: entry.id.clone(), spec: entry.spec.clone() });
+    let model = Some(Model::new(&entry.id, entry.spec.clone()));
     let no = plan(&Ask { model, ..case.ask() }).unwrap_err();
     assert_eq!(no.exit_code(), 1);
     assert!(no.to_string().contains("`meta-llama/Llama-3.3-70B-Instruct` at 128 tokens"), "{no}");
@@ -184,4 +185,37 @@ fn stopwatch() {
         std::hint::black_box(assess(&request, 0.99, None).unwrap());
     }
     println!("assess {:?}", t.elapsed() / 100);
+}
+
+#[test]
+fn the_table_says_how_far_each_model_goes_in_each_format() {
+    let lengths = TokenLengths::assumed(200, 512);
+    let of = |gib| {
+        let case = Case::new(gib);
+        let mut run = base();
+        run.recipe.max_seq_length = 512;
+        let held = Held { max_seq_length: true, ..Held::default() };
+        table::table(&Ask { run, held, lengths: &lengths, ..case.ask() }).unwrap()
+    };
+    let (small, large) = (of(8.0), of(16.0));
+    assert_eq!(small.len(), large.len());
+    let (mut yes, mut no) = (0, 0);
+    for (a, b) in small.iter().zip(&large) {
+        assert_eq!((&a.model, a.weights), (&b.model, b.weights));
+        // More memory never shortens, and what fits has no reason against it.
+        assert!(a.longest_seq <= b.longest_seq && a.largest_rank <= b.largest_rank, "{a:?} {b:?}");
+        assert_eq!(a.why_not.is_some(), a.total_time_s.is_none(), "{a:?}");
+        match a.longest_seq {
+            Some(longest) => {
+                yes += 1;
+                assert!(longest < 512 || a.largest_batch.is_some(), "{a:?}");
+            }
+            None => no += 1,
+        }
+    }
+    assert!(yes > 10 && no > 10, "{yes} {no}");
+    for pair in small.windows(2).filter(|pair| pair[0].model == pair[1].model) {
+        assert!(pair[0].bits > pair[1].bits && pair[0].longest_seq <= pair[1].longest_seq, "{pair:?}");
+        assert!(pair[0].least_memory_bytes >= pair[1].least_memory_bytes, "{pair:?}");
+    }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cost::params::Parameters;
 use crate::spec::model::ModelSpec;
+use crate::spec::model::storage::Format;
 use crate::spec::run::{Engine, RunConfig, Weights};
 
 /// Kind and size of a run, as far as they matter for trusting a calibration.
@@ -41,13 +42,22 @@ const SD_UNSEEN_KIND: f64 = 0.10;
 /// format and checkpointing of the rows of `results/field/runs.csv` whose longest batch is known. A test holds them to
 /// the rows.
 const PUBLISHED: [(f64, f64, f64, Weights, bool); 6] = [
-    (8.19e9, 8704.0, 8704.0, Weights::Q4K, true),
-    (8.19e9, 1024.0, 1024.0, Weights::Q4K, false),
+    (8.19e9, 8704.0, 8704.0, Weights::FourBit, true),
+    (8.19e9, 1024.0, 1024.0, Weights::FourBit, false),
     (1.72e9, 512.0, 2048.0, Weights::Bf16, false),
     (4.02e9, 256.0, 1024.0, Weights::Bf16, false),
     (4.02e9, 512.0, 2048.0, Weights::Bf16, true),
-    (4.02e9, 512.0, 2048.0, Weights::Int8, false),
+    (4.02e9, 512.0, 2048.0, Weights::EightBit, false),
 ];
+
+/// The kind of a stored format: MLX's codes go by their bits, whatever their groups.
+fn kind(format: Format) -> Weights {
+    match format {
+        Format::Affine { bits, .. } if bits <= 4 => Weights::FourBit,
+        Format::Affine { .. } => Weights::EightBit,
+        other => Weights::of(other),
+    }
+}
 
 impl Point {
     /// Kind and size of this run.
@@ -57,7 +67,7 @@ impl Point {
             max_seq_length: run.recipe.max_seq_length as f64,
             rows: (run.execution.batch_size * run.recipe.max_seq_length) as f64,
             weights: match run.execution.weights {
-                Weights::Stored => spec.storage.format.weights(),
+                Weights::Stored => kind(spec.storage.format),
                 weights => weights,
             },
             grad_checkpoint: run.execution.grad_checkpoint,

@@ -28,14 +28,12 @@ pub(crate) enum Trains {
 pub(crate) struct Row {
     /// Name of the model in the catalogue.
     pub model: String,
-    /// The `model_type` of its config.json.
+    /// Its `model_type`.
     pub family: &'static str,
+    /// Engine that is meant.
+    pub engine: Engine,
     /// Number of parameters of the model.
     pub parameters: u64,
-    /// Year and month of release.
-    pub released: String,
-    /// Engine that would train it.
-    pub engine: Engine,
     /// Whether it can be trained in its smallest configuration.
     pub verdict: Trains,
     /// Upper bound of the memory of its smallest configuration, bytes.
@@ -73,43 +71,33 @@ pub(crate) fn machine(machine: &Machine, no_metal: Option<&str>) -> String {
     out
 }
 
-/// Columns from which on there is room for what else is known of the models.
-const WIDE: usize = 100;
-
-/// Whether each model can be trained at `seq` tokens, as a table in the order of `rows`, and how many of the `known` models
-/// those are.
-pub(crate) fn models(rows: &[Row], known: usize, seq: usize, width: usize) -> String {
+/// Whether each model can be trained at `seq` tokens, as a table in the order of `rows`, which are some of `known` models.
+pub(crate) fn models(rows: &[Row], seq: usize, known: usize) -> String {
     let title = format!("LoRA at {seq} tokens, smallest setup");
-    let wide = width >= WIDE;
-    let mut head = vec![title.as_str(), "size", "train", "at most", "tok/s"];
-    if wide {
-        head.extend(["family", "released"]);
-    }
-    let mut lines = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
+    let head = [title.as_str(), "size", "train", "at most", "tok/s"];
+    let mut lines = vec![head.map(str::to_owned).to_vec()];
     for row in rows {
         let (word, colour) = match row.verdict {
             Trains::Yes => ("yes", AnsiColor::Green),
             Trains::Tight => ("tight", AnsiColor::Yellow),
             Trains::No => ("no", AnsiColor::Red),
         };
-        let verdict = paint(word, Style::new().fg_color(Some(colour.into())));
-        let speed = if row.verdict == Trains::No { "-".into() } else { format!("{:.0}", row.tokens_per_s) };
-        let elsewhere = if row.engine == Engine::MlxLm { " *" } else { "" };
-        let name = format!("  {}{elsewhere}", row.model);
-        let mut line = vec![name, short_count(row.parameters), verdict, row.memory_bytes.to_string(), speed];
-        if wide {
-            line.extend([row.family.to_owned(), row.released.clone()]);
+        let mut verdict = paint(word, Style::new().fg_color(Some(colour.into())));
+        if row.engine == Engine::MlxLm {
+            verdict += " *";
         }
-        lines.push(line);
+        let speed = if row.verdict == Trains::No { "-".into() } else { format!("{:.0}", row.tokens_per_s) };
+        let size = short_count(row.parameters);
+        lines.push(vec![format!("  {}", row.model), size, verdict, row.memory_bytes.to_string(), speed]);
     }
-    let mut sides = vec![Side::Left];
-    sides.extend([Side::Right; 4]);
-    sides.push(Side::Left);
-    let table = if rows.is_empty() { String::new() } else { indented(&columns::lines(&lines, &sides), 0) };
-    let shown = if rows.len() < known { format!(", {} shown", rows.len()) } else { String::new() };
-    let mlx = rows.iter().any(|row| row.engine == Engine::MlxLm);
-    let note = if mlx { "* by mlx-lm: `headroom plan --engine mlx-lm --model NAME`\n" } else { "" };
-    format!("\n{table}{}{shown}\n{note}", counted(known, "model"))
+    let mut out = format!("\n{}", indented(&columns::lines(&lines, &[Side::Left, Side::Right]), 0));
+    if rows.iter().any(|row| row.engine == Engine::MlxLm) {
+        out += "\n* with `--engine mlx-lm`; all others with Headroom's own trainer\n";
+    }
+    if rows.len() < known {
+        out += &format!("\n{} of {}\n", rows.len(), counted(known, "known model"));
+    }
+    out
 }
 
 /// One configuration of a self-test.

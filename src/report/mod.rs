@@ -7,6 +7,7 @@ pub(crate) mod columns;
 pub(crate) mod compare;
 pub(crate) mod compare_csv;
 pub(crate) mod doctor;
+pub(crate) mod feasible;
 pub(crate) mod guides;
 pub(crate) mod layout;
 pub(crate) mod page;

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Style};
 
 use crate::cost::pool::Replay;
+use crate::plan::quality::Quality;
 use crate::plan::risks::{Risk, Slowdown};
 use crate::plan::{Assessment, Binding, Candidate, Lever, Limit, LimitKind, Neighbour, Plan, Verdict};
 use crate::predict::Basis;
@@ -36,6 +37,8 @@ pub(crate) struct Context {
     pub width: usize,
     /// What was assumed, such as `2,000 examples of 2048 tokens`.
     pub assumed: Option<String>,
+    /// What was understood of the model's name.
+    pub understood: Option<String>,
     /// Commands that launch the plan.
     pub launch: Vec<String>,
 }
@@ -45,6 +48,9 @@ pub(crate) fn plan(plan: &Plan, machine: &Machine, context: &Context) -> String 
     let (best, mut out) = (&plan.best, String::new());
     out += &head(best, machine);
     out += &answer(&best.assessment, context);
+    if let Some(quality) = &plan.quality {
+        out += &format!("{}\n", paint(&format!("base: {}", costs(quality)), DIM));
+    }
     out += &memory(&best.assessment, context.width);
     out += &format!("\n{}  {}\n", paint("tightest limit", BOLD), binds(plan));
     out += &levers(&plan.levers, best.assessment.fits());
@@ -54,6 +60,15 @@ pub(crate) fn plan(plan: &Plan, machine: &Machine, context: &Context) -> String 
         context.launch.iter().for_each(|command| out += &format!("  {command}\n"));
     }
     out
+}
+
+/// What a quantised base costs, in a sentence.
+fn costs(quality: &Quality) -> String {
+    let loss = match quality.loss {
+        loss if loss < 0.005 => "nothing that is seen".to_owned(),
+        loss => format!("about {} of a benchmark's score", percent(loss, 1)),
+    };
+    format!("{} bits cost {loss} at this size ({})", quality.bits, quality.source)
 }
 
 /// The prediction of a run as text, with its trade-offs.
@@ -164,9 +179,9 @@ fn answer(assessment: &Assessment, context: &Context) -> String {
         }
     };
     let _ = writeln!(out, "{}", paint(&basis, DIM));
-    if let Some(assumed) = &context.assumed {
-        let _ = writeln!(out, "{}", paint(&format!("assumed: {assumed}"), DIM));
-    }
+    let assumed = context.assumed.as_ref().map(|assumed| format!("assumed: {assumed}"));
+    let model = context.understood.as_ref().map(|words| format!("model: {words}"));
+    model.into_iter().chain(assumed).for_each(|line| out += &format!("{}\n", paint(&line, DIM)));
     out
 }
 
@@ -281,7 +296,8 @@ fn neighbours(all: &[Neighbour]) -> String {
     for neighbour in all {
         let p = &neighbour.candidate.assessment.prediction;
         let model = neighbour.candidate.run.model.rsplit('/').next().unwrap_or_default();
-        let brings = format!("{model} in {}, {} at most", p.total_time.point, p.footprint.high);
+        let (time, high) = (p.total_time.point, p.total_time.high);
+        let brings = format!("{model} in {time} to {high}, {} at most", p.footprint.high);
         rows.push(vec![neighbour.wish.clone(), brings]);
         rows.extend(neighbour.machine.iter().map(|m| vec![String::new(), paint(&format!("on {m}"), DIM)]));
     }

@@ -1,9 +1,10 @@
 //! Whole files, written at once or not at all.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::string::FromUtf8Error;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -42,10 +43,24 @@ pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A text file; pipes, devices and what is no UTF-8 are refused.
+/// A text file, without the mark that some editors put before it; pipes, devices and what is no UTF-8 are refused.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let invalid = |_| reading(path)(io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"));
-    String::from_utf8(read_bytes(path)?).map_err(invalid)
+    const MARK: &[u8] = "\u{feff}".as_bytes();
+    let mut bytes = read_bytes(path)?;
+    if bytes.starts_with(MARK) {
+        bytes.drain(..MARK.len());
+    }
+    String::from_utf8(bytes).map_err(|e| reading(path)(io::Error::new(io::ErrorKind::InvalidData, no_utf8(&e))))
+}
+
+/// What a text is in the place of UTF-8, as far as its bytes tell, and what converts it.
+fn no_utf8(error: &FromUtf8Error) -> String {
+    let bytes = error.as_bytes();
+    if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
+        return "it is UTF-16 text: `iconv -f UTF-16 -t UTF-8` converts it".into();
+    }
+    let line = 1 + bytes[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+    format!("line {line} is not UTF-8 text; `iconv -f LATIN1 -t UTF-8` converts the file if it is Latin-1")
 }
 
 /// Makes a folder and those above it.
@@ -117,6 +132,15 @@ pub(crate) fn begins_with(path: &Path, bytes: &[u8]) -> Result<bool> {
     let mut start = Vec::new();
     File::open(path).and_then(|file| file.take(bytes.len() as u64).read_to_end(&mut start)).map_err(reading(path))?;
     Ok(start == bytes)
+}
+
+/// The first line of a text file that is not blank, without the mark that may stand before it; `None` where there is none, or
+/// where it is longer than `most` bytes.
+pub(crate) fn opening_line(path: &Path, most: usize) -> Result<Option<String>> {
+    let mut lines = BufReader::new(open_regular(path)?.take(most as u64)).lines();
+    let line = lines.find(|line| line.as_ref().map_or(true, |line| !line.trim().is_empty()));
+    let line = line.transpose().map_err(reading(path))?;
+    Ok(line.map(|line| line.trim_start_matches('\u{feff}').to_owned()))
 }
 
 /// Puts a whole file in place, so that a reader sees the old bytes or the new ones and never a part.

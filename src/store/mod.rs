@@ -7,6 +7,7 @@
 
 pub(crate) mod checksums;
 mod csv;
+mod disk;
 mod files;
 mod logs;
 mod paths;
@@ -16,6 +17,7 @@ pub(crate) mod stream;
 mod temporary;
 
 pub(crate) use self::csv::*;
+pub(crate) use self::disk::*;
 pub(crate) use self::files::*;
 pub(crate) use self::logs::*;
 pub(crate) use self::paths::*;

@@ -2,13 +2,13 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::Result;
-use crate::store::files::make_folder;
-use crate::store::paths::{parent, writing};
+use crate::store::files::{make_folder, open_regular};
+use crate::store::paths::{parent, reading, writing};
 use crate::store::temporary::Temporary;
 
 /// Number of bytes gathered before they are written to disk.
@@ -92,6 +92,23 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     let result =
         unsafe { libc::renameat2(libc::AT_FDCWD, one.as_ptr(), libc::AT_FDCWD, other.as_ptr(), libc::RENAME_EXCHANGE) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Copies a large file, which is there once it is whole; `progress` is told the bytes done and the bytes in all.
+pub(crate) fn copied(from: &Path, to: &Path, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
+    let mut file = open_regular(from)?;
+    let total = file.metadata().map_err(reading(from))?.len();
+    let (mut out, mut piece, mut done) = (Streamed::create(to)?, vec![0; BUFFER], 0);
+    loop {
+        match file.read(&mut piece).map_err(reading(from))? {
+            0 => return out.finish(),
+            n => {
+                out.write(&piece[..n])?;
+                done += n as u64;
+                progress(done, total)?;
+            }
+        }
+    }
 }
 
 /// Copies a file to another path.

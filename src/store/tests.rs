@@ -156,3 +156,17 @@ proptest::proptest! {
         proptest::prop_assert_eq!(read, [whole, vec![7]].concat());
     }
 }
+
+#[test]
+fn a_text_is_read_without_its_mark_and_what_is_no_utf8_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    std::fs::write(&path, b"\xef\xbb\xbf{\"text\": 1}\n").unwrap();
+    assert_eq!(read_text(&path).unwrap(), "{\"text\": 1}\n");
+    let refused = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        std::error::Error::source(&read_text(&path).unwrap_err()).unwrap().to_string()
+    };
+    assert!(refused(b"\xff\xfe{\0}\0").contains("UTF-16"), "{}", refused(b"\xff\xfe{\0}\0"));
+    assert!(refused(b"one\ntwo\ncaf\xe9\n").contains("line 3 is not UTF-8"), "{}", refused(b"one\ntwo\ncaf\xe9\n"));
+}

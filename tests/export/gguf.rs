@@ -39,7 +39,8 @@ pub(crate) fn a_gguf_holds_the_fused_matrices() {
         assert_eq!(content.metadata[&format!("{arch}.block_count")].to_u32().unwrap(), 3);
         let found = content.tensor(&mut file, to, &Device::Cpu).unwrap().dequantize(&Device::Cpu).unwrap();
         let rows = found.dims()[if family == "gpt2" { 1 } else { 0 }];
-        let stored = fused.rows(from, 0..rows).unwrap();
+        let shape = spec.tensors().into_iter().find(|t| t.name == from).unwrap().shape;
+        let stored = fused.rows(from, &shape, 0..rows).unwrap();
         let expected = match family {
             "gpt2" => stored.t().unwrap(),
             "llama" => {
@@ -120,10 +121,13 @@ pub(crate) fn mistakes_are_named_and_leave_nothing_behind() {
     let fused = ["--format", "fused", "--out", "new"];
     let gguf = ["--format", "gguf", "--out", "new.gguf"];
     let cases: [(Vec<&str>, &str); 10] = [
-        ([&[&*flag, &model][..], &fused].concat(), "gguf where no run and no adapter is given"),
+        (
+            [&[&*flag, &model][..], &["--format", "peft", "--out", "new"]].concat(),
+            "fused or gguf where no run and no adapter is given",
+        ),
         ([&[&*adapter][..], &fused].concat(), "`--model` is absent"),
         ([&[&*adapter, &flag, &llama][..], &fused].concat(), "has shape [4, 32], expected [4, 48]"),
-        ([&[&*adapter, &flag, &model, "--weights", "f16"][..], &fused].concat(), "left out with `--format fused`"),
+        ([&[&*adapter, &flag, &model, "--weights", "q4_k"][..], &fused].concat(), "f32, f16 or bf16"),
         ([&[&*flag, &model, "--weights", "int8"][..], &gguf].concat(), "`--weights` is int8"),
         (
             [&[&*flag, &gemma][..], &gguf].concat(),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
 mod gguf;
+mod quantised;
 
 #[allow(unused_imports)] // some hold tests alone
 use self::gguf::*;

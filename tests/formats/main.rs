@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // the helpers of tests are tests too
 
 mod files;
+mod vision;
 
 #[allow(unused_imports)] // some hold tests alone
 use self::files::*;
@@ -26,7 +27,7 @@ use headroom::data::batches::{Batches, MicroBatch};
 use headroom::data::example::Example;
 use headroom::ops::Backend;
 use headroom::spec::model::ModelSpec;
-use headroom::spec::model::storage::Format;
+use headroom::spec::model::storage::{Dtype, Format};
 use headroom::spec::run::{Recipe, RunConfig, Weights};
 use headroom::trainer::candle::nn::adapter;
 use headroom::trainer::candle::nn::decoder::Decoder;
@@ -163,6 +164,18 @@ fn config(family: &str, intermediate: usize) -> String {
     )
 }
 
+const HELD: [Weights; 9] = [
+    Weights::F16,
+    Weights::Bf16,
+    Weights::EightBit,
+    Weights::FourBit,
+    Weights::Int8,
+    Weights::Q8_0,
+    Weights::Q6K,
+    Weights::Q4K,
+    Weights::Q4_0,
+];
+
 #[test]
 fn a_quantised_base_learns_what_its_dequantised_self_learns() {
     for (i, family) in FAMILIES.into_iter().enumerate() {
@@ -182,14 +195,13 @@ fn a_quantised_base_learns_what_its_dequantised_self_learns() {
         std::fs::write(quantised.path().join("config.json"), &text).unwrap();
         let tensors: HashMap<String, Tensor> = original.iter().cloned().collect();
         tensor_file::save(&quantised.path().join("model.safetensors"), &tensors).unwrap();
-        for weights in
-            [Weights::F16, Weights::Bf16, Weights::Int8, Weights::Q8_0, Weights::Q6K, Weights::Q4K, Weights::Q4_0]
-        {
+        for weights in HELD {
             let dense = tempfile::tempdir().unwrap();
             std::fs::write(dense.path().join("config.json"), &text).unwrap();
             let held = |t: &Tensor| match t.dims() {
                 [rows, _] => {
-                    let stored = Stored::Dense(t.clone()).put(weights.format().unwrap(), &Device::Cpu).unwrap();
+                    let stored =
+                        Stored::Dense(t.clone()).put(weights.format(Dtype::F32).unwrap(), &Device::Cpu).unwrap();
                     stored.panel(Backend::Fused, 0, *rows).unwrap()
                 }
                 _ => t.clone(),

@@ -171,8 +171,14 @@ fn settings_of_an_adapter_are_obeyed_or_refused_by_name() {
         ("init_lora_weights", json!("corda"), convert),
         ("init_lora_weights", json!("loftq"), "merge it in PEFT into the base that it was trained on"),
         ("init_lora_weights", json!("lora_ga"), "is lora_ga"),
-        ("rank_pattern", json!({"q_proj": 2}), "it uses `rank_pattern`, which is not supported"),
-        ("alpha_pattern", json!({"q_proj": 2}), "it uses `alpha_pattern`"),
+        ("rank_pattern", json!({"q_proj": 2}), "has rank 4, and its description says 2"),
+        ("alpha_pattern", json!({".*q_proj": 2}), "its `alpha_pattern` has the regular expression `.*q_proj`"),
+        (
+            "alpha_pattern",
+            json!({"q_proj": 2, "self_attn.q_proj": 3}),
+            "has two numbers for `model.layers.0.self_attn.q_proj`",
+        ),
+        ("alpha_pattern", json!({"q_proj": "2"}), "has no number for `q_proj`"),
         ("layer_replication", json!([[0, 2], [1, 3]]), "it uses `layer_replication`"),
         ("modules_to_save", json!(["lm_head"]), "it uses `modules_to_save`"),
         ("bias", json!("lora_only"), "it trains biases"),
@@ -202,4 +208,38 @@ fn settings_of_an_adapter_are_obeyed_or_refused_by_name() {
         change_json(&work.path().join("adapter/adapter_config.json"), |config| config[key] = value.clone());
         exported(work.path(), &[&FUSED[..], &["out"]].concat());
     }
+}
+
+#[test]
+fn adapters_of_older_tools_are_read_or_told_how() {
+    // Until mid-2024 mlx-lm called the number of layers another name.
+    let work = copied("qwen2");
+    exported(work.path(), &["adapter", "--model", "model", "--format", "mlx-lm", "--out", "mlx"]);
+    change_json(&work.path().join("mlx/adapter_config.json"), |config| {
+        let layers = config["num_layers"].take();
+        config.as_object_mut().unwrap().remove("num_layers");
+        config["lora_layers"] = layers;
+        config["lora_parameters"]["alpha"] = 16.into();
+    });
+    exported(work.path(), &["mlx", "--model", "model", "--format", "fused", "--out", "old"]);
+    // The file of the weights stands for the folder.
+    let file = "mlx/adapters.safetensors";
+    exported(work.path(), &[file, "--model", "model", "--format", "fused", "--out", "by-file"]);
+    let bytes = |folder: &str| fs::read(work.path().join(folder).join("model.safetensors")).unwrap();
+    assert_eq!(bytes("old"), bytes("by-file"));
+    for (folder, new, old, said) in [
+        ("mlx", "adapters.safetensors", "adapters.npz", "mx.save_safetensors"),
+        ("adapter", "adapter_model.safetensors", "adapter_model.bin", "is a pickle, which can run code"),
+    ] {
+        let at = work.path().join(folder);
+        fs::remove_file(at.join("SHA256SUMS")).ok();
+        fs::rename(at.join(new), at.join(old)).unwrap();
+        refused(work.path(), &[folder, "--model", "model", "--format", "fused", "--out", "no"], said);
+    }
+    fs::remove_file(work.path().join("mlx/adapter_config.json")).unwrap();
+    refused(
+        work.path(),
+        &["mlx", "--model", "model", "--format", "fused", "--out", "no"],
+        "has no adapter_config.json",
+    );
 }

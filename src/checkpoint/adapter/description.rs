@@ -33,7 +33,10 @@ pub(super) struct PeftConfig {
 
 /// Keys of PEFT's description beside those of [`PeftConfig`] that change nothing in what a trained adapter computes.
 /// Every other key that is set is refused: newer versions bring new ones, and most of them change the computation.
-pub(super) const PEFT_WITHOUT_EFFECT: [&str; 20] = [
+pub(super) const PEFT_WITHOUT_EFFECT: [&str; 22] = [
+    // These two are read apart.
+    "alpha_pattern",
+    "rank_pattern",
     "auto_mapping",
     "corda_config",
     "ensure_weight_tying",
@@ -66,6 +69,8 @@ pub(super) struct MlxConfig {
     pub(super) fine_tune_type: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) model: Option<String>,
+    // Until mid-2024 under another name.
+    #[serde(alias = "lora_layers")]
     pub(super) num_layers: i64,
     pub(super) lora_parameters: MlxParameters,
 }

@@ -43,6 +43,15 @@ impl Layout {
         after.iter().map(|after| format!("{before}{path}{after}")).collect()
     }
 
+    /// The path of a linear layer where the text model is part of a vision-language model, as transformers 5 and mlx-lm wrap
+    /// it.
+    pub(super) fn wrapped(self, path: &str) -> String {
+        match self {
+            Self::Peft => path.replacen("model.", "model.language_model.", 1),
+            Self::MlxLm => format!("language_model.{path}"),
+        }
+    }
+
     /// Shapes of A and B in the file, and of the magnitude.
     pub(crate) fn shapes(self, rank: usize, [in_features, out_features]: [usize; 2]) -> [Vec<usize>; 3] {
         match self {

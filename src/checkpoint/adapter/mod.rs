@@ -14,6 +14,7 @@
 mod description;
 mod layout;
 mod pair;
+mod patterns;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -26,8 +27,10 @@ use self::description::*;
 pub use self::layout::Layout;
 use self::layout::*;
 pub use self::pair::{Adapter, AdapterGrad};
+use self::patterns::Patterns;
 use crate::checkpoint::tensor_file;
 use crate::error::{Error, Result};
+use crate::spec::model::ModelSpec;
 use crate::spec::run::Lora;
 use crate::store;
 use crate::store::checksums::{self, Checked, SUMS};
@@ -48,20 +51,31 @@ pub struct AdapterFile {
     others: Vec<String>,
     /// Settings of the adapter that are not supported, as messages.
     refused: Vec<String>,
+    /// Whether its layers differed in rank or alpha, and were made even: it computes the same, and would learn otherwise.
+    pub(crate) evened: bool,
 }
 
 impl AdapterFile {
     /// Reads an adapter of either layout; which one it is shows in its description.
     pub fn read(folder: &Path) -> Result<Self> {
+        // The file of the weights stands for its folder.
+        let folder = match folder.parent() {
+            Some(parent) if folder.is_file() && folder.extension().is_some_and(|end| end == "safetensors") => parent,
+            _ => folder,
+        };
         if let Checked::Damaged(reason) = checksums::check(folder, &[]) {
             let remedy =
                 format!("resume the run that wrote it; or, if it was changed on purpose, remove `{SUMS}` there");
             return Err(Error::Damaged { path: folder.into(), reason, remedy });
         }
         let path = folder.join(CONFIG_FILE);
+        if !path.is_file() && folder.join("adapters.npz").is_file() {
+            let reason = "it has no adapter_config.json, which tells rank and scale".into();
+            return Err(Error::Mismatch { path: folder.into(), reason });
+        }
         let config: Value = store::load_json(&path)?;
         let bad = |message: String| Error::Parse { path: path.clone(), line: None, message, hint: None };
-        let (layout, about, refused) = if config.get("peft_type").is_some() {
+        let (layout, about, mut refused) = if config.get("peft_type").is_some() {
             let (about, refused) = peft_about(&config).map_err(|e| bad(e.to_string()))?;
             (Layout::Peft, about, refused)
         } else if config.get("fine_tune_type").is_some() || config.get("lora_parameters").is_some() {
@@ -73,6 +87,7 @@ impl AdapterFile {
         if about.rank == 0 {
             return Err(bad("its rank is 0".into()));
         }
+        older_weights(folder, layout)?;
         let (mut parts, mut others) = (BTreeMap::<String, [Option<Tensor>; 3]>::new(), Vec::new());
         for (name, tensor) in tensor_file::load(&folder.join(layout.weights_file()))? {
             match layout.part(&name) {
@@ -86,7 +101,13 @@ impl AdapterFile {
             }
         }
         others.sort();
-        Ok(Self { layout, about, parts, others, refused })
+        let patterns = Patterns::of(&config).filter(|_| layout == Layout::Peft);
+        let evened = patterns.is_some();
+        let (about, parts) = match patterns {
+            Some(patterns) => patterns.even(about, parts, &mut refused)?,
+            None => (about, parts),
+        };
+        Ok(Self { layout, about, parts, others, refused, evened })
     }
 
     /// Factor on the low-rank update.
@@ -177,6 +198,26 @@ impl AdapterFile {
     }
 }
 
+/// Refuses files that the weights lay in once, with what converts them.
+fn older_weights(folder: &Path, layout: Layout) -> Result<()> {
+    let (old, convert) = match layout {
+        Layout::Peft => (
+            "adapter_model.bin",
+            "is a pickle, which can run code, and is not read: `PeftModel.from_pretrained(BASE, DIR).save_pretrained(DIR)` \
+             in Python writes adapter_model.safetensors",
+        ),
+        Layout::MlxLm => (
+            "adapters.npz",
+            "is of an older mlx-lm, and is not read: `mx.save_safetensors(\"adapters.safetensors\", \
+             dict(mx.load(\"adapters.npz\")))` in Python converts it",
+        ),
+    };
+    if !folder.join(layout.weights_file()).exists() && folder.join(old).is_file() {
+        return Err(Error::Mismatch { path: folder.into(), reason: format!("its `{old}` {convert}") });
+    }
+    Ok(())
+}
+
 /// Whether the sum of all magnitudes is a number; adapters are small.
 fn finite(tensor: &Tensor) -> Result<bool> {
     Ok(tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?.is_finite())
@@ -195,17 +236,18 @@ fn places<'a>(paths: impl Iterator<Item = &'a String>) -> (BTreeSet<usize>, BTre
 }
 
 /// Writes adapters (path of the linear layer, A `[rank, in]`, B `[out, rank]`) of a model with `layers` blocks.
-/// `conv1d`: the base keeps its matrices `[in, out]`.
 pub(crate) fn write(
     folder: &Path,
     layout: Layout,
     about: &About,
     adapters: &BTreeMap<String, Adapter>,
-    (layers, conv1d): (usize, bool),
+    spec: &ModelSpec,
 ) -> Result<()> {
+    let (layers, wrapped) = (spec.num_hidden_layers, spec.part_of.is_some());
     let mut tensors = HashMap::new();
     for (path, adapter) in adapters {
-        for (name, tensor) in layout.names(path).into_iter().zip(adapter.tensors()) {
+        let place = if wrapped { layout.wrapped(path) } else { path.clone() };
+        for (name, tensor) in layout.names(&place).into_iter().zip(adapter.tensors()) {
             tensors.insert(name, layout.turned(tensor)?);
         }
     }
@@ -221,12 +263,16 @@ pub(crate) fn write(
                 r: about.rank,
                 lora_alpha: about.alpha,
                 lora_dropout: about.dropout,
-                target_modules: short_names(&modules).into(),
+                target_modules: match wrapped {
+                    // The vision tower has projections of the same names.
+                    true => format!(r".*language_model.*\.({})", short_names(&modules).join("|")).into(),
+                    false => short_names(&modules).into(),
+                },
                 layers_to_transform: match adapted.len() < layers {
                     true => adapted.into_iter().collect(),
                     false => Value::Null,
                 },
-                fan_in_fan_out: conv1d,
+                fan_in_fan_out: spec.conv1d(),
                 bias: Some("none".into()),
                 inference_mode: true,
                 use_dora: about.use_dora,

@@ -37,6 +37,8 @@ pub struct Text {
     /// Tokens that end generation.
     pub eos_ids: Vec<u32>,
     name: String,
+    /// Tokens of the model; the tokenizer may have more, as long as no text uses one.
+    vocab_size: usize,
 }
 
 /// What works on texts, in threads that may have to be given up.
@@ -50,30 +52,31 @@ struct Inside {
 }
 
 impl Text {
-    /// Opens the tokenizer of a model and holds it to the model's vocabulary.
+    /// Opens the tokenizer of a model.
     pub fn open(source: &ModelSource, spec: &ModelSpec, name: &str) -> Result<Self> {
         let wrong = |reason: String| Error::Tokenizer { model: name.into(), reason };
         let tokenizer = tokenizer::parse(source.tokenizer()?).map_err(wrong)?;
-        let largest = tokenizer.get_vocab(true).values().copied().max().unwrap_or(0) as usize;
-        if largest >= spec.vocab_size {
-            return Err(wrong(format!(
-                "its largest token is {largest}, but the model's vocabulary ends at {}: the tokenizer belongs to another model",
-                spec.vocab_size - 1
-            )));
-        }
-        let config =
-            source.tokenizer_config()?.map_or(Ok(Value::Null), |text| config_of("tokenizer_config.json", &text));
-        let config = config.map_err(wrong)?;
-        let generation = source.generation_config()?.and_then(|text| config_of("generation_config.json", &text).ok());
-        let generation = generation.unwrap_or(Value::Null);
+        let of = |file: &str, text: Option<String>| text.map_or(Ok(Value::Null), |text| config_of(file, &text));
+        let config = of("tokenizer_config.json", source.tokenizer_config()?).map_err(wrong)?;
+        let map = of("special_tokens_map.json", source.special_tokens_map()?).map_err(wrong)?;
+        let ends = ids_of_ends(source)?;
         let template = chat_template(source, &config)?.map(parsed);
-        let tokens = SpecialTokens { bos: special(&config, "bos_token"), eos: special(&config, "eos_token") };
+        let named = |key: &str| special(&config, key).or_else(|| special(&map, key));
+        // Where nothing names it, its number does.
+        let numbered = || ends.first().and_then(|id| tokenizer.id_to_token(*id));
+        let tokens = SpecialTokens { bos: named("bos_token"), eos: named("eos_token").or_else(numbered) };
         let end = tokens.eos.as_deref().and_then(|t| tokenizer.token_to_id(t));
-        let mut eos_ids = ids(&generation["eos_token_id"]);
+        let mut eos_ids = ends;
         eos_ids.extend(end);
         eos_ids.sort_unstable();
         eos_ids.dedup();
-        Ok(Self { inside: Arc::new(Inside { tokenizer, template, tokens, end }), eos_ids, name: name.into() })
+        let inside = Arc::new(Inside { tokenizer, template, tokens, end });
+        Ok(Self { inside, eos_ids, name: name.into(), vocab_size: spec.vocab_size })
+    }
+
+    /// Whether an end-of-text token is known, which closes every example.
+    pub(crate) fn has_end(&self) -> bool {
+        self.inside.end.is_some()
     }
 
     fn wrong(&self, reason: String) -> Error {
@@ -135,7 +138,27 @@ impl Text {
 
     /// The tokens that ask for an answer to a chat.
     pub(crate) fn question(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        Ok(self.encode(self.render(messages, true)?, 0, false)?.tokens)
+        self.known(self.encode(self.render(messages, true)?, 0, false)?.tokens)
+    }
+
+    /// The tokens of a text to be continued.
+    pub(crate) fn beginning(&self, text: &str) -> Result<Vec<u32>> {
+        let mut tokens = self.encode(text.into(), 0, true)?.tokens;
+        if tokens.last().is_some_and(|last| self.eos_ids.contains(last)) {
+            tokens.pop();
+        }
+        self.known(tokens)
+    }
+
+    /// Tokens that the model has, too.
+    fn known(&self, tokens: Vec<u32>) -> Result<Vec<u32>> {
+        match tokens.iter().find(|t| **t as usize >= self.vocab_size) {
+            Some(token) => {
+                let last = self.vocab_size - 1;
+                Err(self.wrong(format!("the text has token {token}, but the model's vocabulary ends at {last}")))
+            }
+            None => Ok(tokens),
+        }
     }
 
     /// Whether the model has a chat template.
@@ -223,6 +246,17 @@ pub(crate) fn special(config: &Value, key: &str) -> Option<String> {
         Value::String(token) => Some(token.clone()),
         Value::Object(token) => token.get("content").and_then(Value::as_str).map(Into::into),
         _ => None,
+    }
+}
+
+/// The numbers of the tokens that end a text, as generation_config.json has them, or else config.json.
+fn ids_of_ends(source: &ModelSource) -> Result<Vec<u32>> {
+    let of = |text: Option<String>| text.and_then(|text| config_of("", &text).ok()).map(|v| ids(&v["eos_token_id"]));
+    let generation = of(source.generation_config()?).filter(|ids| !ids.is_empty());
+    match (generation, source) {
+        (Some(ids), _) => Ok(ids),
+        (None, ModelSource::Gguf(_)) => Ok(Vec::new()),
+        (None, _) => Ok(of(source.config().ok()).unwrap_or_default()),
     }
 }
 

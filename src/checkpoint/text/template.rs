@@ -48,7 +48,11 @@ impl Template {
         environment.add_function("raise_exception", |message: String| -> Result<String, TemplateError> {
             Err(TemplateError::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_template_owned(NAME, source).map_err(|e| failure(&e))?;
+        environment.add_function("strftime_now", |format: String| -> Result<String, TemplateError> {
+            let bad = |e: jiff::Error| TemplateError::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}"));
+            jiff::fmt::strtime::format(&format, &jiff::ZonedDateTime::now()).map_err(bad)
+        });
+        environment.add_template_owned(NAME, without_generation(&source)).map_err(|e| failure(&e))?;
         Ok(Self { environment })
     }
 
@@ -92,6 +96,26 @@ impl Template {
         rendered.map_err(|e| failure(&e))?;
         String::from_utf8(written.text).map_err(|e| e.to_string())
     }
+}
+
+/// A template in which `{% generation %}` and `{% endgeneration %}`, transformers' marks around what an assistant says, are
+/// a block that prints what is in it.
+fn without_generation(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let (before, tag) = (&rest[..start], &rest[start..start + length + 2]);
+        let word = tag[2..tag.len() - 2].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        out += before;
+        match word {
+            "generation" => out += &tag.replacen("generation", "if true", 1),
+            "endgeneration" => out += &tag.replacen("endgeneration", "endif", 1),
+            _ => out += tag,
+        }
+        rest = &rest[start + length + 2..];
+    }
+    out + rest
 }
 
 fn failure(error: &TemplateError) -> String {

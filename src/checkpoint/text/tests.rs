@@ -235,3 +235,69 @@ fn hostile_templates_are_refused() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn a_tokenizer_may_have_tokens_that_the_model_has_not() {
+    let mut tried = Tried::new();
+    // The tokenizers' library numbers added tokens as they come.
+    let whole = tried.open(&tried.tokenizer, &tried.config).unwrap();
+    let beyond = u64::from(*whole.inside.tokenizer.get_vocab(true).values().max().unwrap()) + 1;
+    tried.spec.vocab_size = beyond as usize;
+    let mut tokenizer = tried.tokenizer.clone();
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(json!({"id": beyond, "content": "<image_soft_token>",
+        "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}));
+    let config = tried.config.clone();
+    let text = tried.open(&tokenizer, &config).unwrap();
+    assert!(text.question(&chat()[..1]).is_ok());
+    let seen = text.plain("look: <image_soft_token>").unwrap().tokens.into_iter().max().unwrap();
+    assert!(seen as usize >= tried.spec.vocab_size);
+    let error = text.beginning("look: <image_soft_token>").unwrap_err().to_string();
+    assert!(error.contains(&format!("has token {seen}")), "{error}");
+    tried.spec.vocab_size += 1;
+    assert!(tried.open(&tokenizer, &config).unwrap().beginning("look: <image_soft_token>").is_ok());
+}
+
+#[test]
+fn the_end_of_text_is_found_wherever_the_folder_names_it() {
+    let tried = Tried::new();
+    let (folder, end) = (tried.folder.path(), tried.config["eos_token"].clone());
+    let name = end.as_str().or(end["content"].as_str()).unwrap().to_owned();
+    let whole = tried.open(&tried.tokenizer, &tried.config).unwrap();
+    let id = *whole.plain("a").unwrap().tokens.last().unwrap();
+    let bare = json!({"model_max_length": 64});
+    let ends = |text: &Text| text.plain("a").unwrap().tokens.last() == Some(&id);
+    let open = || tried.open(&tried.tokenizer, &bare).unwrap();
+    assert!(!open().has_end() && !ends(&open()));
+    for (file, value) in [
+        ("special_tokens_map.json", json!({"eos_token": {"content": name}})),
+        ("generation_config.json", json!({"eos_token_id": [id, 0]})),
+        ("config.json", json!({"eos_token_id": id})),
+    ] {
+        std::fs::write(folder.join(file), value.to_string()).unwrap();
+        let text = open();
+        assert!(text.has_end() && ends(&text), "{file}");
+        assert!(text.eos_ids.contains(&id), "{file}");
+        std::fs::remove_file(folder.join(file)).unwrap();
+    }
+}
+
+#[test]
+fn what_an_assistant_says_may_be_marked_and_the_date_be_asked() {
+    let tried = Tried::new();
+    let render = |template: &str| tried.with_template(template).unwrap().render(&chat(), false).unwrap();
+    let body = "{{ m.content }}";
+    let plain = "{%- for m in messages %}\n{%- if m.role == 'assistant' %}[A]{% if true %}{{ m.content }}{% endif %}\n{%- endif %}{%- endfor %}";
+    for (open, close) in [("{% generation %}", "{% endgeneration %}"), ("{%- generation -%}", "{%- endgeneration -%}")]
+    {
+        let marked =
+            plain.replace("{% if true %}", open).replace(&format!("{body}{{% endif %}}"), &format!("{body}{close}"));
+        assert!(marked.contains(open) && marked.contains(close));
+        assert!(render(&marked).contains("[A]A cow says moo."), "{}", render(&marked));
+    }
+    // A word in a text is no mark, and a mark that is not closed is an error.
+    assert_eq!(render("a {{ '{% generation %}' }} generation"), "a {% if true %} generation");
+    assert!(tried.with_template("{% generation %}x").unwrap().render(&chat(), false).is_err());
+    let today = jiff::ZonedDateTime::now().strftime("%Y").to_string();
+    assert!(render("{{ strftime_now('%d %b %Y') }}").ends_with(&today));
+    assert!(tried.with_template("{{ strftime_now('%!') }}").unwrap().render(&chat(), false).is_err());
+}

@@ -10,9 +10,10 @@ use std::time::Instant;
 use self::earlier::Earlier;
 use self::job::{Launch, Site, report_of};
 use self::watch::Watch;
+use crate::checkpoint::hub::Part;
 use crate::cli::measure::{LaunchArgs, MeasureArgs};
-use crate::commands::inputs;
 use crate::commands::output::Output;
+use crate::commands::{fetch, inputs};
 use crate::error::{Error, Result};
 use crate::experiment::{engine, run_file, session};
 use crate::measure::awake::Awake;
@@ -96,6 +97,7 @@ pub(crate) fn start(run: RunConfig, place: &Place, settings: &Settings<'_>, outp
     if let Some(earlier) = earlier.as_ref().filter(|_| !settings.force) {
         earlier.check_room(&bench)?;
     }
+    fetch::model(&run.model, Part::Weights, output)?;
     let mut trainer = engine::trainer(run.engine, settings.measure.script.as_deref())?;
     // Only now, when all that can be wrong with the question has been asked, is anything written.
     let site = match (earlier, place) {

@@ -119,7 +119,7 @@ mod tests {
     fn kept(model: &str, lora: &str) -> u64 {
         let text = format!(
             "model = \"m\"\ndata = \"d\"\nengine = \"mlx-lm\"\n[recipe]\nmax_seq_length = 513\neffective_batch_size = 2\n\
-             [recipe.lora]\nrank = 8\n{lora}\n[execution]\nbatch_size = 2\nweights = \"q4_k\""
+             [recipe.lora]\nrank = 8\n{lora}\n[execution]\nbatch_size = 2\nweights = \"4bit\""
         );
         let run = RunConfig::from_toml(&text, "run.toml".as_ref()).unwrap();
         let spec = &catalogue::find(model).unwrap().spec;

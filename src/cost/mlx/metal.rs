@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_mixture_takes_the_weights_of_all_experts() {
-        let text = "model = \"m\"\ndata = \"d\"\nengine = \"mlx-lm\"\n[recipe]\nmax_seq_length = 512\n[recipe.lora]\nrank = 8\ntarget_modules = [\"q_proj\"]\n[execution]\nweights = \"q4_k\"";
+        let text = "model = \"m\"\ndata = \"d\"\nengine = \"mlx-lm\"\n[recipe]\nmax_seq_length = 512\n[recipe.lora]\nrank = 8\ntarget_modules = [\"q_proj\"]\n[execution]\nweights = \"4bit\"";
         let run = RunConfig::from_toml(text, "run.toml".as_ref()).unwrap();
         let moe = ledger(&catalogue::find("Qwen3-30B-A3B").unwrap().spec, &run, 512).unwrap();
         // 30.5e9 parameters of 4.5 bits.

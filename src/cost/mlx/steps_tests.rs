@@ -42,7 +42,7 @@ fn ratio(row: &Row) -> f64 {
         truth("tie_word_embeddings"),
     );
     // MLX's groups of 64 with a scale and a bias in 16 bits take as much as GGUF's groups of 32 with a scale.
-    let weights = HashMap::from([("f32", "f32"), ("bf16", "bf16"), ("4bit", "q4_0"), ("8bit", "q8_0")]);
+    let weights = HashMap::from([("f32", "f32"), ("bf16", "bf16"), ("4bit", "4bit"), ("8bit", "8bit")]);
     let targets = if get("targets") == "all" { r#""all-linear""# } else { r#"["q_proj", "v_proj"]"# };
     let batch: usize = get("batch_size").parse().unwrap();
     let run = format!(

@@ -81,7 +81,9 @@ fn refuse(spec: &ModelSpec) -> Result<(), String> {
         Some(RopeScaling::Llama3 { .. }) if arch != "llama" => {
             Err(format!("llama.cpp knows rope scaling `llama3` for llama alone, not for {arch}"))
         }
-        Some(RopeScaling::LongRope { .. }) if arch != "phi3" => {
+        Some(scaling @ RopeScaling::LongRope { .. })
+            if arch != "phi3" && !(arch == "llama" && plain_divisors(scaling)) =>
+        {
             Err(format!("rope scaling `longrope` is written for phi3 alone, not for {arch}"))
         }
         Some(RopeScaling::Yarn { truncate: false, .. }) => {
@@ -153,11 +155,18 @@ fn rope(spec: &ModelSpec, rope: &Rope, put: &mut dyn FnMut(&str, Value)) {
                 put("rope.scaling.attn_factor", (attention_factor / usual).into());
             }
         }
+        Some(scaling) if spec.model_type != ModelType::Phi3 && plain_divisors(scaling) => {}
         Some(RopeScaling::LongRope { attention_factor, original_max_position_embeddings, .. }) => {
             original(put, *original_max_position_embeddings);
             put("rope.scaling.attn_factor", (*attention_factor).into());
         }
     }
+}
+
+/// Whether a scaling is one divisor for each frequency at every length, as another GGUF file has them.
+fn plain_divisors(scaling: &RopeScaling) -> bool {
+    matches!(scaling, RopeScaling::LongRope { short_factor, long_factor, attention_factor, .. }
+        if short_factor == long_factor && *attention_factor == 1.0)
 }
 
 /// llama.cpp reads yarn's betas for two other families alone, and computes these with 32 and 1 whatever the file says.
@@ -188,6 +197,11 @@ pub(crate) fn rope_factors(spec: &ModelSpec) -> Vec<(&'static str, Vec<f32>)> {
                 }
             });
             vec![("rope_freqs.weight", narrow(&factors.collect::<Vec<_>>()))]
+        }
+        Some(scaling @ RopeScaling::LongRope { short_factor, .. })
+            if spec.model_type != ModelType::Phi3 && plain_divisors(scaling) =>
+        {
+            vec![("rope_freqs.weight", narrow(short_factor))]
         }
         Some(RopeScaling::LongRope { short_factor, long_factor, .. }) => {
             vec![("rope_factors_long.weight", narrow(long_factor)), ("rope_factors_short.weight", narrow(short_factor))]

@@ -15,12 +15,13 @@ use candle_core::quantized::GgmlDType;
 
 use self::file::{Entry, Metadata, Value};
 use self::tensors::{Planned, Turn};
+use crate::checkpoint::source::ModelSource;
 use crate::error::{Error, Result};
 use crate::export::merged::{Merged, encode, pieces};
-use crate::export::request::{Progress, Subject, short_name};
+use crate::export::request::{Plain, Progress, Subject, short_name};
 use crate::spec::run::Weights;
 use crate::spec::run::export_format::ExportFormat;
-use crate::store::stream::Streamed;
+use crate::store::stream::{self, Streamed};
 
 /// Writes the base, with the adapter worked in where there is one.
 pub(crate) fn write_model(
@@ -30,8 +31,15 @@ pub(crate) fn write_model(
     progress: Progress<'_>,
 ) -> Result<Vec<String>> {
     let spec = &subject.spec;
+    let asked = weights.filter(|w| *w != Weights::Stored);
+    if let (ModelSource::Gguf(base), None, None) = (&subject.source, asked, &subject.adapter) {
+        // It is one already.
+        stream::copied(base, out, progress)?;
+        return Ok(vec!["the base is a GGUF file, and was copied as it is".into()]);
+    }
     let merged = Merged::open(subject)?;
-    let weights = weights.filter(|w| *w != Weights::Stored).unwrap_or(spec.storage.format.weights());
+    let base = Plain::of(spec);
+    let weights = asked.unwrap_or(Weights::of(base.dtype().into()));
     let format = ggml(weights)?;
     let refused = |reason| Error::NoSuchExport { model: subject.name.clone(), format: "GGUF", reason };
     let (mut metadata, mut notes) = architecture::describe(spec).map_err(refused)?;
@@ -41,6 +49,10 @@ pub(crate) fn write_model(
     let (words, note) = tokenizer::describe(&subject.source, spec).map_err(refused)?;
     metadata.extend(words);
     notes.extend(note);
+    if let Plain::Instead(of, _) = &base {
+        let again = if format.block_size() > 1 { ", which rounds once more" } else { "" };
+        notes.push(format!("the base is in {of}; its matrices are written in {}{again}", weights.name()));
+    }
     let planned = tensors::plan(spec, format);
     let table: Vec<Entry> = planned.iter().map(|p| p.entry.clone()).collect();
     let total = table.iter().map(Entry::padded).sum();

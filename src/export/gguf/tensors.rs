@@ -6,7 +6,7 @@ use candle_core::quantized::GgmlDType;
 use crate::error::Result;
 use crate::export::gguf::architecture::rope_factors;
 use crate::export::gguf::file::Entry;
-use crate::spec::model::{ModelSpec, ModelType};
+use crate::spec::model::ModelSpec;
 
 /// Rearrangement that makes the file's rows of the checkpoint's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,9 +92,9 @@ fn format_of(format: GgmlDType, name: &str, shape: &[usize]) -> GgmlDType {
 }
 
 fn turn(spec: &ModelSpec, name: &str, dimensions: usize) -> Turn {
-    match spec.model_type {
+    match dimensions {
         _ if spec.gguf_interleaved_heads(name).is_some() => Turn::Pairs(spec.attention.head_dim),
-        ModelType::Gpt2 if dimensions == 2 && name.contains(".h.") => Turn::Transpose,
+        _ if spec.conv1d() && dimensions == 2 && name.contains(".h.") => Turn::Transpose,
         _ if spec.norm.offset == 1.0 && name.ends_with("norm.weight") => Turn::AddOne,
         _ => Turn::None,
     }

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use candle_core::quantized::gguf_file::Value as Stored;
 use serde_json::Value as Json;
 
 use crate::checkpoint::source::ModelSource;
@@ -31,9 +32,13 @@ const SPACE: char = '\u{2581}';
 
 /// The tokenizer's metadata, and a note where there is none; or why llama.cpp cannot have it.
 pub(crate) fn describe(source: &ModelSource, spec: &ModelSpec) -> Result<(Metadata, Option<String>), String> {
+    if let Some(file) = source.gguf_without("tokenizer.json").map_err(|e| e.to_string())? {
+        // llama.cpp's own words for it are there.
+        return Ok((file.tokenizer_metadata().into_iter().map(carried).collect::<Result<_, _>>()?, None));
+    }
     let text = match source.tokenizer() {
         Ok(text) => text,
-        Err(Error::Read { .. }) if !source.has("tokenizer.model") => {
+        Err(Error::NoTokenizer { model_file: false, .. }) => {
             let note = "the model has no tokenizer: the file takes token numbers only";
             return Ok((vec![key("model", "none".into())], Some(note.into())));
         }
@@ -45,7 +50,10 @@ pub(crate) fn describe(source: &ModelSource, spec: &ModelSpec) -> Result<(Metada
     let json = parse(&text, "tokenizer.json")?;
     let config = source.tokenizer_config().map_err(|e| e.to_string())?;
     let config = config.map_or(Ok(Json::Null), |text| parse(&text, "tokenizer_config.json"))?;
-    let model = parse(&source.config().map_err(|e| e.to_string())?, "config.json")?;
+    let model = match source {
+        ModelSource::Gguf(_) if !source.has("config.json") => Json::Null,
+        _ => parse(&source.config().map_err(|e| e.to_string())?, "config.json")?,
+    };
 
     let vocabulary = Vocabulary::read(&json, spec.vocab_size)?;
     let sentencepiece = json["model"]["byte_fallback"] == true;
@@ -84,6 +92,36 @@ pub(crate) fn describe(source: &ModelSource, spec: &ModelSpec) -> Result<(Metada
     Ok((out, composes.then(|| note.to_owned())))
 }
 
+/// A value of another file's metadata.
+fn carried((key, value): (&str, &Stored)) -> Result<(String, Value), String> {
+    let unknown = || format!("its metadata have a value at `{key}` that is not carried over");
+    let number = |value: &Stored| match value {
+        Stored::U8(n) => Some(u32::from(*n)),
+        Stored::U16(n) => Some(u32::from(*n)),
+        Stored::U32(n) => Some(*n),
+        Stored::U64(n) => u32::try_from(*n).ok(),
+        Stored::I32(n) => u32::try_from(*n).ok(),
+        Stored::I64(n) => u32::try_from(*n).ok(),
+        _ => None,
+    };
+    fn all<T>(list: &[Stored], of: impl Fn(&Stored) -> Option<T>) -> Option<Vec<T>> {
+        list.iter().map(of).collect()
+    }
+    let made = match value {
+        Stored::String(text) => Some(Value::String(text.clone())),
+        Stored::Bool(flag) => Some(Value::Bool(*flag)),
+        Stored::F32(x) => Some(Value::F32(*x)),
+        Stored::Array(list) => match list.first() {
+            Some(Stored::F32(_)) => all(list, |v| v.to_f32().ok()).map(Value::F32s),
+            Some(Stored::I32(_)) => all(list, |v| v.to_i32().ok()).map(Value::I32s),
+            Some(Stored::Bool(_)) => all(list, |v| v.to_bool().ok()).map(Value::Bools),
+            _ => all(list, |v| v.to_string().ok().cloned()).map(Value::Strings),
+        },
+        other => number(other).map(Value::U32),
+    };
+    Ok((key.to_owned(), made.ok_or_else(unknown)?))
+}
+
 fn key(name: &str, value: Value) -> (String, Value) {
     (format!("tokenizer.ggml.{name}"), value)
 }
@@ -98,17 +136,20 @@ struct Vocabulary {
 impl Vocabulary {
     fn read(json: &Json, rows: usize) -> Result<Self, String> {
         let mut words = vec![None; rows];
-        let outside = |id: usize| format!("its token {id} is beyond the model's vocabulary of {rows}");
         let vocabulary =
             json["model"]["vocab"].as_object().ok_or("its tokenizer.json has no `model.vocab` of words")?;
         for (word, id) in vocabulary {
             let id = id.as_u64().ok_or_else(|| format!("its token `{word}` has no number"))? as usize;
-            *words.get_mut(id).ok_or_else(|| outside(id))? = Some(word.clone());
+            // The model has no row for what is beyond its vocabulary (Gemma 3's image token): it is left out.
+            if let Some(place) = words.get_mut(id) {
+                *place = Some(word.clone());
+            }
         }
         let mut added = HashMap::new();
         for token in json["added_tokens"].as_array().into_iter().flatten() {
             let (Some(id), Some(text)) = (token["id"].as_u64(), token["content"].as_str()) else { continue };
-            *words.get_mut(id as usize).ok_or_else(|| outside(id as usize))? = Some(text.into());
+            let Some(place) = words.get_mut(id as usize) else { continue };
+            *place = Some(text.into());
             added.insert(id as usize, (text.to_owned(), token["special"] == true || looks_special(text)));
         }
         Ok(Self { words, added, unknown: json["model"]["unk_token"].as_str().map(Into::into) })

@@ -4,7 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::spec::model::storage::{Dtype, Storage};
+use crate::spec::model::storage::{Dtype, Format, Storage};
+use crate::spec::model::weights::Weights;
 
 /// Families that are supported, by the `model_type` in their config.json.
 pub(crate) const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, starcoder2, gpt2, gemma2, gemma3_text, phi3; to plan for mlx-lm also qwen3_moe, gpt_oss";
@@ -157,6 +158,9 @@ pub struct Attention {
 pub struct ModelSpec {
     /// Family that the model belongs to.
     pub model_type: ModelType,
+    /// `model_type` of the vision-language model whose text part this is, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<String>,
     /// Width of the hidden state between blocks.
     pub hidden_size: usize,
     /// Width inside a block's MLP, or inside one expert of a mixture.
@@ -198,27 +202,22 @@ impl ModelSpec {
         match self.experts {
             None => Ok(()),
             Some(_) => Err(Error::UnknownArchitecture {
-                model_type: self.family().into(),
+                model_type: if self.model_type == ModelType::GptOss { "gpt_oss" } else { "qwen3_moe" }.into(),
                 reason: Some("it is a mixture of experts, which is planned for mlx-lm (`engine = \"mlx-lm\"`) but not trained here".into()),
                 supported: SUPPORTED,
             }),
         }
     }
 
-    /// The `model_type` that the hub's files of such a model have.
-    pub(crate) fn family(&self) -> &'static str {
-        match self.model_type {
-            ModelType::Llama => "llama",
-            ModelType::Mistral => "mistral",
-            ModelType::Qwen2 => "qwen2",
-            ModelType::Qwen3 if self.experts.is_some() => "qwen3_moe",
-            ModelType::Qwen3 => "qwen3",
-            ModelType::Starcoder2 => "starcoder2",
-            ModelType::Gpt2 => "gpt2",
-            ModelType::Gemma2 => "gemma2",
-            ModelType::Gemma3 => "gemma3_text",
-            ModelType::Phi3 => "phi3",
-            ModelType::GptOss => "gpt_oss",
+    /// Refuses files that mlx-lm does not read.
+    pub(crate) fn read_by_mlx(&self, weights: Weights) -> Result<()> {
+        match self.storage.format {
+            Format::Gguf(_) | Format::Int8 => {
+                let stored = if weights == Weights::Stored { "stored" } else { weights.name() };
+                let must = "used with the engine `candle`: mlx-lm trains on no GGUF file";
+                Err(Error::invalid("weights", format!("{stored} of a GGUF file"), must))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -240,4 +239,19 @@ pub struct Model {
     pub name: String,
     /// Architecture of the model.
     pub spec: ModelSpec,
+    /// What was understood of the name, where it is not that of a model which is known: a sentence.
+    pub understood: Option<String>,
+    /// Weight format that the name asks for, where its own files are of no use.
+    pub weights: Option<Weights>,
+}
+
+impl Model {
+    /// A model that is what its name or its files say; of a vision-language model only the text part is meant.
+    pub(crate) fn new(name: impl Into<String>, spec: ModelSpec) -> Self {
+        let name = name.into();
+        let understood = spec.part_of.as_ref().map(|whole| {
+            format!("`{name}` is a vision-language model (`{whole}`); its text part is planned and trained")
+        });
+        Self { name, spec, understood, weights: None }
+    }
 }

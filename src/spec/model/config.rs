@@ -35,7 +35,22 @@ pub(crate) struct Config<'a> {
     pub(super) map: &'a Map<String, Value>,
     /// The whole file, where `map` is its `text_config`: some keys are written only there.
     outer: &'a Map<String, Value>,
+    /// `model_type` of the vision-language model whose text part this is.
+    pub(super) wrapper: Option<&'a str>,
 }
+
+/// Vision-language models whose text part is a model that is known, and its family where the file has no name of its own
+/// for it.
+const WRAPPERS: [(&str, &str); 8] = [
+    ("gemma3", "gemma3_text"),
+    ("mistral3", "mistral"),
+    ("llava", "llama"),
+    ("idefics3", "llama"),
+    ("smolvlm", "llama"),
+    ("qwen2_vl", "qwen2"),
+    ("qwen2_5_vl", "qwen2"),
+    ("qwen3_vl", "qwen3"),
+];
 
 /// The text of a config.json as a table.
 pub(super) fn parse(text: &str) -> Result<Map<String, Value>> {
@@ -50,16 +65,17 @@ pub(super) fn parse(text: &str) -> Result<Map<String, Value>> {
 }
 
 impl<'a> Config<'a> {
-    /// Steps into `text_config` where a multimodal wrapper has one.
+    /// Steps into `text_config` where a vision-language model has one: its text part is what is meant.
     pub(crate) fn new(outer: &'a Map<String, Value>) -> Result<Self> {
         let model_type = |m: &'a Map<String, Value>| match m.get("model_type") {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(name)) => Ok(Some(name.as_str())),
             Some(other) => Err(Self::wrong("model_type", other, "a text")),
         };
-        let map = match (model_type(outer)?, outer.get("text_config")) {
-            (Some("gemma3"), Some(Value::Object(inner))) => inner,
-            (Some("gemma3"), Some(other)) => return Err(Self::wrong("text_config", other, "a table")),
+        let wrapper = model_type(outer)?.filter(|name| WRAPPERS.iter().any(|(wrapper, _)| wrapper == name));
+        let map = match (wrapper, outer.get("text_config")) {
+            (Some(_), Some(Value::Object(inner))) => inner,
+            (Some(_), Some(other)) => return Err(Self::wrong("text_config", other, "a table")),
             _ => outer,
         };
         let name = model_type(map)?.or(model_type(outer)?).ok_or_else(|| Error::Parse {
@@ -68,7 +84,10 @@ impl<'a> Config<'a> {
             message: "has no `model_type`".into(),
             hint: Some("this does not look like a Hugging Face model folder".into()),
         })?;
-        Ok(Self { model_type: name, map, outer })
+        // Some have no name for their text part, or one of its own for a family that has another.
+        let family =
+            WRAPPERS.iter().find(|(wrapper, _)| *wrapper == name || name.strip_suffix("_text") == Some(wrapper));
+        Ok(Self { model_type: family.map_or(name, |(_, family)| family), map, outer, wrapper })
     }
 
     /// The first of the names that has a value, and its value.

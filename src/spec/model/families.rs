@@ -113,6 +113,7 @@ impl Config<'_> {
         let tied = !matches!(model_type, Llama | Mistral | Phi3 | Qwen2 | Qwen3 | GptOss);
         Ok(ModelSpec {
             model_type,
+            part_of: self.wrapper.map(str::to_owned),
             hidden_size,
             intermediate_size,
             num_hidden_layers,

@@ -5,7 +5,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::spec::model::architecture::{ModelSpec, ModelType, Positions, RopeScaling, SUPPORTED};
+use crate::spec::model::architecture::{ModelSpec, ModelType, Positions, Rope, RopeScaling, SUPPORTED};
+use crate::spec::model::frequencies::inverse_frequencies;
 use crate::spec::model::tensors::Role;
 
 /// `general.architecture` of a family, which is also the prefix of its keys.
@@ -36,8 +37,8 @@ pub(crate) struct Described<'a> {
     pub rope_factors: Option<(Vec<f64>, Vec<f64>)>,
 }
 
-/// The architecture of a GGUF file: the config.json that it was made from, as far as the file tells, read as such.
-pub(crate) fn from_metadata(file: &Described<'_>) -> Result<ModelSpec> {
+/// The architecture of a GGUF file, and the config.json that it was made from, as far as the file tells.
+pub(crate) fn from_metadata(file: &Described<'_>) -> Result<(ModelSpec, Map<String, Value>)> {
     let missing = |key: &str| Error::invalid(key, "absent", "in the metadata of a GGUF file");
     let name = file.metadata.get("general.architecture").and_then(Value::as_str);
     let name = name.ok_or_else(|| missing("general.architecture"))?;
@@ -92,20 +93,52 @@ pub(crate) fn from_metadata(file: &Described<'_>) -> Result<ModelSpec> {
     spec.attention.qkv_bias = has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias");
     spec.attention.o_bias = has("blk.0.attn_output.bias");
     spec.mlp.bias = has("blk.0.ffn_up.bias");
+    for (key, biased) in [("attention_bias", spec.attention.o_bias), ("mlp_bias", spec.mlp.bias)] {
+        if biased {
+            config.insert(key.into(), json!(true));
+        }
+    }
     // The converter adds Gemma's 1 to the norms, and turns GPT-2's matrices round.
     spec.norm.offset = 0.0;
     spec.storage.out_in = true;
     if let (Some(factors), Positions::Rope { global, .. }) = (&file.rope_freqs, &mut spec.positions) {
         let wrong = || Error::invalid("rope_freqs.weight", factors.len(), format!("{} numbers", global.dims / 2));
         (factors.len() == global.dims / 2).then_some(()).ok_or_else(wrong)?;
-        global.scaling = Some(RopeScaling::LongRope {
-            short_factor: factors.clone(),
-            long_factor: factors.clone(),
-            attention_factor: 1.0,
-            original_max_position_embeddings: spec.max_position_embeddings,
-        });
+        let (scaling, table) = stretched(factors, global, spec.max_position_embeddings);
+        global.scaling = Some(scaling);
+        config.insert("rope_scaling".into(), table);
     }
-    Ok(spec)
+    Ok((spec, config))
+}
+
+/// The scaling that makes these divisors of the frequencies, and its table in config.json: Llama 3's, which is published
+/// with two factors, or else a table of them.
+fn stretched(factors: &[f64], rope: &Rope, length: usize) -> (RopeScaling, Value) {
+    let (plain, _) = inverse_frequencies(&Rope { scaling: None, ..rope.clone() }, length);
+    for factor in [8.0, 32.0] {
+        let llama3 = RopeScaling::Llama3 {
+            factor,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let (made, _) = inverse_frequencies(&Rope { scaling: Some(llama3.clone()), ..rope.clone() }, length);
+        let same = |((plain, made), factor): ((&f64, &f64), &f64)| (plain / made / factor - 1.0).abs() < 1e-5;
+        if plain.iter().zip(&made).zip(factors).all(same) {
+            let table = json!({"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192});
+            return (llama3, table);
+        }
+    }
+    let table = json!({"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "attention_factor": 1.0,
+        "original_max_position_embeddings": length});
+    let scaling = RopeScaling::LongRope {
+        short_factor: factors.to_vec(),
+        long_factor: factors.to_vec(),
+        attention_factor: 1.0,
+        original_max_position_embeddings: length,
+    };
+    (scaling, table)
 }
 
 /// An error about a key of config.json, about the key of the metadata that it came from.

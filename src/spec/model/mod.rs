@@ -7,15 +7,15 @@ mod architecture;
 pub mod catalogue;
 mod config;
 mod families;
-pub(crate) mod filter;
 pub(crate) mod frequencies;
 pub(crate) mod gguf;
-pub(crate) mod offered;
 mod quantization;
 mod rope;
 pub mod storage;
 pub mod tensors;
+pub(crate) mod weights;
 mod windows;
 
 pub use self::architecture::*;
 pub(crate) use self::storage::Dtype;
+pub(crate) use self::weights::{MLX_GROUP, Weights};

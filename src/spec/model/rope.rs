@@ -143,7 +143,8 @@ fn scaling(
     };
     let original = table.length("original_max_position_embeddings")?.or(original).unwrap_or(max_positions);
     Ok(match kind {
-        "default" => None,
+        // Qwen-VL's rotation by time, height and width is the ordinary one where all three are a token's place in a text.
+        "default" | "mrope" => None,
         "linear" => Some(RopeScaling::Linear { factor: table.need("factor")? }),
         "llama3" => Some(llama3(table, original)?),
         "yarn" => Some(yarn(table, original)?),

@@ -3,8 +3,9 @@
 //! One list serves the cost model (which counts it) and the trainer (which loads it).
 
 use crate::error::{Error, Result};
+use crate::spec::model::Weights;
 use crate::spec::model::architecture::{ModelSpec, ModelType, Positions};
-use crate::spec::model::storage::{Format, Weights};
+use crate::spec::model::storage::Format;
 use crate::spec::run::recipe::{Lora, Optimizer};
 
 /// Name and shape of a tensor stored in a checkpoint.
@@ -270,7 +271,7 @@ impl ModelSpec {
     /// What a run that asks for `weights` holds a matrix in: `name` as transformers writes it, rows of `columns`.
     pub fn format(&self, weights: Weights, name: &str, columns: usize) -> Format {
         let other = || self.storage.others.iter().find(|o| o.name == name).map(|o| o.format);
-        match weights.format() {
+        match weights.format(self.dtype) {
             Some(format) => format.for_columns(columns),
             None => other().unwrap_or_else(|| self.storage.format.for_columns(columns)),
         }
@@ -278,7 +279,7 @@ impl ModelSpec {
 
     /// The format in which a run that asks for `weights` holds most matrices.
     pub(crate) fn usual_format(&self, weights: Weights) -> Format {
-        weights.format().unwrap_or(self.storage.format)
+        weights.format(self.dtype).unwrap_or(self.storage.format)
     }
 
     /// Size of all matrices of the model in the formats that `weights` gives them, bytes.
@@ -298,7 +299,7 @@ impl ModelSpec {
             Positions::Rope { .. } => 0,
         };
         let usual = blocks + table + head + positions;
-        let others = if weights.format().is_none() { self.storage.others.as_slice() } else { &[] };
+        let others = if weights == Weights::Stored { self.storage.others.as_slice() } else { &[] };
         others.iter().fold(usual, |sum, o| sum + o.format.matrix_bytes(o.shape[0], o.shape[1]) - of(&o.shape))
     }
 }
@@ -322,7 +323,7 @@ mod tests {
                 };
                 matrices.map(bytes).sum::<u64>()
             };
-            for weights in [Weights::Stored, Weights::Int8, Weights::Q4K] {
+            for weights in [Weights::Stored, Weights::Int8, Weights::Q4K, Weights::FourBit] {
                 assert_eq!(spec.matrices_bytes(weights), each(weights), "{} {weights:?}", entry.id);
             }
         }

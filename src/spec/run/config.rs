@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::spec::model::Dtype;
+use crate::spec::model::{Dtype, Model, Weights};
 use crate::spec::run::data::{BUILTIN, Data};
 use crate::spec::run::execution::Execution;
 use crate::spec::run::names::*;
@@ -31,6 +31,14 @@ impl Engine {
         match self {
             Self::Candle => "candle",
             Self::MlxLm => "mlx-lm",
+        }
+    }
+
+    /// Formats that it can hold the base weights in.
+    pub(crate) fn weights(self) -> &'static [Weights] {
+        match self {
+            Self::Candle => &Weights::ALL,
+            Self::MlxLm => &Weights::OF_MLX,
         }
     }
 }
@@ -155,6 +163,11 @@ impl RunConfig {
             if r.optimizer != Optimizer::Adamw {
                 return unknown("optimizer", r.optimizer.name(), "adamw");
             }
+            if !self.engine.weights().contains(&e.weights) {
+                let names: Vec<&str> = self.engine.weights().iter().map(|w| w.name()).collect();
+                let must = format!("one of {}: mlx-lm has no other formats", names.join(", "));
+                return Err(Error::invalid("weights", e.weights.name(), must));
+            }
         }
         if e.compute_dtype != Dtype::F32 {
             return Err(Error::invalid(
@@ -185,6 +198,13 @@ impl RunConfig {
             recipe: Recipe::default(),
             execution: Execution::default(),
         }
+    }
+
+    /// Takes over the weight format that a model's name asks for, where the run names none. Returns what it took.
+    pub(crate) fn hold_as_named(&mut self, model: &Model) -> Option<Weights> {
+        let asked = model.weights.filter(|_| self.execution.weights == Weights::Stored)?;
+        self.execution.weights = asked;
+        (asked != Weights::Stored).then_some(asked)
     }
 
     /// Micro-batches that are accumulated in an optimizer step.

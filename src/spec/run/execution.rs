@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::spec::model::Dtype;
-use crate::spec::model::storage::Weights;
+use crate::spec::model::Weights;
 
 /// Where the base weights live during a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ pub(crate) mod grids;
 mod lengths;
 mod names;
 pub(crate) mod packing;
+mod prefer;
 pub(crate) mod recipe;
 
 pub use self::config::{Engine, RunConfig};
@@ -20,9 +21,10 @@ pub use self::data::{Data, DataSplit};
 pub use self::execution::{Execution, Residency};
 pub use self::lengths::TokenLengths;
 pub(crate) use self::names::{LONGEST_NAME, public_name, toml_error};
+pub use self::prefer::Prefer;
 pub(crate) use self::recipe::{DEFAULT_EPOCHS, OPTIMIZER_BLOCK};
 pub use self::recipe::{Lora, LrSchedule, Optimizer, Recipe};
-pub use crate::spec::model::storage::Weights;
+pub use crate::spec::model::weights::Weights;
 
 #[cfg(test)]
 #[path = "tests.rs"]

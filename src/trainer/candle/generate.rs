@@ -45,9 +45,18 @@ impl Choice {
     }
 }
 
-/// The answer of a model, with an adapter if one is given, in PEFT's layout or mlx-lm's. With a chat template the prompt
-/// is a user's message, without one it is continued.
-pub(crate) fn answer(model: &str, adapter: Option<&Path>, prompt: &str, choice: Choice) -> Result<String> {
+/// A prompt, and how it is put to the model.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prompt<'a> {
+    /// The words.
+    pub text: &'a str,
+    /// Whether they are a user's message in the chat template, or a text to be continued; by default a message where the
+    /// model has a template.
+    pub chat: Option<bool>,
+}
+
+/// The answer of a model, with an adapter if one is given, in PEFT's layout or mlx-lm's.
+pub(crate) fn answer(model: &str, adapter: Option<&Path>, prompt: Prompt<'_>, choice: Choice) -> Result<String> {
     choice.check()?;
     let source = ModelSource::find(model)?;
     let spec = source.spec()?;
@@ -80,16 +89,13 @@ fn continued(decoder: &Decoder, prompt: &[u32], longest: usize, choice: Choice, 
     Ok(tokens.split_off(prompt.len()))
 }
 
-/// Tokens of the prompt, as a user's message where the model has a chat template.
-fn asked(text: &Text, prompt: &str) -> Result<Vec<u32>> {
-    if text.has_template() {
-        return text.question(&[Message { role: "user".into(), content: prompt.into(), rest: Default::default() }]);
+/// Tokens of the prompt.
+fn asked(text: &Text, prompt: Prompt<'_>) -> Result<Vec<u32>> {
+    if prompt.chat.unwrap_or_else(|| text.has_template()) {
+        let content = prompt.text.into();
+        return text.question(&[Message { role: "user".into(), content, rest: Default::default() }]);
     }
-    let mut tokens = text.plain(prompt)?.tokens;
-    if tokens.last().is_some_and(|t| text.eos_ids.contains(t)) {
-        tokens.pop();
-    }
-    Ok(tokens)
+    text.beginning(prompt.text)
 }
 
 /// Loads a model and its adapter for texts of at most `longest` tokens.
@@ -151,11 +157,25 @@ mod tests {
         }
     }
 
+    fn cow() -> Prompt<'static> {
+        Prompt { text: "What sound does a cow make?", chat: None }
+    }
+
+    #[test]
+    fn a_prompt_is_a_message_or_a_beginning() {
+        let source = ModelSource::find("builtin").unwrap();
+        let text = Text::open(&source, &source.spec().unwrap(), "builtin").unwrap();
+        let tokens = |chat| asked(&text, Prompt { chat, ..cow() }).unwrap();
+        assert_eq!(tokens(None), tokens(Some(true)));
+        assert!(tokens(Some(false)).len() < tokens(Some(true)).len());
+        assert!(text.decode(&tokens(Some(false))).unwrap().ends_with("cow make?"));
+    }
+
     #[test]
     fn any_number_of_tokens_may_be_allowed() {
         let all = |max_tokens| {
             let choice = Choice { temperature: 0.0, top_p: None, seed: 0, max_tokens };
-            answer("builtin", None, "What sound does a cow make?", choice).unwrap()
+            answer("builtin", None, cow(), choice).unwrap()
         };
         let answered = all(64);
         assert!(!answered.is_empty());
@@ -179,7 +199,7 @@ mod tests {
     fn the_text_is_that_of_the_whole_forward_pass() {
         let source = ModelSource::find("builtin").unwrap();
         let spec = source.spec().unwrap();
-        let prompt = asked(&Text::open(&source, &spec, "builtin").unwrap(), "What sound does a cow make?").unwrap();
+        let prompt = asked(&Text::open(&source, &spec, "builtin").unwrap(), cow()).unwrap();
         let longest = (prompt.len() + 80).min(spec.max_position_embeddings);
         assert!(longest > prompt.len() + 40);
         let decoder = decoder(&source, &spec, "builtin", None, longest).unwrap();

@@ -109,9 +109,16 @@ fn configurations() -> Vec<(String, RunConfig)> {
         run
     };
     let mut all = Vec::new();
-    for weights in
-        [Weights::F32, Weights::F16, Weights::Bf16, Weights::Int8, Weights::Q8_0, Weights::Q4_0, Weights::Q6K]
-    {
+    for weights in [
+        Weights::F32,
+        Weights::F16,
+        Weights::Bf16,
+        Weights::FourBit,
+        Weights::Int8,
+        Weights::Q8_0,
+        Weights::Q4_0,
+        Weights::Q6K,
+    ] {
         let mut run = base();
         run.execution.weights = weights;
         all.push((weights.name().to_owned(), run));

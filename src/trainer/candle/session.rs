@@ -79,7 +79,7 @@ impl Session {
             decoder.set_adapter(i, fresh)?;
         }
         if let (Some(folder), None) = (&run.recipe.lora.init_adapter, &earlier.checkpoint) {
-            adapter::load(&mut decoder, &run, folder)?;
+            adapter::start_from(&mut decoder, &run, folder)?;
         }
         let mut optimizer = Optimizer::new(&decoder, &run.recipe)?;
         let (mut stopping, mut evaluation_due) = (EarlyStopping::default(), false);

@@ -58,7 +58,7 @@ pub fn save(decoder: &Decoder, spec: &ModelSpec, run: &RunConfig, folder: &Path)
     let on_cpu = |adapter: &Adapter| adapter.map(|t| t.to_device(&Device::Cpu));
     let adapted = decoder.sites.iter().enumerate().filter_map(|(i, site)| Some((site, decoder.adapter(i)?)));
     let adapters = adapted.map(|(site, adapter)| Ok((site.path.clone(), on_cpu(adapter)?))).collect::<Result<_>>()?;
-    checkpoint::adapter::write(folder, Layout::Peft, &about, &adapters, (spec.num_hidden_layers, spec.conv1d()))?;
+    checkpoint::adapter::write(folder, Layout::Peft, &about, &adapters, spec)?;
     checksums::write(folder, &[Layout::Peft.weights_file(), checkpoint::adapter::CONFIG_FILE])
 }
 
@@ -90,6 +90,16 @@ pub fn load(decoder: &mut Decoder, run: &RunConfig, folder: &Path) -> Result<()>
         }
     }
     Ok(())
+}
+
+/// Loads an adapter to be trained on: one whose layers differ is made even for computing, and would learn otherwise.
+pub(crate) fn start_from(decoder: &mut Decoder, run: &RunConfig, folder: &Path) -> Result<()> {
+    if AdapterFile::read(folder)?.evened {
+        let reason = "its layers differ in rank or alpha (`rank_pattern`, `alpha_pattern`): it can be exported and tried, \
+                      but not be trained on";
+        return Err(Error::Mismatch { path: folder.into(), reason: reason.into() });
+    }
+    load(decoder, run, folder)
 }
 
 /// Differences as one clause each; a file of another shape differs in every tensor, of which a few say it all.

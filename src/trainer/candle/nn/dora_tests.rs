@@ -7,6 +7,7 @@ use crate::checkpoint::stored::Stored;
 use crate::ops::Backend;
 use crate::ops::dropout::DropoutKey;
 use crate::ops::testing::{self, dot, moved, values, worst};
+use crate::spec::model::Dtype;
 use crate::spec::run::Weights;
 use crate::trainer::candle::nn::frozen::Frozen;
 use crate::trainer::candle::nn::linear::LoraSettings;
@@ -27,7 +28,7 @@ fn row(width: usize, seed: u64) -> Tensor {
 /// A projection with an adapter whose magnitude is not the norm.
 fn linear(weights: Weights, transposed: bool, dropout: f64) -> Linear {
     let shape = if transposed { (IN, OUT) } else { (OUT, IN) };
-    let weight = Stored::Dense(random(shape, 1)).put(weights.format().unwrap(), &Device::Cpu).unwrap();
+    let weight = Stored::Dense(random(shape, 1)).put(weights.format(Dtype::F32).unwrap(), &Device::Cpu).unwrap();
     let frozen = Frozen::new(Backend::Fused, weight, Some(row(OUT, 2)), transposed).unwrap();
     let mut linear = Linear::new(frozen, LoraSettings { scale: SCALE, dropout, use_dora: true });
     let magnitude = Some((row(OUT, 7) + 2.0).unwrap());
