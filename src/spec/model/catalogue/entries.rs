@@ -81,7 +81,7 @@ impl Raw {
 const MAKERS: [&str; 7] = ["Qwen", "meta-llama", "google", "mistralai", "microsoft", "HuggingFaceTB", "openai"];
 
 /// Uses that a model without a given task should not be planned on, by what their names say.
-const SPECIALISED: [&str; 21] = [
+const SPECIALISED: [&str; 22] = [
     "coder",
     "codellama",
     "starcoder",
@@ -96,6 +96,7 @@ const SPECIALISED: [&str; 21] = [
     "shield",
     "safeguard",
     "medgemma",
+    "functiongemma",
     "jpn",
     "-vl-",
     "small-3.1",
