@@ -111,7 +111,32 @@ fn the_doctor_judges_every_model() {
     let verdict = |name: &str| models.iter().find(|m| m["model"] == name).unwrap()["verdict"].clone();
     assert_eq!(verdict("HuggingFaceTB/SmolLM2-135M"), "yes");
     assert_eq!(verdict("meta-llama/Llama-3.3-70B-Instruct"), "no");
+    let mixture = models.iter().find(|m| m["model"] == "Qwen/Qwen3-30B-A3B").unwrap();
+    assert_eq!([&mixture["family"], &mixture["engine"]], ["qwen3_moe", "mlx-lm"]);
     assert!(headroom(&["doctor"]).status.success());
+    let text = String::from_utf8(headroom(&["doctor", "--ram", "16G", "--models"]).stdout).unwrap();
+    let widest = text.lines().map(|l| l.chars().count()).max().unwrap();
+    assert!(widest <= 80 && models.len() >= 200, "{} models, {widest} columns in\n{text}", models.len());
+}
+
+#[test]
+fn the_doctor_lists_a_family_and_a_size() {
+    let ask = |args: &[&str]| shown(&[&["doctor", "--ram", "64G", "--models"], args].concat());
+    let cases: [&[&str]; 6] = [
+        &["--family", "llama-3.2"],
+        &["--family", "qwen3", "--size", "3B..9B"],
+        &["--family", "gpt_oss"],
+        &["--family", "gpt2", "--size", "8B"],
+        &["--family", "qwen9"],
+        &["--size", "9B..3B"],
+    ];
+    let mut text: Vec<String> = cases.into_iter().map(ask).collect();
+    text.push(shown(&["doctor", "--family", "qwen3"]));
+    insta::assert_snapshot!("doctor_models", text.join("\n"));
+    let small = headroom(&["doctor", "--ram", "64G", "--models", "--size", "..500M", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&small.stdout).unwrap();
+    let models = json["models"].as_array().unwrap();
+    assert!(models.len() > 10 && models.iter().all(|m| m["parameters"].as_u64() <= Some(500_000_000)));
 }
 
 #[test]

@@ -49,10 +49,10 @@ pub(crate) fn run(args: &DoctorArgs, output: &Output) -> Result<Answer> {
     let named = args.machine.machine.is_some() || args.machine.ram.is_some();
     let no_metal = devices::why_not_metal().filter(|_| !named);
     let report = Report { machine: &machine, no_metal: no_metal.as_deref(), models: models.as_deref() };
-    output.answer(&report, |_| {
+    output.answer(&report, |width| {
         let mut text = page::machine(&machine, no_metal.as_deref());
         match &models {
-            Some(rows) => text += &page::models(rows, SEQ, catalogue::all().len()),
+            Some(rows) => text += &page::models(rows, SEQ, catalogue::all().len(), width),
             None => text += "\nmodels it can train: `headroom doctor --models`\n",
         }
         text
@@ -121,6 +121,7 @@ fn judge(machine: &Machine, args: &DoctorArgs) -> Result<Vec<Row>> {
         Ok(Row {
             model: entry.id.clone(),
             family: entry.family(),
+            released: entry.released.clone(),
             engine: *engine,
             parameters: entry.parameters,
             verdict: match found.verdict {

@@ -30,6 +30,8 @@ pub(crate) struct Row {
     pub model: String,
     /// Its `model_type`.
     pub family: &'static str,
+    /// Year and month of its release.
+    pub released: String,
     /// Engine that is meant.
     pub engine: Engine,
     /// Number of parameters of the model.
@@ -71,26 +73,46 @@ pub(crate) fn machine(machine: &Machine, no_metal: Option<&str>) -> String {
     out
 }
 
+/// Columns from which on there is room for what else is known of the models.
+const WIDE: usize = 104;
+
+/// Columns of the table beside the names, and of what else is known.
+const FIGURES: usize = 34;
+const MORE: usize = 23;
+
 /// Whether each model can be trained at `seq` tokens, as a table in the order of `rows`, which are some of `known` models.
-pub(crate) fn models(rows: &[Row], seq: usize, known: usize) -> String {
+pub(crate) fn models(rows: &[Row], seq: usize, known: usize, width: usize) -> String {
     let title = format!("LoRA at {seq} tokens, smallest setup");
-    let head = [title.as_str(), "size", "train", "at most", "tok/s"];
-    let mut lines = vec![head.map(str::to_owned).to_vec()];
+    let (wide, room): (&[&str], _) = if width >= WIDE {
+        (&["family", "released"], width - FIGURES - MORE)
+    } else {
+        (&[], width.saturating_sub(FIGURES))
+    };
+    let head = [&[title.as_str(), "size", "train", "at most", "tok/s"], wide].concat();
+    let mut lines = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
     for row in rows {
         let (word, colour) = match row.verdict {
             Trains::Yes => ("yes", AnsiColor::Green),
             Trains::Tight => ("tight", AnsiColor::Yellow),
             Trains::No => ("no", AnsiColor::Red),
         };
-        let mut verdict = paint(word, Style::new().fg_color(Some(colour.into())));
-        if row.engine == Engine::MlxLm {
-            verdict += " *";
-        }
+        let verdict = paint(word, Style::new().fg_color(Some(colour.into())));
+        let mark = if row.engine == Engine::MlxLm { " *" } else { "" };
         let speed = if row.verdict == Trains::No { "-".into() } else { format!("{:.0}", row.tokens_per_s) };
         let size = short_count(row.parameters);
-        lines.push(vec![format!("  {}", row.model), size, verdict, row.memory_bytes.to_string(), speed]);
+        // A name is understood without its owner too.
+        let short = row.model.rsplit('/').next().unwrap_or(&row.model);
+        let name = if row.model.len() + mark.len() > room { short } else { &row.model };
+        let name = format!("  {name}{mark}");
+        let mut line = vec![name, size, verdict, row.memory_bytes.to_string(), speed];
+        line.extend([row.family.to_owned(), row.released.clone()].into_iter().take(wide.len()));
+        lines.push(line);
     }
-    let mut out = format!("\n{}", indented(&columns::lines(&lines, &[Side::Left, Side::Right]), 0));
+    let sides = [&[Side::Left][..], &[Side::Right; 4], &[Side::Left]].concat();
+    let mut out = String::new();
+    if !rows.is_empty() {
+        out += &format!("\n{}", indented(&columns::lines(&lines, &sides), 0));
+    }
     if rows.iter().any(|row| row.engine == Engine::MlxLm) {
         out += "\n* with `--engine mlx-lm`; all others with Headroom's own trainer\n";
     }
