@@ -4,6 +4,7 @@
 
 mod desk;
 mod ends;
+mod python;
 mod refusals;
 mod server;
 

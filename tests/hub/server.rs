@@ -138,6 +138,18 @@ fn listing(model: &str, state: &State) -> String {
     json!({"id": model, "sha": COMMIT, "siblings": siblings}).to_string()
 }
 
+/// The same as huggingface_hub asks for it.
+fn tree(files: &Files) -> String {
+    let one = |(path, bytes): (&String, &Vec<u8>)| {
+        let mut one = json!({"type": "file", "path": path, "size": bytes.len(), "oid": blob(bytes)});
+        if is_large(path) {
+            one["lfs"] = json!({"oid": sha256(bytes), "size": bytes.len(), "pointerSize": 134});
+        }
+        one
+    };
+    Value::Array(files.iter().map(one).collect()).to_string()
+}
+
 fn send(stream: &mut TcpStream, status: u16, headers: &str, length: usize, body: &[u8]) {
     let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n");
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body)).and_then(|()| stream.flush());
@@ -191,6 +203,10 @@ fn answer(host: &'static str, mut stream: TcpStream, state: &Mutex<State>, elsew
     let of = |revision: &str| format!("/api/models/{model}/revision/{revision}");
     if plain == of(&state.revision) || plain == of(COMMIT) {
         let text = listing(&model, &state);
+        return send(&mut stream, 200, "", text.len(), text.as_bytes());
+    }
+    if plain == format!("/api/models/{model}/tree/{COMMIT}") {
+        let text = tree(&state.models[&model]);
         return send(&mut stream, 200, "", text.len(), text.as_bytes());
     }
     let file = plain.strip_prefix(&format!("/{model}/resolve/{COMMIT}/"));
