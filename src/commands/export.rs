@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use crate::checkpoint::adapter::AdapterFile;
-use crate::checkpoint::hub::Part;
+use crate::checkpoint::hub::{Part, Repo};
 use crate::checkpoint::source::ModelSource;
 use crate::cli::export::ExportArgs;
 use crate::commands::output::{Answer, Output};
@@ -59,6 +59,8 @@ fn named_base(folder: &Path) -> Result<Option<String>> {
     let ambiguous = base != BUILTIN && !base.contains('/') && Path::new(&base).exists();
     match ModelSource::find(&base) {
         Ok(_) if !ambiguous => Ok(Some(base)),
+        // It may be on the hub.
+        Err(Error::NoWeights { .. }) if Repo::parse(&base).is_some() => Ok(Some(base)),
         Ok(_) | Err(Error::NoWeights { .. } | Error::Read { .. }) => {
             let must = format!("given; the adapter names its base `{base}`, which is not a location");
             Err(Error::invalid("--model", "absent", must))

@@ -204,9 +204,6 @@ fn measure(
     confidence: f64,
     output: &Output,
 ) -> Result<()> {
-    for (run, _) in &grid.runs {
-        fetch::model(&run.model, Part::Weights, output)?;
-    }
     let settings = Settings { results, memory_limit: args.limits.memory_limit, script: args.script.as_deref() };
     let what = Sweeping { grid, workloads, repeats: args.repeats, trial_time: args.trial_time, confidence, settings };
     let _awake = Awake::during("measuring a grid");
@@ -217,6 +214,7 @@ fn measure(
                 bar.inc(1);
                 bar.set_message(values.join(", "));
             }
+            SweepEvent::Needs(model) => bar.suspend(|| fetch::model(model, Part::Weights, output))?,
             SweepEvent::Ends(values, seen) => {
                 let text = format!("  {}: {}", values.join(", "), calibrate::seen(seen));
                 bar.suspend(|| output.part(&text))?;

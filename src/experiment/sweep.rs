@@ -48,6 +48,8 @@ pub(crate) struct Sweeping<'a> {
 pub(crate) enum SweepEvent<'a> {
     /// A trial of this configuration is considered.
     Begins(&'a [String]),
+    /// This model is trained next, so that its weights are needed.
+    Needs(&'a str),
     /// A trial of this configuration has ended and is written down.
     Ends(&'a [String], &'a Measurement),
 }
@@ -91,7 +93,7 @@ pub(crate) fn measure(
         for (run, values) in order {
             on(SweepEvent::Begins(values))?;
             let Some(session) = sessions.get_mut(&run.engine) else { continue };
-            if let Some(seen) = what.trial(session, run, round, interrupted)? {
+            if let Some(seen) = what.trial(session, (run, round), interrupted, on)? {
                 on(SweepEvent::Ends(values, seen))?;
             }
             if interrupted.load(Ordering::Relaxed) {
@@ -114,9 +116,9 @@ impl Sweeping<'_> {
     fn trial<'s>(
         &self,
         session: &'s mut Session,
-        run: &RunConfig,
-        round: usize,
+        (run, round): (&RunConfig, usize),
         interrupted: &AtomicBool,
+        on: &mut dyn FnMut(SweepEvent<'_>) -> Result<()>,
     ) -> Result<Option<&'s Measurement>> {
         let trial = anchored(run);
         if session.times_measured(&trial) >= round || session.died(&trial).is_some() {
@@ -127,6 +129,7 @@ impl Sweeping<'_> {
         if !(plan.fits() || session.killed(&trial).is_some() && plan.fits_by_formula()) {
             return Ok(None);
         }
+        on(SweepEvent::Needs(&trial.model))?;
         let limits = TrialLimits { time: self.trial_time, silence: self.trial_time };
         trial::measure(session, &trial, (limits, &plan), (self.settings.script, interrupted))
     }

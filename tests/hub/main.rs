@@ -2,95 +2,14 @@
 
 #![allow(clippy::unwrap_used)] // the helpers of tests are tests too
 
+mod desk;
+mod ends;
+mod python;
+mod refusals;
 mod server;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-use server::{COMMIT, Fault, Hub, etag};
-
-const WEIGHTS: &str = "model.safetensors";
-
-/// The model that ships, with a licence and what nobody needs.
-fn files() -> BTreeMap<String, Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/model");
-    let names = ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", WEIGHTS];
-    let mut files: BTreeMap<String, Vec<u8>> =
-        names.iter().map(|name| (name.to_string(), std::fs::read(folder.join(name)).unwrap())).collect();
-    files.insert("LICENSE".into(), b"free".to_vec());
-    files.insert("pytorch_model.bin".into(), b"\x80\x02evil".to_vec());
-    files.insert("README.md".into(), b"# tiny".to_vec());
-    files
-}
-
-struct Desk {
-    hub: Hub,
-    folder: tempfile::TempDir,
-}
-
-impl Desk {
-    fn new() -> Self {
-        let desk = Self { hub: Hub::with(files()), folder: tempfile::tempdir().unwrap() };
-        desk.write_run("org/tiny");
-        desk
-    }
-
-    fn write_run(&self, model: &str) {
-        let text = format!(
-            "model = \"{model}\"\ndata = \"builtin\"\n[recipe]\nmax_seq_length = 64\nsteps = 2\neffective_batch_size = 2\n\
-             [recipe.lora]\nrank = 4\n[execution]\nbatch_size = 1\n"
-        );
-        std::fs::write(self.folder.path().join("run.toml"), text).unwrap();
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_headroom"));
-        command.current_dir(self.folder.path()).args(args).env("NO_COLOR", "1").env("HF_HUB_OFFLINE", "0");
-        command.env("HF_ENDPOINT", &self.hub.endpoint).env("HF_HOME", self.folder.path().join("hf"));
-        for name in ["HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"] {
-            command.env_remove(name);
-        }
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> (i32, String, String) {
-        read(self.command(args).output().unwrap())
-    }
-
-    fn launch(&self) -> (i32, String, String) {
-        let _ = std::fs::remove_dir_all(self.folder.path().join("out"));
-        self.run(&["launch", "run.toml", "--out", "out", "--results", "results"])
-    }
-
-    fn repo(&self) -> PathBuf {
-        self.folder.path().join("hf/hub/models--org--tiny")
-    }
-
-    /// Every file of the snapshot is what the hub has, and lies as huggingface_hub lays it.
-    fn holds(&self, names: &[&str]) {
-        let all = files();
-        for name in names {
-            let link = self.repo().join("snapshots").join(COMMIT).join(name);
-            assert_eq!(std::fs::read(&link).unwrap(), all[*name], "{name}");
-            let target = format!("../../blobs/{}", etag(name, &all[*name]));
-            assert_eq!(std::fs::read_link(&link).unwrap(), Path::new(&target), "{name}");
-        }
-        assert_eq!(std::fs::read_to_string(self.repo().join("refs/main")).unwrap(), COMMIT);
-        let left = std::fs::read_dir(self.repo().join("blobs")).unwrap();
-        let left: Vec<_> = left.map(|f| f.unwrap().file_name().to_string_lossy().into_owned()).collect();
-        assert!(left.iter().all(|name| !name.ends_with(".incomplete")), "{left:?}");
-    }
-}
-
-fn read(output: Output) -> (i32, String, String) {
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
-}
-
-const ALL: [&str; 6] =
-    ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE", WEIGHTS];
+use desk::{ALL, Desk, WEIGHTS, files, read};
+use server::{COMMIT, Fault, listed};
 
 #[test]
 fn a_model_is_downloaded_trained_and_exported() {
@@ -106,6 +25,14 @@ fn a_model_is_downloaded_trained_and_exported() {
     assert!(desk.folder.path().join("fused/model.safetensors").is_file());
     let (code, out, err) = desk.run(&["generate", "What sound does a cow make?", "--model", "org/tiny"]);
     assert_eq!((code, out.trim().is_empty()), (0, false), "{err}");
+    // Which bytes the name stood for is kept with the run.
+    let run = std::fs::read_to_string(desk.folder.path().join("out/run.toml")).unwrap();
+    assert!(
+        run.starts_with(&format!("# The model's commit: {COMMIT}\n")) && run.contains("model = \"org/tiny\""),
+        "{run}"
+    );
+    let (code, out, err) = desk.run(&["launch", "out", "--resume", "--results", "results"]);
+    assert_eq!(code, 0, "{out}{err}");
     // Once here, nobody is asked again; and where the network is forbidden, it goes on.
     assert!(desk.hub.seen().is_empty());
     let offline = desk
@@ -120,27 +47,15 @@ fn a_killed_download_goes_on_where_it_was() {
     let desk = Desk::new();
     let size = files()[WEIGHTS].len();
     desk.hub.fault(WEIGHTS, &[Fault::Stall(size / 2)]);
-    let mut child = desk
-        .command(&["launch", "run.toml", "--out", "out", "--results", "results"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let incomplete = desk.repo().join("blobs").join(format!("{}.incomplete", etag(WEIGHTS, &files()[WEIGHTS])));
-    let begun = Instant::now();
-    while incomplete.metadata().map_or(0, |m| m.len()) < size as u64 / 2 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "nothing arrives");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let mut child = desk.launching();
+    desk.arrived(WEIGHTS, size as u64 / 2);
     child.kill().unwrap();
     child.wait().unwrap();
     desk.hub.seen();
     let (code, out, err) = desk.launch();
     assert_eq!(code, 0, "{out}{err}");
     desk.holds(&ALL);
-    let weights: Vec<_> = desk.hub.seen().into_iter().filter(|s| s.host == "store").collect();
-    assert_eq!(weights.len(), 1);
-    assert_eq!(weights[0].range.as_deref(), Some(format!("bytes={}-", size / 2).as_str()));
+    assert_eq!(desk.transfers(), [(WEIGHTS.to_owned(), size as u64 / 2)]);
 }
 
 #[test]
@@ -159,6 +74,17 @@ fn what_breaks_is_tried_again() {
         assert_eq!(code, 0, "{faults:?}: {out}{err}");
         desk.holds(&ALL);
     }
+}
+
+#[test]
+fn a_hub_that_gets_nowhere_is_given_up() {
+    let desk = Desk::new();
+    // Again and again as far as that, and then from the beginning.
+    let faults = [Fault::Cut(1000), Fault::Status(416, "X-A", "b")];
+    desk.hub.fault(WEIGHTS, &faults.repeat(10));
+    let (code, out, err) = desk.launch();
+    assert_eq!(code, 2, "{out}{err}");
+    assert!(err.contains("what has arrived is kept"), "{err}");
 }
 
 #[test]
@@ -274,7 +200,7 @@ fn a_revision_is_its_own_snapshot() {
 fn names_of_files_that_lead_out_are_no_files() {
     let desk = Desk::new();
     desk.hub.state.lock().unwrap().listed =
-        ["../../../evil", "/tmp/evil.safetensors", "a/../../evil.json"].map(Into::into).into();
+        ["../../../evil", "/tmp/evil.safetensors", "a/../../evil.json"].map(|name| listed(name, 3)).into();
     assert_eq!(desk.launch().0, 0);
     assert!(!desk.hub.seen().iter().any(|s| s.path.contains("evil")));
     assert!(!desk.folder.path().join("evil").exists() && !desk.folder.path().join("hf/evil").exists());

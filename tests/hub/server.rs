@@ -6,19 +6,21 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
 
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What goes wrong with one answer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// The body ends after so many bytes, though more were promised.
     Cut(usize),
     /// So many bytes are sent, and then nothing more.
     Stall(usize),
+    /// All is sent, but slowly: a kilobyte, and a pause.
+    Trickle,
     /// One byte is another.
     Corrupt,
     /// The whole is sent, whatever was asked for.
@@ -40,17 +42,22 @@ pub struct Seen {
     pub token: Option<String>,
 }
 
+/// A model's files by their paths.
+pub type Files = BTreeMap<String, Vec<u8>>;
+
 #[derive(Default)]
 pub struct State {
-    pub files: BTreeMap<String, Vec<u8>>,
+    pub models: BTreeMap<String, Files>,
+    /// Old names of models, each with the new one.
+    pub renamed: BTreeMap<String, String>,
     /// Faults of the answers for paths that end so, one an answer.
     pub faults: HashMap<String, VecDeque<Fault>>,
     pub seen: Vec<Seen>,
-    /// Names of siblings that are listed beside the files.
-    pub listed: Vec<String>,
+    /// Siblings that are listed beside the files, though nothing is there.
+    pub listed: Vec<Value>,
     /// Token without which nothing is given.
     pub private: Option<String>,
-    /// Whether small files are on the other host too.
+    /// The branch or tag that there is.
     pub revision: String,
 }
 
@@ -62,8 +69,9 @@ pub struct Hub {
 
 impl Hub {
     /// A hub with the model `org/tiny` of these files.
-    pub fn with(files: BTreeMap<String, Vec<u8>>) -> Self {
-        let state = Arc::new(Mutex::new(State { files, revision: "main".into(), ..State::default() }));
+    pub fn with(files: Files) -> Self {
+        let models = [("org/tiny".into(), files)].into();
+        let state = Arc::new(Mutex::new(State { models, revision: "main".into(), ..State::default() }));
         let (hub, store) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
         let endpoint = format!("http://{}", hub.local_addr().unwrap());
         let elsewhere = format!("http://{}", store.local_addr().unwrap());
@@ -80,7 +88,7 @@ impl Hub {
     }
 
     pub fn fault(&self, path: &str, faults: &[Fault]) {
-        self.state.lock().unwrap().faults.insert(path.into(), faults.iter().cloned().collect());
+        self.state.lock().unwrap().faults.insert(path.into(), faults.iter().copied().collect());
     }
 
     /// What was asked for since the last call.
@@ -89,7 +97,12 @@ impl Hub {
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
+/// A file of this size that is listed, though it is not there.
+pub fn listed(path: &str, size: u64) -> Value {
+    json!({"rfilename": path, "size": size, "blobId": blob(b"abc")})
+}
+
+pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
@@ -102,23 +115,39 @@ pub fn blob(bytes: &[u8]) -> String {
 }
 
 pub fn etag(path: &str, bytes: &[u8]) -> String {
-    if path.ends_with(".safetensors") { sha256(bytes) } else { blob(bytes) }
+    if is_large(path) { sha256(bytes) } else { blob(bytes) }
 }
 
-fn listing(state: &State) -> String {
-    let mut siblings: Vec<_> = state
-        .files
+/// Whether a file lies on the other host, under its SHA-256.
+fn is_large(path: &str) -> bool {
+    path.ends_with(".safetensors") || path.ends_with(".gguf")
+}
+
+fn listing(model: &str, state: &State) -> String {
+    let mut siblings: Vec<_> = state.models[model]
         .iter()
         .map(|(path, bytes)| {
             let mut one = json!({"rfilename": path, "size": bytes.len(), "blobId": blob(bytes)});
-            if path.ends_with(".safetensors") {
+            if is_large(path) {
                 one["lfs"] = json!({"sha256": sha256(bytes), "size": bytes.len(), "pointerSize": 134});
             }
             one
         })
         .collect();
-    siblings.extend(state.listed.iter().map(|name| json!({"rfilename": name, "size": 3, "blobId": blob(b"abc")})));
-    json!({"id": "org/tiny", "sha": COMMIT, "siblings": siblings}).to_string()
+    siblings.extend(state.listed.iter().cloned());
+    json!({"id": model, "sha": COMMIT, "siblings": siblings}).to_string()
+}
+
+/// The same as huggingface_hub asks for it.
+fn tree(files: &Files) -> String {
+    let one = |(path, bytes): (&String, &Vec<u8>)| {
+        let mut one = json!({"type": "file", "path": path, "size": bytes.len(), "oid": blob(bytes)});
+        if is_large(path) {
+            one["lfs"] = json!({"oid": sha256(bytes), "size": bytes.len(), "pointerSize": 134});
+        }
+        one
+    };
+    Value::Array(files.iter().map(one).collect()).to_string()
 }
 
 fn send(stream: &mut TcpStream, status: u16, headers: &str, length: usize, body: &[u8]) {
@@ -131,6 +160,7 @@ fn answer(host: &'static str, mut stream: TcpStream, state: &Mutex<State>, elsew
     let mut line = String::new();
     let _ = reader.read_line(&mut line);
     let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    let asks_only = line.starts_with("HEAD ");
     let mut headers = HashMap::new();
     loop {
         let mut line = String::new();
@@ -149,7 +179,7 @@ fn answer(host: &'static str, mut stream: TcpStream, state: &Mutex<State>, elsew
     let mut state = state.lock().unwrap();
     state.seen.push(Seen { host, path: path.clone(), range: range.clone(), token: token.clone() });
     let plain = path.split('?').next().unwrap_or_default().to_owned();
-    let large = plain.ends_with(".safetensors");
+    let large = is_large(&plain);
     // Large files are sent by the other host; the hub's part of it is the redirect.
     let redirects = host == "hub" && large;
     let fault = match state.faults.iter().find(|(end, _)| plain.ends_with(end.as_str())).map(|(end, _)| end.clone()) {
@@ -164,21 +194,36 @@ fn answer(host: &'static str, mut stream: TcpStream, state: &Mutex<State>, elsew
     if host == "hub" && state.private.as_ref().is_some_and(|t| token != Some(format!("Bearer {t}"))) {
         return send(&mut stream, 401, "X-Error-Code: RepoNotFound\r\n", 0, b"");
     }
-    let revision = format!("/api/models/org/tiny/revision/{}", state.revision);
-    if plain == revision || plain == format!("/api/models/org/tiny/revision/{COMMIT}") {
-        let text = listing(&state);
+    if let Some((old, new)) = state.renamed.iter().find(|(old, _)| path.contains(&format!("/{old}/"))) {
+        let to = path.replacen(&format!("/{old}/"), &format!("/{new}/"), 1);
+        return send(&mut stream, 307, &format!("Location: {to}\r\n"), 0, b"");
+    }
+    let model = state.models.keys().find(|name| plain.contains(&format!("/{name}/"))).cloned();
+    let Some(model) = model else { return send(&mut stream, 404, "X-Error-Code: RepoNotFound\r\n", 0, b"") };
+    let of = |revision: &str| format!("/api/models/{model}/revision/{revision}");
+    if plain == of(&state.revision) || plain == of(COMMIT) {
+        let text = listing(&model, &state);
         return send(&mut stream, 200, "", text.len(), text.as_bytes());
     }
-    let file = plain.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
-    let Some((name, bytes)) = file.and_then(|f| Some((f, state.files.get(f)?.clone()))) else {
-        let code = if plain.contains("/org/tiny/") { "RevisionNotFound" } else { "RepoNotFound" };
-        return send(&mut stream, 404, &format!("X-Error-Code: {code}\r\n"), 0, b"");
+    if plain == format!("/api/models/{model}/tree/{COMMIT}") {
+        let text = tree(&state.models[&model]);
+        return send(&mut stream, 200, "", text.len(), text.as_bytes());
+    }
+    let file = plain.strip_prefix(&format!("/{model}/resolve/{COMMIT}/"));
+    let Some((name, bytes)) = file.and_then(|f| Some((f, state.models[&model].get(f)?.clone()))) else {
+        return send(&mut stream, 404, "X-Error-Code: RevisionNotFound\r\n", 0, b"");
     };
     drop(state);
-    let about = format!("X-Repo-Commit: {COMMIT}\r\nX-Linked-Etag: \"{}\"\r\n", etag(name, &bytes));
+    let (etag, size) = (etag(name, &bytes), bytes.len());
+    let about = format!(
+        "X-Repo-Commit: {COMMIT}\r\nETag: \"{etag}\"\r\nX-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {size}\r\n"
+    );
     if redirects {
         let to = if matches!(fault, Some(Fault::Circle)) { plain.clone() } else { format!("{elsewhere}{plain}") };
         return send(&mut stream, 302, &format!("{about}Location: {to}\r\n"), 0, b"");
+    }
+    if asks_only {
+        return send(&mut stream, 200, &about, size, b"");
     }
     let mut from = range.and_then(|r| r.trim_start_matches("bytes=").trim_end_matches('-').parse().ok()).unwrap_or(0);
     if matches!(fault, Some(Fault::IgnoreRange)) {
@@ -198,6 +243,15 @@ fn answer(host: &'static str, mut stream: TcpStream, state: &Mutex<State>, elsew
         Some(Fault::Stall(n)) => {
             send(&mut stream, status, &about, body.len(), &body[..n.min(body.len())]);
             std::thread::sleep(Duration::from_secs(600));
+        }
+        Some(Fault::Trickle) => {
+            send(&mut stream, status, &about, body.len(), b"");
+            for piece in body.chunks(1024) {
+                if stream.write_all(piece).is_err() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         Some(Fault::Corrupt) => {
             body[0] ^= 1;

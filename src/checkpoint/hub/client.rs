@@ -5,20 +5,20 @@ use std::time::Duration;
 use ureq::http::{Response, StatusCode, Uri};
 use ureq::{Agent, Body};
 
+use crate::checkpoint::hub::repo::Repo;
 use crate::checkpoint::hub::settings::Settings;
 
 /// Requests that are sent without getting any further.
 pub(super) const TRIES: u32 = 5;
 
 /// First time between two tries; it doubles.
-const FIRST_WAIT: Duration = Duration::from_millis(500);
+pub(super) const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 /// Longest time that the hub may ask to wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Time to be connected in, and time without a byte after which a transfer counts as broken.
+/// Time to be connected in.
 const CONNECT: Duration = Duration::from_secs(10);
-const SILENCE: Duration = Duration::from_secs(30);
 
 /// Redirects that are followed.
 const HOPS: usize = 5;
@@ -34,29 +34,40 @@ pub(crate) enum Refusal {
     Wait(String, Duration),
 }
 
-/// A client of one hub.
+/// A client of one hub, for one model.
 pub(super) struct Client {
     agent: Agent,
     settings: Settings,
+    /// Address of the model's page, for people.
+    page: String,
 }
 
 impl Client {
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(super) fn new(settings: &Settings, repo: &Repo) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .timeout_connect(Some(CONNECT))
-            .timeout_recv_response(Some(SILENCE))
-            .timeout_per_read(Some(SILENCE))
+            .timeout_recv_response(Some(settings.silence))
+            .timeout_per_read(Some(settings.silence))
             .user_agent(concat!("headroom/", env!("CARGO_PKG_VERSION")))
             .build();
-        Self { agent: config.into(), settings: settings.clone() }
+        let page = format!("{}/{}", settings.endpoint, repo.id);
+        Self { agent: config.into(), settings: settings.clone(), page }
     }
 
     /// One request for a path of the hub, from this byte on.
     pub(super) fn get(&self, path: &str, from: u64) -> Result<Response<Body>, Refusal> {
-        let mut url = format!("{}{path}", self.settings.endpoint);
+        let endpoint = &self.settings.endpoint;
+        if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
+            let remedy = format!("write it as an address, such as `https://{}`", shown(endpoint));
+            return Err(Refusal::No(
+                format!("HF_ENDPOINT is `{}`, which is no address", shown(endpoint)),
+                Some(remedy),
+            ));
+        }
+        let mut url = format!("{endpoint}{path}");
         for _ in 0..HOPS {
             let mut request = self.agent.get(&url).header("accept-encoding", "identity");
             // The token is for the hub, and for no host that it sends us to.
@@ -75,9 +86,7 @@ impl Client {
                 true => format!("{}{to}", origin(&url)),
                 false => to.to_owned(),
             };
-            if !(url.starts_with("https://")
-                || url.starts_with("http://") && self.settings.endpoint.starts_with("http://"))
-            {
+            if !(url.starts_with("https://") || url.starts_with("http://") && endpoint.starts_with("http://")) {
                 return Err(Refusal::No(
                     format!("the hub redirects to `{}`, which is not a safe address", shown(&url)),
                     None,
@@ -101,10 +110,16 @@ impl Client {
         let no = |reason: &str, remedy: &str| Refusal::No(reason.into(), Some(remedy.into()));
         match status.as_u16() {
             200 | 206 | 416 => Ok(response),
-            _ if code == "GatedRepo" => Err(no(
-                "it is gated: its owner wants terms to be accepted first",
-                &format!("accept them on its page on {} and {login}", self.settings.endpoint),
-            )),
+            _ if code == "GatedRepo" => {
+                let who = match self.settings.token {
+                    Some(_) => "with the account that the token belongs to".into(),
+                    None => format!("and {login}"),
+                };
+                Err(no(
+                    "it is gated: its owner wants terms to be accepted first",
+                    &format!("accept them at {} {who}", self.page),
+                ))
+            }
             _ if code == "EntryNotFound" => Err(Refusal::No("it has no such file".into(), None)),
             _ if code == "RevisionNotFound" => Err(Refusal::No("it has no such revision".into(), None)),
             401 | 404 if self.settings.token.is_none() => Err(no(

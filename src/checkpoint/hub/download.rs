@@ -9,7 +9,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::hub::cache::Place;
-use crate::checkpoint::hub::client::{self, Client, Refusal, TRIES, is_part};
+use crate::checkpoint::hub::client::{self, Client, FIRST_WAIT, Refusal, TRIES, is_part};
 use crate::checkpoint::hub::listing::File;
 use crate::checkpoint::hub::repo::Repo;
 use crate::error::{Error, Result};
@@ -82,16 +82,38 @@ impl Fetch<'_> {
         let write = |source| Error::Write { path: path.clone(), source };
         let mut disk = OpenOptions::new().create(true).read(true).append(true).open(&path).map_err(write)?;
         let mut begun = Begun::of(&mut disk, file).map_err(write)?;
-        let (mut tries, mut wait) = (TRIES, Duration::from_millis(500));
+        let from_before = begun.length > 0;
+        self.fill(file, &mut disk, &mut begun, tick)?;
+        if from_before && begun.hash() != file.etag {
+            // What was there may be no beginning: other tools write the pieces of a file in any order.
+            begun.restart(&mut disk, file).map_err(write)?;
+            self.fill(file, &mut disk, &mut begun, tick)?;
+        }
+        disk.sync_all().map_err(write)?;
+        if begun.hash() != file.etag {
+            std::fs::remove_file(&path).map_err(write)?;
+            let reason =
+                format!("`{}` arrived with other bytes than the hub names by its hash, and was removed", file.path);
+            return Err(Refusal::No(reason, Some("try again; if it stays so, tell the model's owner".into())).into());
+        }
+        let blob = self.place.blob(&file.etag);
+        std::fs::rename(&path, &blob).map_err(|source| Error::Write { path: blob, source })?;
+        Ok(())
+    }
+
+    /// Transfers what is missing of a file, in as many parts as it takes.
+    fn fill(&self, file: &File, disk: &mut Disk, begun: &mut Begun, tick: Tick<'_>) -> Result<(), Stopped> {
+        let (mut tries, mut wait) = (TRIES, FIRST_WAIT);
+        let mut furthest = begun.length;
         while begun.length < file.size {
-            let before = begun.length;
-            let refusal = match self.part(file, &mut disk, &mut begun, tick) {
+            let refusal = match self.part(file, disk, begun, tick) {
                 Ok(()) => continue,
                 Err(Stopped::Hub(refusal)) => refusal,
                 Err(here) => return Err(here),
             };
-            if begun.length > before {
-                (tries, wait) = (TRIES, Duration::from_millis(500));
+            // To come again to where it was is no progress.
+            if begun.length > furthest {
+                (tries, wait, furthest) = (TRIES, FIRST_WAIT, begun.length);
             }
             let asked = match &refusal {
                 Refusal::No(..) => return Err(refusal.into()),
@@ -105,15 +127,6 @@ impl Fetch<'_> {
             paused(asked.max(wait), begun.length, tick)?;
             wait *= 2;
         }
-        disk.sync_all().map_err(write)?;
-        if begun.hash() != file.etag {
-            std::fs::remove_file(&path).map_err(write)?;
-            let reason =
-                format!("`{}` arrived with other bytes than the hub names by its hash, and was removed", file.path);
-            return Err(Refusal::No(reason, Some("try again; if it stays so, tell the model's owner".into())).into());
-        }
-        let blob = self.place.blob(&file.etag);
-        std::fs::rename(&path, &blob).map_err(|source| Error::Write { path: blob, source })?;
         Ok(())
     }
 
@@ -241,10 +254,10 @@ impl Begun {
         }
     }
 
-    fn hash(self) -> String {
-        match self.sha {
-            Hash::Sha256(sha) => hex(&sha.finalize()),
-            Hash::Git(sha) => hex(&sha.finalize()),
+    fn hash(&self) -> String {
+        match &self.sha {
+            Hash::Sha256(sha) => hex(&sha.clone().finalize()),
+            Hash::Git(sha) => hex(&sha.clone().finalize()),
         }
     }
 }

@@ -99,9 +99,14 @@ impl Listing {
         self.files.iter().find(|f| f.path == path)
     }
 
+    /// The index of shards, where there is one.
+    pub(super) fn index(&self) -> Result<Option<&File>, Refusal> {
+        self.find(INDEX).map(bounded).transpose()
+    }
+
     /// config.json.
     pub(super) fn config(&self) -> Result<&File, Refusal> {
-        self.find("config.json").ok_or_else(|| {
+        self.find("config.json").map(bounded).transpose()?.ok_or_else(|| {
             let ggufs: Vec<&str> =
                 self.files.iter().map(|f| f.path.as_str()).filter(|p| p.ends_with(".gguf")).collect();
             match ggufs.first() {
@@ -117,14 +122,8 @@ impl Listing {
     /// The texts that are read of a model, config.json first and the tokenizer last.
     pub(super) fn texts(&self) -> Result<Vec<&File>, Refusal> {
         let tokenizer = TOKENIZERS.iter().find_map(|name| self.find(name));
-        let texts: Vec<&File> =
-            std::iter::once(self.config()?).chain(TEXTS.iter().filter_map(|n| self.find(n))).chain(tokenizer).collect();
-        match texts.iter().find(|f| f.size > LARGEST_TEXT) {
-            Some(file) => {
-                Err(Refusal::No(format!("its `{}` has {} bytes, which no such file has", file.path, file.size), None))
-            }
-            None => Ok(texts),
-        }
+        let others = TEXTS.iter().filter_map(|name| self.find(name)).chain(tokenizer);
+        std::iter::once(self.config()).chain(others.map(bounded)).collect()
     }
 
     /// The files of weights: those that `index`, the text of the index, names; or model.safetensors; or every file of
@@ -159,6 +158,14 @@ impl Listing {
             )),
             false => Ok(found),
         }
+    }
+}
+
+/// A file that is read whole, which a stranger's must not be too large for.
+fn bounded(file: &File) -> Result<&File, Refusal> {
+    match file.size > LARGEST_TEXT {
+        true => Err(Refusal::No(format!("its `{}` has {} bytes, which no such file has", file.path, file.size), None)),
+        false => Ok(file),
     }
 }
 

@@ -65,6 +65,11 @@ pub(crate) fn cached(name: &str) -> Option<PathBuf> {
     Place::of(&Settings::from_env().cache?, &repo).found()
 }
 
+/// Commit of the folder that a model has in the cache.
+pub(crate) fn commit(name: &str) -> Option<String> {
+    Some(cached(name)?.file_name()?.to_string_lossy().into_owned())
+}
+
 /// Fetches what is missing of a model's part; `None` where nothing is.
 pub(crate) fn fetch(name: &str, part: Part, watch: Watch<'_>) -> Result<Option<Fetched>> {
     fetch_by(&Settings::from_env(), name, part, watch)
@@ -73,19 +78,17 @@ pub(crate) fn fetch(name: &str, part: Part, watch: Watch<'_>) -> Result<Option<F
 fn fetch_by(settings: &Settings, name: &str, part: Part, watch: Watch<'_>) -> Result<Option<Fetched>> {
     let (Some(repo), Some(cache)) = (Repo::parse(name), settings.cache.as_ref()) else { return Ok(None) };
     let place = Place::of(cache, &repo);
-    let folder = place.found();
-    if folder.as_ref().is_some_and(|folder| has(folder, part)) {
-        return Ok(None);
-    }
+    let lacking = match place.found() {
+        Some(folder) => lacking(&folder, part),
+        None => Some("nothing of it is there".into()),
+    };
+    let Some(lacking) = lacking else { return Ok(None) };
     if settings.offline {
-        let here = if folder.is_some() { "not all of it is" } else { "it is not" };
-        let reason = format!("{here} on this machine, and HF_HUB_OFFLINE forbids to ask the network");
-        return Err(refused(
-            name,
-            Refusal::No(reason, Some("unset HF_HUB_OFFLINE, or give a folder with `--model DIR`".into())),
-        ));
+        let reason = format!("HF_HUB_OFFLINE forbids to ask the network, and the cache does not have it: {lacking}");
+        let remedy = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, or give a folder with `--model DIR`";
+        return Err(refused(name, Refusal::No(reason, Some(remedy.into()))));
     }
-    let client = Client::new(settings);
+    let client = Client::new(settings, &repo);
     // Who plans can do without, and does not wait for long.
     let tries = if part == Part::Config { 1 } else { TRIES };
     let wanted = Wanted { client: &client, place: &place, repo: &repo, part, tries };
@@ -95,13 +98,17 @@ fn fetch_by(settings: &Settings, name: &str, part: Part, watch: Watch<'_>) -> Re
     })
 }
 
-/// Whether a folder of the cache has a part of a model.
-fn has(folder: &Path, part: Part) -> bool {
+/// What a folder of the cache lacks of a part of a model, in words; its config.json is there.
+fn lacking(folder: &Path, part: Part) -> Option<String> {
     let text = TOKENIZERS.iter().chain(&["vocab.json"]).any(|name| folder.join(name).is_file());
     match part {
-        Part::Config => folder.join("config.json").is_file(),
-        Part::Texts => text,
-        Part::Weights => text && safetensors_files(folder).is_ok(),
+        Part::Config => None,
+        Part::Texts | Part::Weights if !text => Some("there is no tokenizer.json".into()),
+        Part::Texts => None,
+        Part::Weights => safetensors_files(folder).err().map(|error| match error {
+            Error::Weights { reason, .. } => reason,
+            other => other.to_string(),
+        }),
     }
 }
 
@@ -133,7 +140,7 @@ impl Wanted<'_> {
             Part::Texts | Part::Weights => listing.texts()?,
         };
         if self.part == Part::Weights {
-            let index = listing.find(INDEX).map(|index| self.index(&fetch, index)).transpose()?;
+            let index = listing.index()?.map(|index| self.index(&fetch, index)).transpose()?;
             let weights = listing.weights(index.as_deref())?;
             // The tokenizer stays the last of the texts: weights before it, and what is missing shows.
             files.splice(0..0, weights);

@@ -2,9 +2,13 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The hub's address where none is set.
 const ENDPOINT: &str = "https://huggingface.co";
+
+/// Time without a byte after which a transfer counts as broken, where none is set.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// A larger token is none.
 const LONGEST_TOKEN: usize = 4096;
@@ -20,6 +24,8 @@ pub(crate) struct Settings {
     pub(super) token: Option<String>,
     /// Whether nothing may be asked of the network.
     pub(crate) offline: bool,
+    /// Time without a byte after which a transfer counts as broken.
+    pub(super) silence: Duration,
 }
 
 impl Settings {
@@ -40,8 +46,14 @@ impl Settings {
             cache: cache_folder(&variable),
             token: token(&variable, &text).filter(|_| !on("HF_HUB_DISABLE_IMPLICIT_TOKEN")),
             offline: on("HF_HUB_OFFLINE") || on("TRANSFORMERS_OFFLINE"),
+            silence: seconds(text("HF_HUB_DOWNLOAD_TIMEOUT")).unwrap_or(SILENCE),
         }
     }
+}
+
+/// A number of seconds, of which there is at least one.
+fn seconds(text: Option<String>) -> Option<Duration> {
+    text?.trim().parse().ok().filter(|&seconds| seconds > 0).map(Duration::from_secs)
 }
 
 fn folder(variable: &impl Fn(&str) -> Option<OsString>, name: &str) -> Option<PathBuf> {
@@ -114,6 +126,8 @@ mod tests {
         assert_eq!(token(&[("HF_TOKEN_PATH", "/nowhere")]), None);
         assert!(settings(&[("HF_HUB_OFFLINE", "True")]).offline && settings(&[("TRANSFORMERS_OFFLINE", "1")]).offline);
         assert!(!settings(&[("HF_HUB_OFFLINE", "0")]).offline);
+        assert_eq!(settings(&[("HF_HUB_DOWNLOAD_TIMEOUT", "2")]).silence, Duration::from_secs(2));
+        assert_eq!(settings(&[("HF_HUB_DOWNLOAD_TIMEOUT", "0")]).silence, SILENCE);
         assert_eq!(settings(&[]).endpoint, "https://huggingface.co");
         assert_eq!(settings(&[("HF_ENDPOINT", "http://x:1/")]).endpoint, "http://x:1");
     }

@@ -1,5 +1,6 @@
 //! A run on its way: its folder, what was predicted of it, and what is written down at its beginning and its end.
 
+use crate::checkpoint::hub;
 use crate::commands::launch::earlier::{self, Earlier};
 use crate::commands::output::Output;
 use crate::commands::report::read_report;
@@ -80,7 +81,10 @@ impl Launch<'_> {
         if matches!(self.site, Site::Again(_)) && self.folder.prediction().exists() {
             return Ok(());
         }
-        store::write(&self.folder.config(), self.run.to_toml()?.as_bytes())?;
+        // A name on the hub stands for other bytes tomorrow.
+        let commit = hub::commit(&self.run.model).map(|commit| format!("# The model's commit: {commit}\n"));
+        let text = commit.unwrap_or_default() + &self.run.to_toml()?;
+        store::write(&self.folder.config(), text.as_bytes())?;
         store::save_json(&self.folder.prediction(), &PredictionFile::with_timeline(&self.plan))
     }
 
